@@ -1,0 +1,266 @@
+"""Ladder conditions: the states of the last MLLM layers at the query positions (paper section 3.1).
+
+The MLLM is causal, frozen, and the queries come last. So the prefix (system, images, text) runs once without
+gradient and leaves its keys and values; the queries then run on these, with gradient where one is wanted.
+An MLLM of L layers gives a transformer of N blocks the inputs of layers L-N … L-1: the last layer, the final
+norm and the head never run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange
+from PIL import Image
+from transformers import DynamicCache
+from transformers.masking_utils import create_causal_mask
+
+from .connector import LadderConnector
+from .prompts import MAX_IMAGES, MAX_TEXT_TOKENS, SYSTEM_PROMPT, build_prompt, pad_left
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
+
+VISION_CACHE_SIZE = 16  # images; one of the released model is 256 x 2048 values
+
+
+@dataclass
+class LadderCondition:
+    """One condition per transformer block.
+
+    Attributes:
+        states: caption states ``[layers, batch, queries, dim]``.
+        mask: ``[batch, queries]`` int64, 1 = attend.
+    """
+
+    states: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass
+class LadderInputs:
+    """Tokenised prompts of a batch.
+
+    Attributes:
+        input_ids: ``[batch, length]`` int64, padded on the left.
+        attention_mask: ``[batch, length]`` int64, 1 = token.
+        pixel_values: ``[patches, channels * 2 * patch * patch]`` float32 of all images in order, or None.
+        image_grid_thw: ``[images, 3]`` int64, patches along time, height and width, or None.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    pixel_values: torch.Tensor | None = None
+    image_grid_thw: torch.Tensor | None = None
+
+
+def fold_condition(states: torch.Tensor) -> torch.Tensor:
+    """``[layers, batch, queries, dim]`` to ``[batch, queries, layers * dim]``, a CONDITIONING of ComfyUI."""
+    return rearrange(states, "l b q d -> b q (l d)")
+
+
+def unfold_condition(folded: torch.Tensor, layers: int) -> torch.Tensor:
+    """``[batch, queries, layers * dim]`` back to ``[layers, batch, queries, dim]``."""
+    if folded.ndim != 3 or folded.shape[-1] % layers:
+        raise ValueError(
+            f"The conditioning has shape {list(folded.shape)}, which does not unfold into {layers} layers; "
+            "make it with Multi-Layer MLLM Encode of the same model."
+        )
+    return rearrange(folded, "b q (l d) -> l b q d", l=layers)
+
+
+def check_images(batch: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> None:
+    """Raise ValueError unless there is one list of at most four usable images per prompt."""
+    if len(batch) != len(prompts):
+        raise ValueError(
+            f"{len(prompts)} prompts but {len(batch)} lists of images were given; give one list per prompt."
+        )
+    for images in batch:
+        if len(images) > MAX_IMAGES:
+            raise ValueError(
+                f"A prompt takes at most {MAX_IMAGES} images, {len(images)} were given; leave some out."
+            )
+        for image in images:
+            if not isinstance(image, Image.Image):
+                raise ValueError(f"An input image is a {type(image).__name__}; give PIL images.")
+            if max(image.size) > 200 * min(image.size):
+                raise ValueError(
+                    f"An input image of {image.width}x{image.height} is more than 200 times as long as wide; "
+                    "crop it first."
+                )
+
+
+class LadderEncoder:
+    """Turns prompts and images into ladder conditions.
+
+    Args:
+        mllm: the frozen MLLM.
+        connector: queries and connector.
+        tokenizer: the MLLM's tokenizer.
+        image_processor: the PIL image processor, which holds patch size and pixel budget.
+        num_layers: blocks of the diffusion transformer.
+        system_prompt: text of the system turn.
+        max_text_tokens: where the user's text is cut.
+    """
+
+    def __init__(
+        self,
+        mllm: Qwen2_5_VLForConditionalGeneration,
+        connector: LadderConnector,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: BaseImageProcessor,
+        num_layers: int,
+        system_prompt: str = SYSTEM_PROMPT,
+        max_text_tokens: int = MAX_TEXT_TOKENS,
+    ) -> None:
+        depth = mllm.config.text_config.num_hidden_layers
+        if num_layers > depth:
+            raise ValueError(
+                f"A diffusion transformer of {num_layers} blocks needs an MLLM of at least as many layers; "
+                f"this one has {depth}."
+            )
+        self.mllm = mllm
+        self.connector = connector
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.num_layers = num_layers
+        self.system_prompt = system_prompt
+        self.max_text_tokens = max_text_tokens
+        self.vision_cache: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+
+    def __call__(
+        self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]] | None = None
+    ) -> LadderCondition:
+        """Encode a batch of prompts, each with its own list of up to four images."""
+        return self.encode(self.tokenize(prompts, images))
+
+    def tokenize(
+        self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]] | None = None
+    ) -> LadderInputs:
+        """Tokenise prompts and cut images into patches.
+
+        Raises:
+            ValueError: no prompts, lists of different lengths, too many or unusable images.
+        """
+        if not prompts:
+            raise ValueError("No prompt was given; give at least one, the empty string if need be.")
+        images = [[] for _ in prompts] if images is None else images
+        check_images(images, prompts)
+        flat = [image for group in images for image in group]
+        pixels = grid = None
+        counts: list[int] = []
+        if flat:
+            patches = self.image_processor(images=flat, return_tensors="pt")
+            pixels, grid = patches["pixel_values"], patches["image_grid_thw"]
+            counts = (grid.prod(-1) // self.image_processor.merge_size**2).tolist()
+        remaining = iter(counts)
+        sequences = [
+            build_prompt(
+                self.tokenizer,
+                prompt,
+                [next(remaining) for _ in group],
+                num_queries=self.connector.config.num_queries,
+                first_query_id=self.first_query_id,
+                system_prompt=self.system_prompt,
+                max_text_tokens=self.max_text_tokens,
+            )
+            for prompt, group in zip(prompts, images, strict=True)
+        ]
+        ids, mask = pad_left(sequences, self.tokenizer.pad_token_id)
+        return LadderInputs(ids, mask, pixels, grid)
+
+    @property
+    def first_query_id(self) -> int:
+        """The queries follow the vocabulary, as they do in a released embedding matrix."""
+        return self.mllm.config.text_config.vocab_size
+
+    def encode(self, inputs: LadderInputs) -> LadderCondition:
+        """Run the MLLM and the connector. Gradients reach the queries and the connector, never the MLLM."""
+        states = self.hidden_states(inputs)
+        mask = torch.ones(states.shape[1:3], dtype=torch.long, device=states.device)
+        return LadderCondition(self.connector(states), mask)
+
+    def hidden_states(self, inputs: LadderInputs) -> torch.Tensor:
+        """MLLM states at the query positions ``[num_layers, batch, queries, mllm_dim]``, before the connector."""
+        hook = getattr(self.mllm, "_hf_hook", None)  # we call parts of the MLLM, never its forward
+        if hook is not None:
+            hook.pre_forward(self.mllm)
+        model = self.mllm.model
+        device = model.language_model.embed_tokens.weight.device
+        ids, mask = inputs.input_ids.to(device), inputs.attention_mask.to(device)
+        closing = 2  # <|vision_end|><|im_end|> come after the queries, which never see them
+        ids, mask = ids[:, :-closing], mask[:, :-closing]
+        num_queries = self.connector.config.num_queries
+        image_token = self.mllm.config.image_token_id
+        positions, _ = model.get_rope_index(
+            ids, (ids == image_token).int(), image_grid_thw=inputs.image_grid_thw, attention_mask=mask
+        )
+        cache = DynamicCache(config=self.mllm.config.get_text_config())
+        with torch.no_grad():
+            prefix = model.language_model.embed_tokens(ids[:, :-num_queries])
+            if inputs.pixel_values is not None:
+                features = self.vision_features(inputs.pixel_values, inputs.image_grid_thw)
+                prefix[ids[:, :-num_queries] == image_token] = features.to(prefix)
+            self.run_layers(prefix, mask[:, :-num_queries], positions[..., :-num_queries], cache)
+        queries = self.connector.queries.to(prefix).expand(len(ids), -1, -1)
+        return self.run_layers(queries, mask, positions[..., -num_queries:], cache)
+
+    def run_layers(
+        self, hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: DynamicCache
+    ) -> torch.Tensor:
+        """Run all language layers but the last, appending to ``cache``.
+
+        Args:
+            hidden: embeddings ``[batch, tokens, dim]``.
+            mask: ``[batch, cached + tokens]``.
+            positions: M-RoPE positions ``[3, batch, tokens]``.
+
+        Returns:
+            Inputs of the last ``num_layers`` layers, ``[num_layers, batch, tokens, dim]``.
+        """
+        language_model = self.mllm.model.language_model
+        attention_mask = create_causal_mask(language_model.config, hidden, mask, cache)
+        rotary = language_model.rotary_emb(hidden, positions)
+        inputs = [hidden]
+        for layer in language_model.layers[:-1]:
+            inputs.append(
+                layer(
+                    inputs[-1],
+                    attention_mask=attention_mask,
+                    position_embeddings=rotary,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            )
+        return torch.stack(inputs[-self.num_layers :])
+
+    def vision_features(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        """Vision tokens of all images in order ``[tokens, mllm_dim]``; each distinct image runs once.
+
+        Several branches of a guided batch hold the same image, and an edit is often tried again with other
+        words, so features are kept by the content of the patches.
+        """
+        images = pixels.split(grid.prod(-1).tolist())
+        keys = [
+            hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() + bytes(str(g.tolist()), "ascii")
+            for image, g in zip(images, grid, strict=True)
+        ]
+        new = {key: i for i, key in enumerate(keys) if key not in self.vision_cache}
+        if new:
+            visual = self.mllm.model.visual
+            chosen = list(new.values())
+            patches = torch.cat([images[i] for i in chosen]).to(visual.patch_embed.proj.weight)
+            features = self.mllm.model.get_image_features(patches, grid[chosen].to(patches.device))
+            self.vision_cache.update(zip(new, features.pooler_output, strict=True))
+        for key in keys:
+            self.vision_cache.move_to_end(key)
+        features = [self.vision_cache[key] for key in keys]
+        while len(self.vision_cache) > VISION_CACHE_SIZE:
+            self.vision_cache.popitem(last=False)
+        device = self.mllm.model.language_model.embed_tokens.weight.device
+        return torch.cat([feature.to(device) for feature in features])

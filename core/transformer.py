@@ -1,0 +1,134 @@
+"""The diffusion transformer of the ladder: block i cross-attends to the states of MLLM layer i (its rung)."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import SanaTransformer2DModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from einops import rearrange
+
+
+class RungKV(NamedTuple):
+    """Keys and values of one block's cross-attention, each ``[batch, heads, queries, head_dim]``."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+
+
+class Rungs(NamedTuple):
+    """What no denoising step changes: every block's keys and values, and the attention bias if any."""
+
+    kv: list[RungKV]
+    bias: torch.Tensor | None
+
+
+class RungAttnProcessor:
+    """Cross-attention onto keys and values that were computed before the first denoising step."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: RungKV,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        query = attn.to_q(hidden_states)
+        if attn.norm_q is not None:
+            query = attn.norm_q(query)
+        query = rearrange(query, "b n (h d) -> b h n d", h=attn.heads)
+        attended = F.scaled_dot_product_attention(
+            query, encoder_hidden_states.key, encoder_hidden_states.value, attn_mask=attention_mask
+        )
+        attended = rearrange(attended, "b h n d -> b n (h d)")
+        return attn.to_out[1](attn.to_out[0](attended)) / attn.rescale_output_factor
+
+    @staticmethod
+    def keys_and_values(attn: Attention, states: torch.Tensor) -> RungKV:
+        """Project normalised caption states ``[batch, queries, width]`` once for all steps."""
+        key, value = attn.to_k(states), attn.to_v(states)
+        if attn.norm_k is not None:
+            key = attn.norm_k(key)
+        return RungKV(*(rearrange(x, "b n (h d) -> b h n d", h=attn.heads) for x in (key, value)))
+
+
+class LadderTransformer2DModel(SanaTransformer2DModel):
+    """SANA whose block i is conditioned on rung i. Parameters and their names are SANA's own."""
+
+    @functools.wraps(SanaTransformer2DModel.__init__)  # diffusers reads the configuration's keys off it
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        for block in self.transformer_blocks:
+            block.attn2.set_processor(RungAttnProcessor())
+
+    @apply_forward_hook
+    def prepare_rungs(self, encoder_hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> Rungs:
+        """Compute what does not change between denoising steps.
+
+        Args:
+            encoder_hidden_states: caption states ``[layers, batch, queries, caption_channels]``, one layer
+                per block.
+            mask: ``[batch, queries]``, 1 = query to attend to; None attends to all.
+
+        Raises:
+            ValueError: the number of layers is not the number of blocks.
+        """
+        if len(encoder_hidden_states) != len(self.transformer_blocks):
+            raise ValueError(
+                f"The condition has {len(encoder_hidden_states)} layers but the diffusion transformer has "
+                f"{len(self.transformer_blocks)} blocks; encode the prompt with the MLLM of the same model."
+            )
+        states = self.caption_norm(self.caption_projection(encoder_hidden_states))
+        blocks = zip(self.transformer_blocks, states, strict=True)
+        kv = [RungAttnProcessor.keys_and_values(block.attn2, rung) for block, rung in blocks]
+        bias = None
+        if mask is not None and not mask.bool().all():
+            bias = torch.zeros(mask.shape, dtype=states.dtype, device=states.device)
+            bias = bias.masked_fill(~mask.bool(), float("-inf"))[:, None, None, :]
+        return Rungs(kv, bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | Rungs,
+        timestep: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """Predict the velocity noise - latent.
+
+        Args:
+            hidden_states: noisy latents ``[batch, channels, height, width]``, scaled.
+            encoder_hidden_states: caption states ``[layers, batch, queries, caption_channels]``, or the
+                rungs that :meth:`prepare_rungs` made of them.
+            timestep: ``[batch]``, 0 (clean) to 1000 (noise).
+            encoder_attention_mask: ``[batch, queries]``, 1 = attend; only beside caption states.
+
+        Returns:
+            Velocity of the shape of ``hidden_states``.
+        """
+        batch, _, height, width = hidden_states.shape
+        patch = self.config.patch_size
+        rungs = (
+            encoder_hidden_states
+            if isinstance(encoder_hidden_states, Rungs)
+            else self.prepare_rungs(encoder_hidden_states, encoder_attention_mask)
+        )
+        x = self.patch_embed(hidden_states)
+        modulation, embedded_timestep = self.time_embed(timestep, batch_size=batch, hidden_dtype=x.dtype)
+        for block, kv in zip(self.transformer_blocks, rungs.kv, strict=True):
+            inputs = (x, None, kv, rungs.bias, modulation, height // patch, width // patch)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, *inputs)
+            else:
+                x = block(*inputs)
+        x = self.proj_out(self.norm_out(x, embedded_timestep, self.scale_shift_table))
+        x = rearrange(
+            x, "b (h w) (p q c) -> b c (h p) (w q)", h=height // patch, w=width // patch, p=patch, q=patch
+        )
+        return Transformer2DModelOutput(sample=x) if return_dict else (x,)
