@@ -186,7 +186,7 @@ class LadderEncoder:
         return LadderCondition(self.connector(states), mask)
 
     def hidden_states(self, inputs: LadderInputs) -> torch.Tensor:
-        """MLLM states at the query positions ``[num_layers, batch, queries, mllm_dim]``, before the connector."""
+        """MLLM states at the query positions ``[num_layers, batch, queries, mllm_dim]``."""
         hook = getattr(self.mllm, "_hf_hook", None)  # we call parts of the MLLM, never its forward
         if hook is not None:
             hook.pre_forward(self.mllm)
@@ -247,7 +247,7 @@ class LadderEncoder:
         """
         images = pixels.split(grid.prod(-1).tolist())
         keys = [
-            hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() + bytes(str(g.tolist()), "ascii")
+            hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() + g.numpy().tobytes()
             for image, g in zip(images, grid, strict=True)
         ]
         new = {key: i for i, key in enumerate(keys) if key not in self.vision_cache}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import SanaTransformer2DModel
+from diffusers import ModelMixin, SanaTransformer2DModel  # noqa: F401  diffusers looks ModelMixin up here
 from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook

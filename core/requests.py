@@ -1,0 +1,88 @@
+"""What a user may ask for: prompts, pictures and sizes in every form accepted, checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from PIL import Image
+
+from .conditions import check_images
+
+ImageInput: TypeAlias = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked batch: as many negatives as prompts, one list of images per prompt or no images at all."""
+
+    prompts: list[str]
+    negatives: list[str]
+    images: list[list[Image.Image]] | None
+
+
+def check_request(
+    prompt: str | Sequence[str], image: ImageInput = None, negative_prompt: str | Sequence[str] = ""
+) -> Request:
+    """Bring prompts, negatives and images into one shape.
+
+    Raises:
+        ValueError: no prompt, an empty prompt without an image, numbers that do not match, bad images.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("No prompt was given; give at least one.")
+    for text in prompts:
+        if not isinstance(text, str):
+            raise ValueError(f"A prompt is a {type(text).__name__}; give text.")
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        negatives = [negative_prompt or ""] * len(prompts)
+    else:
+        negatives = list(negative_prompt)
+    if len(negatives) != len(prompts):
+        raise ValueError(
+            f"{len(negatives)} negative prompts were given for {len(prompts)} prompts; give one for all or "
+            "one for each."
+        )
+    images = group_images(image, None if isinstance(prompt, str) else len(prompts))
+    if images is not None:
+        check_images(images, prompts)
+        if len({len(group) > 0 for group in images}) > 1 or not images[0]:
+            raise ValueError("Some prompts come with an image and some without; make them two calls.")
+    elif any(not text.strip() for text in prompts):
+        raise ValueError("The prompt is empty and there is no image; say what to draw.")
+    return Request(prompts, negatives, images)
+
+
+def group_images(image: ImageInput, num_prompts: int | None) -> list[list[Image.Image]] | None:
+    """One list of images per prompt. ``num_prompts`` is None for a prompt that is no list."""
+    if image is None:
+        return None
+    if isinstance(image, Image.Image):
+        return [[image]] * (num_prompts or 1)
+    if not isinstance(image, Sequence):
+        raise ValueError(f"The image is a {type(image).__name__}; give PIL images.")
+    if num_prompts is None:
+        return [list(image)]
+    if len(image) != num_prompts:
+        raise ValueError(
+            f"{len(image)} images were given for {num_prompts} prompts; give one for each prompt."
+        )
+    return [[one] if isinstance(one, Image.Image) else list(one) for one in image]
+
+
+def check_size(height: int, width: int, factor: int) -> None:
+    """Raise ValueError, naming the nearest sizes, unless both are positive multiples of ``factor``."""
+    for name, size in (("height", height), ("width", width)):
+        if size < factor or size % factor:
+            low, high = max(factor, size // factor * factor), max(factor, -(-size // factor) * factor)
+            nearest = f"{low}" if low == high else f"{low} or {high}"
+            raise ValueError(f"The {name} {size} is no positive multiple of {factor}; use {nearest}.")
+
+
+def fit_size(size: tuple[int, int], side: int, factor: int) -> tuple[int, int]:
+    """Width and height of about ``side``² pixels in the proportions of ``size``, multiples of ``factor``."""
+    scale = side / (size[0] * size[1]) ** 0.5
+    width, height = (max(factor, round(length * scale / factor) * factor) for length in size)
+    return width, height

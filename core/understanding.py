@@ -1,0 +1,111 @@
+"""Questions about pictures, answered by the frozen MLLM that also conditions the generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from .conditions import check_images
+from .prompts import build_chat, control_token
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
+
+ANSWER_SYSTEM_PROMPT = "You are a helpful assistant."  # the one Qwen2.5-VL was tuned with
+
+
+@dataclass
+class Answer:
+    """What the MLLM said.
+
+    Attributes:
+        text: the answer, without control tokens.
+        rows: whose vocabulary rows read and wrote it: "checkpoint" or "qwen" (DESIGN "Released checkpoint").
+    """
+
+    text: str
+    rows: str = "checkpoint"
+
+
+@torch.no_grad()
+def ask(
+    mllm: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: BaseImageProcessor,
+    images: Sequence[Image.Image],
+    question: str,
+    max_new_tokens: int = 128,
+    vocabulary_rows: torch.Tensor | None = None,
+) -> Answer:
+    """Answer ``question`` about up to four images; greedy, so the same question gives the same answer.
+
+    Args:
+        images: pictures the question is about; may be empty.
+        question: taken literally, no text in it is a control token.
+        max_new_tokens: where the answer is cut.
+        vocabulary_rows: embedding rows ``[vocabulary, dim]`` of an original Qwen2.5-VL to read and write
+            with. Those of a released checkpoint were shrunk by weight decay; None uses them all the same.
+
+    Raises:
+        ValueError: empty question without an image, too many or unusable images, no room for an answer.
+    """
+    if not question.strip():
+        raise ValueError("The question is empty; ask something.")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; give at least 1.")
+    check_images([images], [question])
+    if vocabulary_rows is not None:
+        mllm = with_vocabulary_rows(mllm, vocabulary_rows)
+    device = mllm.model.language_model.embed_tokens.weight.device
+    inputs: dict[str, torch.Tensor] = {}
+    counts: list[int] = []
+    if images:
+        patches = image_processor(images=list(images), return_tensors="pt")
+        grid = patches["image_grid_thw"]
+        counts = (grid.prod(-1) // image_processor.merge_size**2).tolist()
+        inputs = {"pixel_values": patches["pixel_values"].to(device), "image_grid_thw": grid.to(device)}
+    ids = torch.tensor([build_chat(tokenizer, ANSWER_SYSTEM_PROMPT, question, counts)], device=device)
+    output = mllm.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == mllm.config.image_token_id).int(),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=[control_token(tokenizer, "<|im_end|>"), control_token(tokenizer, "<|endoftext|>")],
+        pad_token_id=tokenizer.pad_token_id,
+        **inputs,
+    )
+    text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    return Answer(text, "checkpoint" if vocabulary_rows is None else "qwen")
+
+
+def with_vocabulary_rows(
+    mllm: Qwen2_5_VLForConditionalGeneration, rows: torch.Tensor
+) -> Qwen2_5_VLForConditionalGeneration:
+    """The same MLLM, layers shared, reading and writing with other vocabulary rows ``[vocabulary, dim]``.
+
+    Raises:
+        ValueError: rows of another width.
+    """
+    width = mllm.config.text_config.hidden_size
+    if rows.ndim != 2 or rows.shape[1] != width:
+        raise ValueError(
+            f"The vocabulary rows have shape {list(rows.shape)}, this MLLM needs [vocabulary, {width}]; take "
+            "them from the Qwen2.5-VL that the model was built on."
+        )
+    current = mllm.model.language_model.embed_tokens.weight
+    rows = torch.nn.Parameter(rows.to(current), requires_grad=False)
+    with torch.device("meta"):
+        other = type(mllm)(mllm.config)
+    other.model.visual = mllm.model.visual
+    language_model = other.model.language_model
+    language_model.layers = mllm.model.language_model.layers
+    language_model.norm = mllm.model.language_model.norm
+    language_model.rotary_emb = mllm.model.language_model.rotary_emb
+    language_model.embed_tokens.weight = rows
+    other.lm_head.weight = rows
+    return other.eval()
