@@ -213,7 +213,7 @@ class LadderPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _velocity(self, latents: torch.Tensor, t: torch.Tensor, rungs: Rungs, branches: int) -> torch.Tensor:
-        """Velocities of all branches ``[branches * batch, …]``, float32: guidance is done in full precision."""
+        """Velocities of all branches ``[branches * batch, …]``, float32 because guidance amplifies."""
         x = torch.cat([latents] * branches).to(self.transformer.dtype)
         timestep = t.expand(len(x)) * self.transformer.config.timestep_scale
         return self.transformer(x, rungs, timestep, return_dict=False)[0].float()
@@ -235,8 +235,8 @@ class LadderPipeline(DiffusionPipeline):
         branches = guidance.num_branches(has_images=guidance.image != 1)
         if condition.states.shape[1] % branches:
             raise ValueError(
-                f"The condition holds {condition.states.shape[1]} rows, no multiple of the {branches} branches "
-                "of this guidance; encode it with the same guidance scales."
+                f"The condition holds {condition.states.shape[1]} rows, no multiple of the {branches} "
+                "branches of this guidance; encode it with the same guidance scales."
             )
         return branches
 
