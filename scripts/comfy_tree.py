@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,19 +48,6 @@ def fetch_tree() -> Path:
     return OWN_TREE
 
 
-def needs_torchvision_shim() -> bool:
-    """True where torch is a CPU build and torchvision is not: its compiled operators are then missing."""
-    import torch
-
-    spec = find_spec("torchvision")
-    if torch.version.cuda is not None or torch.version.hip is not None or spec is None:
-        return False
-    version = re.search(r"__version__ = '(.*)'", (Path(spec.origin).parent / "version.py").read_text()).group(
-        1
-    )
-    return "+" in version and not version.endswith("+cpu")
-
-
 def mount_pack(tree: Path) -> Path:
     """Write the search-path file that makes ``tree`` load this pack, and return the file.
 
@@ -76,11 +60,6 @@ def mount_pack(tree: Path) -> Path:
     link.unlink(missing_ok=True)
     if ROOT not in [entry.resolve() for entry in (tree / "custom_nodes").iterdir()]:
         link.symlink_to(ROOT, target_is_directory=True)
-    if needs_torchvision_shim():
-        shim = folder / "zz_cpu_torchvision"
-        shim.mkdir(exist_ok=True)
-        shutil.copy(ROOT / "scripts" / "torchvision_shim.py", shim / "prestartup_script.py")
-        (shim / "__init__.py").write_text("NODE_CLASS_MAPPINGS = {}\n")
     config = folder.parent / "paths.yaml"
     config.write_text(f'{PACK_NAME}:\n  custom_nodes: "{folder.as_posix()}"\n')
     return config

@@ -56,6 +56,21 @@ def torch_pin() -> str:
     return re.search(r"^torch==\S+$", REQUIREMENTS.read_text(), re.MULTILINE).group()
 
 
+def add_torchvision_shim() -> None:
+    """Where torch and torchvision are builds for different devices, make the latter importable all the same.
+
+    PyPI's torchvision for Linux is a CUDA build; beside a CPU build of torch its import fails, and with it
+    that of ComfyUI and of image processors. Nothing here uses torchvision's compiled operators.
+    """
+    command = [venv_python(), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+    versions = [(packages / name / "version.py").read_text() for name in ("torch", "torchvision")]
+    builds = {re.search(r"__version__ = '[^'+]*\+?([^']*)'", text).group(1) for text in versions}
+    if len(builds) > 1:
+        shutil.copy(ROOT / "scripts" / "torchvision_shim.py", packages / "cpu_torchvision.py")
+        (packages / "cpu_torchvision.pth").write_text("import cpu_torchvision\n")
+
+
 def main() -> None:
     """Bring ``.venv`` to the wanted state. An interrupted installation is thrown away, not trusted."""
     if sys.version_info < (3, 11):
@@ -77,6 +92,7 @@ def main() -> None:
     pip_install(torch_pin())
     pip_install("-r", str(REQUIREMENTS))
     pip_install("--no-deps", TORCHVISION)
+    add_torchvision_shim()
     pip_install("--no-deps", "--no-build-isolation", "--quiet", "-e", str(ROOT))
     write_stamp(wanted)
     print("The environment is ready.", flush=True)

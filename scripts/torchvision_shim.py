@@ -2,7 +2,8 @@
 
 torchvision registers fake kernels for two of its compiled operators when it is imported; without the compiled
 library those operators do not exist and the import fails. Declaring them is enough, nothing here calls them.
-ComfyUI runs this file before it imports torch, so the declaration waits until torchvision is asked for.
+Set-up copies this file into the environment, where every start of Python imports it; so it waits until
+torchvision is asked for.
 """
 
 import sys

@@ -1,0 +1,93 @@
+"""The deep-compression autoencoder as ComfyUI's VAE."""
+
+from __future__ import annotations
+
+import logging
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import torch
+from diffusers import AutoencoderDC
+
+from .mllm import cast_parameters
+from .offload import manage_stray_parameters, use_comfy_ops
+
+
+class PlainAutoencoderDC(AutoencoderDC):
+    """AutoencoderDC that takes and returns tensors, as ComfyUI's VAE calls it."""
+
+    device = None  # a read-only property in diffusers; ModelPatcher keeps the current device here
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Pictures ``[batch, 3, H, W]`` in -1 … 1 to unscaled latents."""
+        return super().encode(x, return_dict=False)[0]
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Unscaled latents back to pictures."""
+        return super().decode(z, return_dict=False)[0]
+
+
+class LadderVAE(comfy.sd.VAE):
+    """ComfyUI's VAE around a loaded AutoencoderDC, which it changes in place."""
+
+    def __init__(self, autoencoder: AutoencoderDC, dtype: torch.dtype | None = None) -> None:
+        management = comfy.model_management
+        logging.disable(logging.WARNING)  # the parent, given no weights, sets its attributes and warns
+        try:
+            super().__init__(sd={})
+        finally:
+            logging.disable(logging.NOTSET)
+        factor = autoencoder.spatial_compression_ratio
+        self.latent_channels = autoencoder.config.latent_channels
+        self.downscale_ratio = self.upscale_ratio = factor
+        self.memory_used_encode = lambda shape, dt: 700 * shape[2] * shape[3] * management.dtype_size(dt)
+        self.memory_used_decode = lambda shape, dt: (
+            700 * shape[2] * shape[3] * factor**2 * management.dtype_size(dt)
+        )
+        self.device = management.vae_device()
+        self.output_device = management.intermediate_device()
+        self.vae_dtype = dtype or management.vae_dtype(self.device, self.working_dtypes)
+        cast_parameters(autoencoder.eval().requires_grad_(False), self.vae_dtype)
+        use_comfy_ops(autoencoder, comfy.ops.disable_weight_init)
+        autoencoder.__class__ = PlainAutoencoderDC
+        self.first_stage_model = autoencoder
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            autoencoder, load_device=self.device, offload_device=management.vae_offload_device()
+        )
+        manage_stray_parameters(self.patcher)
+        self.model_size()
+
+    def decode_tiled_(
+        self,
+        samples: torch.Tensor,
+        tile_x: int | None = None,
+        tile_y: int | None = None,
+        overlap: int | None = None,
+    ) -> torch.Tensor:
+        """Decode in tiles of 512 pixels unless told otherwise; the parent's default assumes a factor of 8."""
+        side = 512 // self.upscale_ratio
+        return super().decode_tiled_(
+            samples, tile_x or side, tile_y or side, side // 4 if overlap is None else overlap
+        )
+
+
+def fit_latent_rgb(vae: LadderVAE, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Linear map from scaled latents to colours, for previews while sampling.
+
+    Least squares over the latents of smooth random pictures: what the autoencoder itself says about colour.
+
+    Returns:
+        factors ``[channels, 3]`` and bias ``[3]``; colours in -1 … 1.
+    """
+    cells = 4
+    noise = torch.rand((16, 3, cells, cells), generator=torch.Generator().manual_seed(0))
+    side = cells * vae.downscale_ratio
+    pictures = torch.nn.functional.interpolate(noise, size=(side, side), mode="bilinear")
+    latents = vae.encode(pictures.movedim(1, -1)).cpu().float() * scale
+    inputs = latents.movedim(1, -1).reshape(-1, latents.shape[1])
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
+    colours = torch.nn.functional.avg_pool2d(pictures, vae.downscale_ratio) * 2 - 1
+    solution = torch.linalg.lstsq(inputs, colours.movedim(1, -1).reshape(-1, 3)).solution
+    return solution[:-1], solution[-1]

@@ -1,0 +1,151 @@
+"""Multi-Layer MLLM Encode and Image Edit: prompts and pictures become CONDITIONING."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from comfy_api.latest import io
+
+from .loading import MLLM
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .mllm import LadderMLLM
+
+IMAGE_TIP = "A batch counts as several pictures of one prompt; four in all is the most."
+
+
+def image_inputs(first_optional: bool) -> list[io.Input]:
+    """Sockets for up to four pictures."""
+    names = ["image", "image_2", "image_3", "image_4"]
+    return [
+        io.Image.Input(name, optional=first_optional or i > 0, tooltip=IMAGE_TIP)
+        for i, name in enumerate(names)
+    ]
+
+
+def to_pil(*batches: torch.Tensor | None) -> list[Image.Image]:
+    """ComfyUI pictures ``[batch, height, width, channels]`` in 0 … 1 as PIL images, without alpha."""
+    from PIL import Image
+
+    pictures = [picture for batch in batches if batch is not None for picture in batch[..., :3]]
+    arrays = [(picture.clamp(0, 1) * 255).round().byte().cpu().numpy() for picture in pictures]
+    return [Image.fromarray(array) for array in arrays]
+
+
+class LadderEncode(io.ComfyNode):
+    """One prompt, with or without pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's face."""
+        return io.Schema(
+            node_id="TBACUniImageEncode",
+            display_name="Multi-Layer MLLM Encode",
+            category="TBAC-UniImage",
+            description="Reads the prompt (and up to four pictures) with the multimodal language model and "
+            "keeps what its last layers think: one condition for every block of the diffusion model.",
+            inputs=[
+                MLLM.Input("mllm", tooltip="From Load Model (TBAC-UniImage)."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to draw. Plain text: weights and control tokens have no meaning. Leave it "
+                    "empty for the negative side.",
+                ),
+                *image_inputs(first_optional=True),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="conditioning", tooltip="For any sampler or guider.")
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        mllm: LadderMLLM,
+        prompt: str,
+        image: torch.Tensor | None = None,
+        image_2: torch.Tensor | None = None,
+        image_3: torch.Tensor | None = None,
+        image_4: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        """Encode one prompt."""
+        states = mllm.encode([prompt], [to_pil(image, image_2, image_3, image_4)])
+        return io.NodeOutput([[states, {}]])
+
+
+class LadderImageEdit(io.ComfyNode):
+    """An instruction and the picture that it changes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's face."""
+        return io.Schema(
+            node_id="TBACUniImageEdit",
+            display_name="Image Edit (TBAC-UniImage)",
+            category="TBAC-UniImage",
+            description="Prepares an edit: the three conditions of image and text guidance, and an empty "
+            "latent in the proportions of the picture.",
+            inputs=[
+                MLLM.Input("mllm", tooltip="From Load Model (TBAC-UniImage)."),
+                io.String.Input(
+                    "instruction",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to change, as a sentence: 'make the cat blue'.",
+                ),
+                *image_inputs(first_optional=False),
+                io.String.Input(
+                    "negative_prompt",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="What to steer away from; usually empty.",
+                ),
+                io.Int.Input(
+                    "side",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="Size of the result: it has side x side pixels in all, in the proportions of the "
+                    "first picture. 0 = the size that the model was trained at.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="Picture and instruction."),
+                io.Conditioning.Output(
+                    display_name="image_only",
+                    tooltip="Picture without instruction: image_only of Ladder Sampler, cond2 of "
+                    "DualCFGGuider, or the negative of KSampler for text guidance alone.",
+                ),
+                io.Conditioning.Output(display_name="negative", tooltip="Neither: a black picture."),
+                io.Latent.Output(display_name="latent", tooltip="Empty, of the size of the result."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        mllm: LadderMLLM,
+        instruction: str,
+        image: torch.Tensor,
+        image_2: torch.Tensor | None = None,
+        image_3: torch.Tensor | None = None,
+        image_4: torch.Tensor | None = None,
+        negative_prompt: str = "",
+        side: int = 0,
+    ) -> io.NodeOutput:
+        """Encode the three branches as one batch; each distinct picture passes the vision tower once."""
+        from ..core.guidance import branch_inputs
+        from ..core.requests import check_request, fit_size
+
+        request = check_request(instruction, to_pil(image, image_2, image_3, image_4), negative_prompt)
+        prompts, images = branch_inputs(request.prompts, request.negatives, request.images, branches=3)
+        negative, image_only, positive = ([[row[None], {}]] for row in mllm.encode(prompts, images))
+        width, height = fit_size(request.images[0][0].size, side or mllm.size.native, mllm.size.factor)
+        return io.NodeOutput(positive, image_only, negative, mllm.size.empty_latent(width, height, 1))

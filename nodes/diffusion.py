@@ -1,0 +1,165 @@
+"""The ladder transformer as ComfyUI's MODEL."""
+
+from __future__ import annotations
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, get_all_wrappers
+
+from ..core.conditions import unfold_condition
+from ..core.schedulers import FLOW_SHIFT
+from ..core.transformer import LadderTransformer2DModel, Rungs
+from .mllm import LatentSize, cast_parameters
+from .offload import manage_stray_parameters, stray_parameters, use_comfy_ops
+
+EXACT_TIMESTEP = "tbac_uniimage_timestep"
+
+
+class LadderLatentFormat(comfy.latent_formats.LatentFormat):
+    """LATENT wires carry the autoencoder's own latents; the model sees them scaled.
+
+    Args:
+        size: channels and pixels per latent.
+        scale: the autoencoder's scaling factor.
+        rgb: factors ``[channels, 3]`` and bias ``[3]`` that turn scaled latents into a rough picture.
+    """
+
+    def __init__(self, size: LatentSize, scale: float, rgb: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self.size = size
+        self.latent_channels = size.channels
+        self.spacial_downscale_ratio = size.factor  # the name, misspelt, that newer ComfyUI reads
+        self.scale_factor = scale
+        self.latent_rgb_factors, self.latent_rgb_factors_bias = (part.tolist() for part in rgb)
+
+
+class LadderConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI wants to know of a model before it is built."""
+
+    unet_config = {}
+    unet_extra_config = {}
+    sampling_settings = {"shift": FLOW_SHIFT, "multiplier": 1000}
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]
+    memory_usage_factor = 4.0
+
+    def inpaint_model(self) -> bool:
+        """No extra latent channels for a mask."""
+        return False
+
+
+class LadderDiT(LadderTransformer2DModel):
+    """The core transformer behind ComfyUI's calling convention. Parameter names stay those of the core.
+
+    While a sampler runs, what no step changes (each block's keys and values) is computed once per distinct
+    context; ``rung_cache`` is None whenever weights may change under it.
+    """
+
+    rung_cache: list[tuple[torch.Tensor, Rungs]] | None = None
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor | None = None,
+        control: dict | None = None,
+        transformer_options: dict | None = None,
+        **_: object,
+    ) -> torch.Tensor:
+        """Velocity for latents ``[batch, channels, h, w]``, timesteps 0 … 1000 and a folded condition."""
+        options = transformer_options or {}
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        executor = WrapperExecutor.new_class_executor(self.predict, self, wrappers)
+        return executor.execute(x, timesteps, context, control, options)
+
+    def predict(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor,
+        control: dict | None,
+        transformer_options: dict,
+        **_: object,
+    ) -> torch.Tensor:
+        """What :meth:`forward` does inside other packs' wrappers."""
+        exact = transformer_options.get(EXACT_TIMESTEP)
+        if exact is not None:
+            timesteps = torch.full_like(timesteps, exact)
+        timesteps = timesteps * self.config.timestep_scale
+        return super().forward(x, self.rungs_of(context), timesteps, return_dict=False)[0]
+
+    def rungs_of(self, context: torch.Tensor) -> Rungs:
+        """Rungs of a folded condition ``[batch, queries, layers * dim]``."""
+        for known, rungs in self.rung_cache or ():
+            if known.shape == context.shape and torch.equal(known, context):
+                return rungs
+        rungs = self.prepare_rungs(unfold_condition(context, self.config.num_layers))
+        if self.rung_cache is not None:
+            self.rung_cache.append((context, rungs))
+        return rungs
+
+
+class LadderModel(comfy.model_base.BaseModel):
+    """Adopts a loaded transformer instead of building one, so that the weights are held once."""
+
+    def __init__(self, config: LadderConfig, transformer: LadderDiT, device: torch.device) -> None:
+        super().__init__(
+            config, comfy.model_base.ModelType.FLOW, device=device, unet_model=lambda **_: transformer
+        )
+
+
+def make_model(
+    transformer: LadderTransformer2DModel, latent_format: LadderLatentFormat, dtype: torch.dtype | None
+) -> comfy.model_patcher.ModelPatcher:
+    """Turn the core transformer, in place, into a MODEL.
+
+    Args:
+        dtype: dtype of the weights; None lets ComfyUI choose for the device.
+    """
+    management = comfy.model_management
+    device, offload_device = management.get_torch_device(), management.unet_offload_device()
+    config = LadderConfig({})
+    config.latent_format = latent_format
+    if dtype is None:
+        count = sum(parameter.numel() for parameter in transformer.parameters())
+        dtype = management.unet_dtype(device, count, config.supported_inference_dtypes)
+    compute = management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
+    config.set_inference_dtype(dtype, compute)
+    config.custom_operations = comfy.ops.pick_operations(dtype, compute)
+
+    cast_parameters(transformer.eval().requires_grad_(False), dtype)
+    for name in stray_parameters(transformer):  # added to activations, never cast on the way
+        weight = comfy.utils.get_attr(transformer, name)
+        weight.data = weight.data.to(compute or dtype)
+    use_comfy_ops(transformer, config.custom_operations)
+    transformer.__class__ = LadderDiT
+    patcher = comfy.model_patcher.ModelPatcher(
+        LadderModel(config, transformer, offload_device), load_device=device, offload_device=offload_device
+    )
+    manage_stray_parameters(patcher)
+    remember_rungs_while_sampling(patcher)
+    return patcher
+
+
+def remember_rungs_while_sampling(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Open the rung cache when a sampler starts, close it when it ends or when hooks change the weights."""
+
+    def start(running: comfy.model_patcher.ModelPatcher) -> None:
+        running.model.diffusion_model.rung_cache = [] if running.current_hooks is None else None
+
+    def stop(running: comfy.model_patcher.ModelPatcher, *_: object) -> None:
+        running.model.diffusion_model.rung_cache = None
+
+    def on_hooks(running: comfy.model_patcher.ModelPatcher, hooks: object) -> None:
+        if hooks is not None:
+            stop(running)
+
+    key = "tbac_uniimage"
+    patcher.add_callback_with_key(CallbacksMP.ON_PRE_RUN, key, start)
+    patcher.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, stop)
+    patcher.add_callback_with_key(CallbacksMP.ON_APPLY_HOOKS, key, on_hooks)

@@ -1,0 +1,64 @@
+"""Let ComfyUI move, cast and patch the weights of diffusers modules."""
+
+from __future__ import annotations
+
+import comfy.ops
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP
+from diffusers.models.normalization import RMSNorm
+
+CASTABLE = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Embedding", "GroupNorm", "LayerNorm")
+
+
+class CastRMSNorm(RMSNorm, comfy.ops.CastWeightBiasOp):
+    """diffusers' RMSNorm whose weight may be kept on another device or in another dtype."""
+
+    comfy_cast_weights = True
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Normalise the last axis in float32, as diffusers does, then scale in the input's dtype."""
+        comfy.ops.run_every_op()
+        x = hidden_states.float()
+        x = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)).to(hidden_states.dtype)
+        if self.weight is None:
+            return x
+        weight, bias, stream = comfy.ops.cast_bias_weight(self, hidden_states, offloadable=True)
+        x = x * weight if bias is None else x * weight + bias
+        comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+        return x
+
+
+def use_comfy_ops(root: torch.nn.Module, operations: type) -> torch.nn.Module:
+    """Give every leaf module of ``root`` its comfy.ops class. Weights and their names stay as they are."""
+    classes = {getattr(torch.nn, name): getattr(operations, name) for name in CASTABLE}
+    classes[RMSNorm] = CastRMSNorm
+    for module in root.modules():
+        module.__class__ = classes.get(type(module), type(module))
+    return root
+
+
+def stray_parameters(root: torch.nn.Module) -> list[str]:
+    """Names of parameters that ``ModelPatcher.load`` passes over: those beside submodules, as in
+    ``transformer_blocks.0.scale_shift_table``."""
+    return [
+        f"{path}.{name}".lstrip(".")
+        for path, module in root.named_modules()
+        if any(True for child in module.children() for _ in child.parameters())
+        for name, _ in module.named_parameters(recurse=False)
+    ]
+
+
+def manage_stray_parameters(patcher: ModelPatcher) -> None:
+    """Patch and move stray parameters whenever the model is loaded, wholly or in part."""
+
+    def on_load(loaded: ModelPatcher, device: torch.device, *_: object) -> None:
+        for name in stray_parameters(loaded.model):
+            if name in loaded.patches and name not in loaded.backup:
+                loaded.patch_weight_to_device(name, device_to=device)
+            weight = comfy.utils.get_attr(loaded.model, name)
+            if weight.device != device:
+                comfy.utils.set_attr_param(loaded.model, name, weight.to(device))
+
+    patcher.add_callback_with_key(CallbacksMP.ON_LOAD, "tbac_uniimage", on_load)
