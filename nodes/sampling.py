@@ -137,6 +137,7 @@ class LadderSampler(io.ComfyNode):
         """Sample with ComfyUI's guiders, previews, progress and interrupts."""
         import comfy.model_management
         import comfy.sample
+        import comfy.utils
         import latent_preview
         from comfy.samplers import CFGGuider
         from comfy_extras.nodes_custom_sampler import Guider_DualCFG
@@ -161,6 +162,7 @@ class LadderSampler(io.ComfyNode):
             recipe_sigmas(steps),
             denoise_mask=latent.get("noise_mask"),
             callback=latent_preview.prepare_callback(model, steps),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
         result = result.to(comfy.model_management.intermediate_device())
