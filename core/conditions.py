@@ -95,6 +95,13 @@ def check_images(batch: Sequence[Sequence[Image.Image]], prompts: Sequence[str])
                 )
 
 
+def execution_device(module: torch.nn.Module) -> torch.device:
+    """Where a module computes; under sequential offload its weights are elsewhere between calls."""
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return module.weight.device if device is None else torch.device(device)
+
+
 class LadderEncoder:
     """Turns prompts and images into ladder conditions.
 
@@ -191,7 +198,7 @@ class LadderEncoder:
         if hook is not None:
             hook.pre_forward(self.mllm)
         model = self.mllm.model
-        device = model.language_model.embed_tokens.weight.device
+        device = execution_device(model.language_model.embed_tokens)
         ids, mask = inputs.input_ids.to(device), inputs.attention_mask.to(device)
         closing = 2  # <|vision_end|><|im_end|> come after the queries, which never see them
         ids, mask = ids[:, :-closing], mask[:, :-closing]
@@ -252,15 +259,14 @@ class LadderEncoder:
         ]
         new = {key: i for i, key in enumerate(keys) if key not in self.vision_cache}
         if new:
-            visual = self.mllm.model.visual
-            chosen = list(new.values())
-            patches = torch.cat([images[i] for i in chosen]).to(visual.patch_embed.proj.weight)
-            features = self.mllm.model.get_image_features(patches, grid[chosen].to(patches.device))
+            projection = self.mllm.model.visual.patch_embed.proj
+            device, chosen = execution_device(projection), list(new.values())
+            patches = torch.cat([images[i] for i in chosen]).to(device, projection.weight.dtype)
+            features = self.mllm.model.get_image_features(patches, grid[chosen].to(device))
             self.vision_cache.update(zip(new, features.pooler_output, strict=True))
         for key in keys:
             self.vision_cache.move_to_end(key)
         features = [self.vision_cache[key] for key in keys]
         while len(self.vision_cache) > VISION_CACHE_SIZE:
             self.vision_cache.popitem(last=False)
-        device = self.mllm.model.language_model.embed_tokens.weight.device
-        return torch.cat([feature.to(device) for feature in features])
+        return torch.cat(features)

@@ -61,7 +61,7 @@ def group_images(image: ImageInput, num_prompts: int | None) -> list[list[Image.
         return None
     if isinstance(image, Image.Image):
         return [[image]] * (num_prompts or 1)
-    if not isinstance(image, Sequence):
+    if isinstance(image, str) or not isinstance(image, Sequence):
         raise ValueError(f"The image is a {type(image).__name__}; give PIL images.")
     if num_prompts is None:
         return [list(image)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from .conditions import check_images
+from .conditions import check_images, execution_device
 from .prompts import build_chat, control_token
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def ask(
     check_images([images], [question])
     if vocabulary_rows is not None:
         mllm = with_vocabulary_rows(mllm, vocabulary_rows)
-    device = mllm.model.language_model.embed_tokens.weight.device
+    device = execution_device(mllm.model.language_model.embed_tokens)
     inputs: dict[str, torch.Tensor] = {}
     counts: list[int] = []
     if images:

@@ -1,4 +1,4 @@
-"""Makes ComfyUI's modules importable for the tests that need them."""
+"""The tiny reference model, and ComfyUI's modules for the tests that need them."""
 
 from __future__ import annotations
 
@@ -29,3 +29,33 @@ def comfy(comfy_tree: Path) -> None:
     from comfy.cli_args import args
 
     args.cpu = True
+
+
+PARITY = Path(__file__).parent / "data" / "parity"
+
+
+def load_tiny():
+    """The parts of the tiny random-weight model of the recordings, float32 on the CPU."""
+    import torch
+    from tbac_uniimage.core.checkpoints import load_parts
+
+    return load_parts(
+        PARITY / "checkpoint",
+        mllm_dir=PARITY / "Qwen2.5-VL-tiny",
+        sana_dir=PARITY / "Sana_tiny_diffusers",
+        dtype=torch.float32,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return load_tiny()
+
+
+@pytest.fixture(scope="session")
+def pipe():
+    from tbac_uniimage.core.pipeline import LadderPipeline
+
+    pipeline = LadderPipeline(**vars(load_tiny()))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

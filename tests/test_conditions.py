@@ -1,0 +1,131 @@
+"""Conditions equal the MLLM's own full pass, whatever else is in the batch, and cost no more than needed."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from tbac_uniimage.core.conditions import LadderEncoder, check_images, fold_condition, unfold_condition
+
+
+@pytest.fixture
+def encoder(tiny):
+    return LadderEncoder(tiny.mllm, tiny.connector, tiny.tokenizer, tiny.image_processor, num_layers=4)
+
+
+def picture(width: int, height: int, shade: int) -> Image.Image:
+    return (
+        Image.linear_gradient("L").resize((width, height)).point(lambda v: (v + shade) % 256).convert("RGB")
+    )
+
+
+BATCH = [
+    ("a cat", []),
+    ("swap the two skies, then make the harbour of the first one much darker", [(70, 40), (33, 90)]),
+    ("make it blue", [(64, 64)]),
+]
+
+
+def test_equals_the_full_pass_of_transformers(tiny, encoder):
+    """Reference: one forward over the whole prompt with transformers' own hidden states, no cache."""
+    prompts, images = [p for p, _ in BATCH], [[picture(*s, 9) for s in sizes] for _, sizes in BATCH]
+    inputs = encoder.tokenize(prompts, images)
+    ours = encoder.hidden_states(inputs)
+
+    model = tiny.mllm.model
+    is_query = inputs.input_ids >= encoder.first_query_id
+    embeds = model.language_model.embed_tokens(inputs.input_ids.masked_fill(is_query, 0))
+    embeds[is_query] = tiny.connector.queries.detach().repeat(len(prompts), 1)
+    features = model.get_image_features(inputs.pixel_values, inputs.image_grid_thw).pooler_output
+    is_image = inputs.input_ids == tiny.mllm.config.image_token_id
+    embeds[is_image] = torch.cat(list(features))
+    positions, _ = model.get_rope_index(
+        inputs.input_ids,
+        is_image.int(),
+        image_grid_thw=inputs.image_grid_thw,
+        attention_mask=inputs.attention_mask,
+    )
+    hidden = model.language_model(
+        inputs_embeds=embeds,
+        position_ids=positions,
+        attention_mask=inputs.attention_mask,
+        output_hidden_states=True,
+    ).hidden_states
+    depth = tiny.mllm.config.text_config.num_hidden_layers
+    queries = tiny.connector.config.num_queries
+    expected = torch.stack(hidden[depth - 4 : depth])[:, :, -2 - queries : -2]
+    torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_batch_equals_its_rows_alone(encoder):
+    """Left padding, several images and images of other sizes change nothing for a row."""
+    images = [[picture(*s, 31) for s in sizes] for _, sizes in BATCH]
+    together = encoder([p for p, _ in BATCH], images).states
+    for i, (prompt, _) in enumerate(BATCH):
+        alone = encoder([prompt], [images[i]]).states
+        torch.testing.assert_close(together[:, i : i + 1], alone, atol=2e-5, rtol=1e-4)
+
+
+def test_gradients_reach_queries_and_connector_only(tiny, encoder):
+    tiny.connector.requires_grad_(True)
+    tiny.connector.zero_grad()
+    encoder(["a cat"], [[picture(40, 40, 3)]]).states.square().sum().backward()
+    assert tiny.connector.queries.grad.abs().min() > 0
+    assert tiny.connector.layers[0].weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in tiny.mllm.parameters())
+
+
+def test_the_last_layer_never_runs(tiny, encoder):
+    def refuse(*_):
+        raise AssertionError("the last MLLM layer ran")
+
+    handle = tiny.mllm.model.language_model.layers[-1].register_forward_pre_hook(refuse)
+    try:
+        assert encoder(["a cat"]).states.isfinite().all()
+    finally:
+        handle.remove()
+
+
+def test_each_distinct_image_passes_the_vision_tower_once(tiny, encoder):
+    seen = []
+    handle = tiny.mllm.model.visual.register_forward_hook(
+        lambda _m, args, kwargs, _o: seen.append(kwargs["grid_thw"].tolist()), with_kwargs=True
+    )
+    try:
+        image, other = picture(60, 40, 5), picture(60, 40, 6)
+        first = encoder(["a", "b", ""], [[image], [image], [other]]).states
+        assert sum(map(len, seen)) == 2
+        again = encoder(["a", "b", ""], [[image.copy()], [image], [other]]).states
+        assert sum(map(len, seen)) == 2
+    finally:
+        handle.remove()
+    torch.testing.assert_close(first, again, atol=0, rtol=0)
+
+
+@given(st.tuples(*[st.integers(1, 5)] * 4))
+def test_fold_and_unfold(shape):
+    states = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    folded = fold_condition(states)
+    layers, batch, queries, dim = shape
+    assert folded.shape == (batch, queries, layers * dim)
+    assert torch.equal(folded[-1, -1, -dim:], states[-1, -1, -1])
+    assert torch.equal(unfold_condition(folded, layers), states)
+
+
+def test_unfold_refuses_another_model():
+    with pytest.raises(ValueError, match=r"shape \[1, 77, 768\], which does not unfold into 20 layers"):
+        unfold_condition(torch.zeros(1, 77, 768), 20)
+
+
+@pytest.mark.parametrize(
+    ("images", "prompts", "words"),
+    [
+        ([[]], ["a", "b"], "2 prompts but 1 lists of images"),
+        ([[Image.new("RGB", (8, 8))] * 5], ["a"], "at most 4 images, 5 were given"),
+        ([["cat.png"]], ["a"], "An input image is a str; give PIL images"),
+        ([[Image.new("RGB", (1000, 2))]], ["a"], "1000x2 is more than 200 times"),
+    ],
+)
+def test_bad_images(images, prompts, words):
+    with pytest.raises(ValueError, match=words):
+        check_images(images, prompts)

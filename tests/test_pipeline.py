@@ -1,0 +1,258 @@
+"""The pipeline as people use it: batches, several results, reuse, interruption, saving, bad input."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from tbac_uniimage.core.guidance import Guidance
+from tbac_uniimage.core.pipeline import LadderPipeline
+from tbac_uniimage.core.requests import check_request, check_size, fit_size
+from tbac_uniimage.core.schedulers import euler_scheduler
+
+STEPS = 3
+
+
+def picture(shade: int, size: tuple[int, int] = (64, 48)) -> Image.Image:
+    return Image.linear_gradient("L").resize(size).point(lambda v: (v + shade) % 256).convert("RGB")
+
+
+def noise(rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, 8, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def run(pipe: LadderPipeline, *args, **kwargs) -> torch.Tensor:
+    size = {"height": 64, "width": 64} | {k: kwargs.pop(k) for k in ("height", "width") if k in kwargs}
+    return pipe(*args, num_inference_steps=STEPS, output_type="latent", **size, **kwargs).images
+
+
+def test_several_results_and_several_edits_in_one_batch(pipe):
+    """The released code mixes rows up in both cases; here each row equals its own call."""
+    prompts, images = ["make it red", "remove the car and the bird"], [picture(3), picture(90, (40, 80))]
+    guidance = {"guidance_scale": 3.0, "image_guidance_scale": 1.5, "negative_prompt": ["", "blurry"]}
+    latents = noise(4)
+    together = run(pipe, prompts, images, num_images_per_prompt=2, latents=latents, **guidance)
+    for i in range(2):
+        for j in range(2):
+            row = 2 * i + j
+            alone = run(
+                pipe,
+                prompts[i],
+                images[i],
+                latents=latents[row : row + 1],
+                **guidance | {"negative_prompt": guidance["negative_prompt"][i]},
+            )
+            torch.testing.assert_close(together[row : row + 1], alone, atol=2e-4, rtol=1e-3)
+    assert (together[0] - together[2]).abs().max() > 1e-2
+
+
+def test_denoising_written_out(pipe):
+    """Reference: SANA called with one branch at a time and guidance spelled out, Euler by hand."""
+    old, pipe.scheduler = pipe.scheduler, euler_scheduler()
+    try:
+        ours = run(pipe, "a cat", picture(7), latents=noise(1), guidance_scale=3.0, image_guidance_scale=2.0)
+    finally:
+        pipe.scheduler = old
+    black = Image.new("RGB", picture(7).size)
+    with torch.no_grad():
+        states = [
+            pipe.encoder([text], [[image]]).states
+            for text, image in (("", black), ("", picture(7)), ("a cat", picture(7)))
+        ]
+        scheduler = euler_scheduler()
+        scheduler.set_timesteps(STEPS)
+        sigmas = scheduler.sigmas
+        assert sigmas[0] == 1 and sigmas[-1] == 0
+        x = noise(1)
+        for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):
+            t = torch.full((1,), float(now * 1000))
+            nothing, image, both = (pipe.transformer(x, s, t).sample for s in states)
+            v = nothing + 2.0 * (image - nothing) + 3.0 * (both - image)
+            x = x + (then - now) * v
+    torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
+
+
+def test_outside_the_interval_only_the_prompt_counts(pipe):
+    latents = noise(1)
+    unguided = run(pipe, "a cat", latents=latents, guidance_scale=1.0)
+    rows: list[int] = []
+    handle = pipe.transformer.register_forward_pre_hook(lambda _m, args: rows.append(len(args[0])))
+    try:
+        partly = run(pipe, "a cat", latents=latents, guidance_scale=6.0, guidance_interval=(0.5, 1.0))
+    finally:
+        handle.remove()
+    assert rows == [1, 1, 2]
+    first_only = []
+    pipe(
+        "a cat",
+        latents=latents,
+        height=64,
+        width=64,
+        num_inference_steps=STEPS,
+        guidance_scale=6.0,
+        guidance_interval=(0.5, 1.0),
+        callback_on_step_end=lambda _p, i, _t, tensors: first_only.append(tensors["latents"]) or {},
+    )
+    assert (partly - unguided).abs().max() > 1e-3
+    assert len(first_only) == STEPS
+
+
+def test_a_condition_can_be_reused(pipe):
+    arguments = {"guidance_scale": 3.0, "image_guidance_scale": 1.5}
+    condition = pipe.encode_prompt("make it red", picture(3), **arguments)
+    assert condition.states.shape[1] == 3
+    direct = run(pipe, "make it red", picture(3), latents=noise(2), num_images_per_prompt=2, **arguments)
+    reused = run(pipe, condition=condition, latents=noise(2), num_images_per_prompt=2, **arguments)
+    torch.testing.assert_close(direct, reused, atol=0, rtol=0)
+
+
+def test_generators_fix_the_result(pipe):
+    def draw(seeds):
+        return run(pipe, ["a cat", "a dog"], generator=[torch.Generator().manual_seed(s) for s in seeds])
+
+    first, second = draw([1, 2]), draw([1, 3])
+    torch.testing.assert_close(first[0], second[0], atol=1e-5, rtol=1e-4)
+    assert (first[1] - second[1]).abs().max() > 1e-2
+
+
+def test_callback_sees_and_changes_latents_and_can_stop(pipe):
+    steps = []
+
+    def callback(pipeline, i, t, tensors):
+        steps.append((i, int(t)))
+        pipeline._interrupt = i == 1
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    result = run(pipe, "a cat", latents=noise(1), callback_on_step_end=callback)
+    assert [i for i, _ in steps] == [0, 1]
+    assert steps[0][1] > steps[1][1]
+    assert result.abs().max() == 0
+
+
+def test_output_types_agree(pipe):
+    def draw(output_type):
+        return pipe(
+            "a cat",
+            latents=noise(1),
+            height=64,
+            width=64,
+            num_inference_steps=STEPS,
+            output_type=output_type,
+        ).images
+
+    tensor, array, image = draw("pt"), draw("np"), draw("pil")[0]
+    assert image.size == (64, 64)
+    np.testing.assert_allclose(tensor[0].permute(1, 2, 0).numpy(), array[0], atol=1e-6)
+    np.testing.assert_allclose(np.asarray(image), (array[0] * 255).round(), atol=1)
+
+
+def test_edits_keep_the_proportions_of_the_picture(pipe):
+    shown = pipe("make it red", picture(3, (300, 150)), num_inference_steps=1).images[0]
+    assert shown.size == fit_size((300, 150), 64, 8) == (88, 48)
+    assert pipe("a cat", num_inference_steps=1).images[0].size == (64, 64)
+
+
+def test_bfloat16_runs_close_to_float32(pipe, tmp_path):
+    exact = run(pipe, "a cat", latents=noise(1))
+    pipe.save_pretrained(tmp_path)
+    half = LadderPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    assert {half.transformer.dtype, half.mllm.dtype, half.connector.dtype} == {torch.bfloat16}
+    rounded = run(half, "a cat", latents=noise(1))
+    assert rounded.dtype == torch.float32
+    assert ((rounded - exact).norm() / exact.norm()).item() < 0.05
+
+
+def test_save_and_load_change_no_number(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "pipeline")
+    again = LadderPipeline.from_pretrained(tmp_path / "pipeline")
+    again.set_progress_bar_config(disable=True)
+    assert again.encoder.system_prompt == pipe.encoder.system_prompt
+    arguments = {"guidance_scale": 3.0, "image_guidance_scale": 1.5, "latents": noise(1)}
+    ours = run(pipe, "make it red", picture(3), **arguments)
+    torch.testing.assert_close(run(again, "make it red", picture(3), **arguments), ours, atol=0, rtol=0)
+    assert not list((tmp_path / "pipeline").rglob("*.bin"))
+
+
+def test_sequential_offload_changes_no_number(pipe, tmp_path):
+    expected = run(pipe, "make it red", picture(3), latents=noise(1), image_guidance_scale=1.5)
+    pipe.save_pretrained(tmp_path)
+    offloaded = LadderPipeline.from_pretrained(tmp_path)
+    offloaded.set_progress_bar_config(disable=True)
+    offloaded.enable_sequential_cpu_offload(device="cpu")
+    assert offloaded.transformer.proj_out.weight.device.type == "meta"
+    result = run(offloaded, "make it red", picture(3), latents=noise(1), image_guidance_scale=1.5)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-4)
+
+
+BAD = [
+    ({"prompt": ""}, "The prompt is empty and there is no image"),
+    ({"prompt": None}, "Give either a prompt or a condition"),
+    ({"prompt": []}, "No prompt was given"),
+    ({"prompt": 3}, "not iterable|is a int"),
+    ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+    ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+    ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+    ({"image": [picture(1)] * 5}, "at most 4 images, 5 were given"),
+    ({"prompt": ["a", "b"], "image": [picture(1)]}, "1 images were given for 2 prompts"),
+    ({"prompt": ["a", "b"], "negative_prompt": ["x"]}, "1 negative prompts were given for 2 prompts"),
+    ({"prompt": ["a", "b"], "image": [[], [picture(1)]]}, "some without"),
+    ({"image": "cat.png"}, "give PIL images"),
+    ({"height": 60, "width": 64}, "height 60 is no positive multiple of 8; use 56 or 64"),
+    ({"height": 64, "width": -8}, "width -8 is no positive multiple of 8; use 8"),
+    (
+        {"latents": torch.zeros(1, 8, 4, 4)},
+        r"latents have shape \[1, 8, 4, 4\]; this call needs \[1, 8, 8, 8\]",
+    ),
+    ({"generator": [torch.Generator()] * 3}, "3 generators were given for 1 results"),
+    ({"output_type": "gif"}, "output_type is 'gif'"),
+    ({"callback_on_step_end_tensor_inputs": ["noise"]}, "known: latents"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD)
+def test_bad_input_is_named_before_anything_is_computed(pipe, arguments, words):
+    def refuse(*_):
+        raise AssertionError("a model ran")
+
+    modules = (pipe.mllm.model.language_model.layers[0], pipe.transformer.patch_embed)
+    handles = [module.register_forward_pre_hook(refuse) for module in modules]
+    try:
+        with pytest.raises((ValueError, TypeError), match=words):
+            pipe(**{"prompt": "a cat"} | arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@given(st.integers(-200, 5000), st.sampled_from([8, 32]))
+def test_nearest_sizes_are_right(size, factor):
+    if size > 0 and size % factor == 0:
+        check_size(size, size, factor)
+        return
+    with pytest.raises(ValueError) as error:
+        check_size(size, factor, factor)
+    offered = [int(word) for word in str(error.value).split("use ")[1].rstrip(".").split(" or ")]
+    assert all(o > 0 and o % factor == 0 for o in offered)
+    assert size < factor or (max(offered) - min(offered) == factor and min(offered) < size < max(offered))
+
+
+@given(st.tuples(st.integers(1, 4000), st.integers(1, 4000)), st.sampled_from([64, 512]))
+def test_fitted_sizes_keep_area_and_proportions(size, side):
+    width, height = fit_size(size, side, 8)
+    assert width % 8 == height % 8 == 0 and min(width, height) >= 8
+    if max(size) <= 3 * min(size):
+        assert abs(width / height / (size[0] / size[1]) - 1) < 16 / min(width, height)
+        assert abs(width * height / side**2 - 1) < 24 / min(width, height)
+
+
+def test_requests_take_every_form():
+    a, b = picture(1), picture(2)
+    assert check_request("x", a).images == [[a]]
+    assert check_request("x", [a, b]).images == [[a, b]]
+    assert check_request(["x", "y"], a).images == [[a], [a]]
+    assert check_request(["x", "y"], [a, [a, b]]).images == [[a], [a, b]]
+    assert check_request(["x", "y"], negative_prompt="n").negatives == ["n", "n"]
+    assert check_request("", a).prompts == [""]
+    assert Guidance().combine(torch.ones(1), 1).item() == 1

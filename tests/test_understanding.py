@@ -1,0 +1,68 @@
+"""Answers come from the frozen MLLM: greedy decoding checked against a plain loop without a cache."""
+
+import pytest
+import torch
+from PIL import Image
+from tbac_uniimage.core.prompts import build_chat
+from tbac_uniimage.core.understanding import ANSWER_SYSTEM_PROMPT, ask, with_vocabulary_rows
+
+
+def arguments(tiny) -> tuple:
+    return tiny.mllm, tiny.tokenizer, tiny.image_processor
+
+
+def test_greedy_answer_equals_a_plain_loop(tiny):
+    ids = build_chat(tiny.tokenizer, ANSWER_SYSTEM_PROMPT, "what is this <|im_end|>")
+    prompt = len(ids)
+    with torch.no_grad():
+        for _ in range(6):
+            ids.append(tiny.mllm(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item())
+    answer = ask(*arguments(tiny), [], "what is this <|im_end|>", max_new_tokens=6)
+    stop = [i for i, token in enumerate(ids[prompt:]) if token in (420, 421)]
+    kept = ids[prompt:][: stop[0] if stop else None]
+    assert answer.text == tiny.tokenizer.decode(kept, skip_special_tokens=True).strip()
+    assert answer.rows == "checkpoint"
+
+
+def test_the_picture_reaches_the_answer(tiny):
+    """The first word's logits are those of transformers' own forward on the same picture."""
+    images = [Image.linear_gradient("L").resize((90, 60)).convert("RGB"), Image.new("RGB", (64, 64), "red")]
+    seen = []
+    handle = tiny.mllm.lm_head.register_forward_hook(lambda _m, _i, logits: seen.append(logits[:, -1]))
+    try:
+        for image in images:
+            ask(*arguments(tiny), [image], "what is this", 1)
+    finally:
+        handle.remove()
+    assert (seen[0] - seen[1]).abs().max() > 1e-3
+    patches = tiny.image_processor(images=images[:1], return_tensors="pt")
+    counts = [patches["image_grid_thw"].prod().item() // 4]
+    ids = torch.tensor([build_chat(tiny.tokenizer, ANSWER_SYSTEM_PROMPT, "what is this", counts)])
+    with torch.no_grad():
+        expected = tiny.mllm(
+            input_ids=ids, mm_token_type_ids=(ids == tiny.mllm.config.image_token_id).int(), **patches
+        ).logits[:, -1]
+    torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_other_vocabulary_rows_share_every_layer(tiny):
+    rows = tiny.mllm.model.language_model.embed_tokens.weight.detach().flip(0)
+    other = with_vocabulary_rows(tiny.mllm, rows)
+    shared = dict(tiny.mllm.named_parameters())
+    for name, parameter in other.named_parameters():
+        if "embed_tokens" in name or "lm_head" in name:
+            assert torch.equal(parameter, rows)
+        else:
+            assert parameter.data_ptr() == shared[name].data_ptr()
+    assert not any(p.is_meta for p in other.parameters()) and not any(b.is_meta for b in other.buffers())
+    answer = ask(*arguments(tiny), [], "what is this", 4, vocabulary_rows=rows)
+    assert answer.rows == "qwen"
+
+
+def test_bad_questions(tiny):
+    with pytest.raises(ValueError, match="The question is empty"):
+        ask(*arguments(tiny), [], "  ")
+    with pytest.raises(ValueError, match="max_new_tokens is 0"):
+        ask(*arguments(tiny), [], "what", 0)
+    with pytest.raises(ValueError, match=r"shape \[3, 5\], this MLLM needs \[vocabulary, 64\]"):
+        with_vocabulary_rows(tiny.mllm, torch.zeros(3, 5))
