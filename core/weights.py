@@ -1,0 +1,142 @@
+"""safetensors files: headers are checked before any tensor is read, tensors are mapped and never copied."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
+SHOWN_NAMES = 10
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies and what it is, as its file's header says."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def list_names(names: Iterable[str]) -> str:
+    """The first ten names, and how many more there are."""
+    names = list(names)
+    rest = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Names, types and shapes of a safetensors file, from its header alone.
+
+    Raises:
+        ValueError: a pickle, another kind of file, or a file that ends too early.
+    """
+    if path.suffix in PICKLES:
+        raise ValueError(
+            f"{path} is a pickle, which can run code when read; convert it, only safetensors is opened."
+        )
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(9)
+        if len(start) < 9 or start[8:] != b"{":
+            if start.startswith(b"version h"):
+                raise ValueError(
+                    f"{path} is a git-lfs pointer and no weights; run `git lfs pull` in its folder."
+                )
+            raise ValueError(f"{path} is not a safetensors file; download it again or give another file.")
+        length = struct.unpack("<Q", start[:8])[0]
+        if 8 + length > size:
+            raise ValueError(
+                f"{path} is truncated: {size} bytes, its header alone needs {8 + length}; download it again."
+            )
+        header = start[8:] + file.read(length - 1)
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        infos = {
+            name: TensorInfo(path, name, entry["dtype"], tuple(entry["shape"]))
+            for name, entry in entries.items()
+        }
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{path} has no readable safetensors header; download it again or give another file."
+        ) from error
+    if end != size:
+        state = "is truncated" if size < end else "is damaged"
+        raise ValueError(f"{path} {state}: {size} bytes, its header describes {end}; download it again.")
+    return infos
+
+
+def find_weights(path: Path, stem: str = "model") -> dict[str, TensorInfo]:
+    """Headers of a safetensors file, or of the one or more files of a folder.
+
+    Args:
+        path: a file, or a folder with ``stem.safetensors``, with ``stem.safetensors.index.json`` and its
+            shards, or with one safetensors file of any name.
+        stem: "model" in transformers' folders, "diffusion_pytorch_model" in diffusers'.
+
+    Raises:
+        ValueError: no weights, a missing shard, or a file that :func:`read_header` refuses.
+    """
+    if path.is_file():
+        return read_header(path)
+    index = path / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        return _read_shards(index)
+    if (path / f"{stem}.safetensors").is_file():
+        return read_header(path / f"{stem}.safetensors")
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) == 1:
+        return read_header(files[0])
+    if files:
+        raise ValueError(
+            f"{path} holds {len(files)} safetensors files and no {index.name} that says what is in them; "
+            "add the index, or give one file."
+        )
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        raise ValueError(
+            f"{path} holds weights as pickles only ({list_names(pickles)}), which can run code when read; "
+            "convert them to safetensors."
+        )
+    raise ValueError(f"{path} holds no safetensors weights; complete the folder.")
+
+
+def _read_shards(index: Path) -> dict[str, TensorInfo]:
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    names = sorted(set(weight_map.values()))
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{index.parent} lacks {len(missing)} of its {len(names)} weight files ({list_names(missing)}); "
+            "download them."
+        )
+    infos: dict[str, TensorInfo] = {}
+    for name in names:
+        infos.update(read_header(index.parent / name))
+    absent = sorted(weight_map.keys() - infos.keys())
+    if absent:
+        raise ValueError(
+            f"{index.parent} lacks {len(absent)} tensors that {index.name} lists ({list_names(absent)}); "
+            "download it again."
+        )
+    return infos
+
+
+def read_tensors(infos: dict[str, TensorInfo]) -> dict[str, torch.Tensor]:
+    """Tensors under the keys of ``infos``: views onto the mapped files, copied on write."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in {info.file for info in infos.values()}:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name, info in infos.items():
+                if info.file == path:
+                    tensors[name] = file.get_tensor(info.name)
+    return tensors
