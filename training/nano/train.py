@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 RUNS = Path(__file__).resolve().parents[2] / "runs" / "nano"
-MINUTES = {"autoencoder": 22.0}
+MINUTES = {"autoencoder": 22.0, "vision": 4.0, "mllm": 20.0, "drawing": 20.0}
 
 
 def main() -> None:
@@ -21,6 +21,12 @@ def main() -> None:
         minutes = options.minutes or MINUTES[stage]
         if stage == "autoencoder":
             from .autoencoder import train
+        elif stage == "vision":
+            from .naming import train_vision as train
+        elif stage == "mllm":
+            from .naming import train
+        elif stage == "drawing":
+            from .drawing import train
         train(options.folder, minutes, options.threads, options.seed)
 
 
