@@ -268,6 +268,7 @@ class LadderPipeline(DiffusionPipeline):
         mask = condition.mask.repeat_interleave(per_prompt, dim=0).to(device)
         return self.transformer.prepare_rungs(states, mask)
 
+    @torch.no_grad()
     def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
         """Latents to pictures."""
         latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor

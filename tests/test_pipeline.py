@@ -175,15 +175,29 @@ def test_save_and_load_change_no_number(pipe, tmp_path):
     assert not list((tmp_path / "pipeline").rglob("*.bin"))
 
 
-def test_sequential_offload_changes_no_number(pipe, tmp_path):
+def test_model_offload_brings_each_part_before_it_computes(pipe, tmp_path, monkeypatch):
+    """On the CPU nothing moves, but the hooks that would move a part must fire, in the order of use."""
+    from accelerate.hooks import CpuOffload
+
     expected = run(pipe, "make it red", picture(3), latents=noise(1), image_guidance_scale=1.5)
     pipe.save_pretrained(tmp_path)
     offloaded = LadderPipeline.from_pretrained(tmp_path)
     offloaded.set_progress_bar_config(disable=True)
-    offloaded.enable_sequential_cpu_offload(device="cpu")
-    assert offloaded.transformer.proj_out.weight.device.type == "meta"
+    offloaded.enable_model_cpu_offload(device="cpu")
+    brought = []
+    original = CpuOffload.pre_forward
+
+    def pre_forward(self, module, *args, **kwargs):
+        brought.append(type(module).__name__)
+        return original(self, module, *args, **kwargs)
+
+    monkeypatch.setattr(CpuOffload, "pre_forward", pre_forward)
     result = run(offloaded, "make it red", picture(3), latents=noise(1), image_guidance_scale=1.5)
-    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-4)
+    offloaded.decode(result)
+    torch.testing.assert_close(result, expected, atol=0, rtol=0)
+    order = list(dict.fromkeys(brought))
+    assert order == ["Qwen2_5_VLForConditionalGeneration", "LadderTransformer2DModel", "AutoencoderDC"]
+    assert brought.index("LadderTransformer2DModel") < brought.index("AutoencoderDC")
 
 
 BAD = [
