@@ -277,14 +277,26 @@ class LadderPipeline(DiffusionPipeline):
         )
 
     def ask(
-        self, image: Image.Image | Sequence[Image.Image] | None, question: str, max_new_tokens: int = 128
+        self,
+        image: Image.Image | Sequence[Image.Image] | None,
+        question: str,
+        max_new_tokens: int = 128,
+        vocabulary_rows: torch.Tensor | None = None,
     ) -> Answer:
-        """Answer a question about a picture (or up to four) with the frozen MLLM."""
+        """Answer a question about a picture (or up to four) with the frozen MLLM (see :func:`.ask`)."""
         images = [] if image is None else [image] if isinstance(image, Image.Image) else list(image)
         hook = getattr(self.mllm, "_hf_hook", None)
         if hook is not None:
             hook.pre_forward(self.mllm)
-        return ask(self.mllm, self.tokenizer, self.image_processor, images, question, max_new_tokens)
+        return ask(
+            self.mllm,
+            self.tokenizer,
+            self.image_processor,
+            images,
+            question,
+            max_new_tokens,
+            vocabulary_rows,
+        )
 
 
 def last_branches(rungs: Rungs, rows: int) -> Rungs:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 
 from .conditions import check_images, execution_device
+from .naming import EMBEDDING, mllm_name
 from .prompts import build_chat, control_token
+from .weights import find_weights, read_tensors
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
@@ -81,6 +84,20 @@ def ask(
     )
     text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
     return Answer(text, "checkpoint" if vocabulary_rows is None else "qwen")
+
+
+def load_vocabulary_rows(folder: str | Path) -> torch.Tensor:
+    """Embedding rows ``[vocabulary, dim]`` of an original Qwen2.5-VL folder, mapped and not copied.
+
+    Raises:
+        ValueError: no such folder, or one without these rows.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"There is no Qwen2.5-VL folder at {folder}; give one to answer with its rows.")
+    found = {mllm_name(name): info for name, info in find_weights(Path(folder)).items()}
+    if EMBEDDING not in found:
+        raise ValueError(f"{folder} holds no token embeddings; give a Qwen2.5-VL folder.")
+    return read_tensors({EMBEDDING: found[EMBEDDING]})[EMBEDDING]
 
 
 def with_vocabulary_rows(

@@ -2,9 +2,16 @@
 
 import pytest
 import torch
+from conftest import PARITY
 from PIL import Image
 from tbac_uniimage.core.prompts import build_chat
-from tbac_uniimage.core.understanding import ANSWER_SYSTEM_PROMPT, ask, with_vocabulary_rows
+from tbac_uniimage.core.understanding import (
+    ANSWER_SYSTEM_PROMPT,
+    ask,
+    load_vocabulary_rows,
+    with_vocabulary_rows,
+)
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 
 def arguments(tiny) -> tuple:
@@ -57,6 +64,16 @@ def test_other_vocabulary_rows_share_every_layer(tiny):
     assert not any(p.is_meta for p in other.parameters()) and not any(b.is_meta for b in other.buffers())
     answer = ask(*arguments(tiny), [], "what is this", 4, vocabulary_rows=rows)
     assert answer.rows == "qwen"
+
+
+def test_vocabulary_rows_of_an_original_folder(tmp_path):
+    folder = PARITY / "Qwen2.5-VL-tiny"
+    original = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    assert torch.equal(load_vocabulary_rows(folder), original.model.language_model.embed_tokens.weight)
+    with pytest.raises(ValueError, match="no Qwen2.5-VL folder at"):
+        load_vocabulary_rows(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="holds no token embeddings"):
+        load_vocabulary_rows(PARITY / "Sana_tiny_diffusers" / "transformer")
 
 
 def test_bad_questions(tiny):
