@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
+from pathlib import Path
+
+import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from .conditioning import LadderEncode, LadderImageEdit
@@ -14,6 +19,7 @@ class LadderExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node of the pack."""
+        place_sample_picture()
         return [
             LadderLoadModel,
             LadderEncode,
@@ -22,3 +28,18 @@ class LadderExtension(ComfyExtension):
             LadderSampler,
             LadderScheduler,
         ]
+
+
+def place_sample_picture() -> None:
+    """Put the edit template's picture among ComfyUI's input pictures, so that the template runs as it is."""
+    name = "tbac_uniimage_scene.png"
+    source = Path(__file__).resolve().parent.parent / "assets" / "samples" / name
+    target = Path(folder_paths.get_input_directory()) / name
+    if target.exists():
+        return
+    try:
+        partial = target.with_suffix(".partial")
+        shutil.copyfile(source, partial)
+        partial.replace(target)
+    except OSError as error:  # a read-only input folder must not keep the nodes from loading
+        logging.warning("TBAC-UniImage: the sample picture was not placed: %s", error)

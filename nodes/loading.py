@@ -67,6 +67,16 @@ class LadderLoadModel(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, checkpoint: str, weight_dtype: str) -> bool | str:
+        """ComfyUI 0.3 does not check the choices of V3 nodes."""
+        known = list(find_checkpoints())
+        if checkpoint not in known:
+            return f"There is no model {checkpoint!r} in models/{MODEL_FOLDER}; known: {', '.join(known)}."
+        if weight_dtype not in DTYPES:
+            return f"weight_dtype is {weight_dtype!r}; choose {', '.join(DTYPES)}."
+        return True
+
+    @classmethod
     def execute(cls, checkpoint: str, weight_dtype: str) -> io.NodeOutput:
         """Load the parts once and hand them to ComfyUI's memory management."""
         from .bridge import load_for_comfy
