@@ -22,6 +22,7 @@ from transformers.masking_utils import create_causal_mask
 
 from .connector import LadderConnector
 from .prompts import MAX_IMAGES, MAX_TEXT_TOKENS, SYSTEM_PROMPT, build_prompt, pad_left
+from .rope import rope_positions
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
@@ -204,9 +205,8 @@ class LadderEncoder:
         ids, mask = ids[:, :-closing], mask[:, :-closing]
         num_queries = self.connector.config.num_queries
         image_token = self.mllm.config.image_token_id
-        positions, _ = model.get_rope_index(
-            ids, (ids == image_token).int(), image_grid_thw=inputs.image_grid_thw, attention_mask=mask
-        )
+        merge_size = self.mllm.config.vision_config.spatial_merge_size
+        positions = rope_positions(ids, mask, image_token, inputs.image_grid_thw, merge_size)
         cache = DynamicCache(config=self.mllm.config.get_text_config())
         with torch.no_grad():
             prefix = model.language_model.embed_tokens(ids[:, :-num_queries])
@@ -231,7 +231,7 @@ class LadderEncoder:
             Inputs of the last ``num_layers`` layers, ``[num_layers, batch, tokens, dim]``.
         """
         language_model = self.mllm.model.language_model
-        attention_mask = create_causal_mask(language_model.config, hidden, mask, cache)
+        attention_mask = create_causal_mask(language_model.config, hidden, mask, past_key_values=cache)
         rotary = language_model.rotary_emb(hidden, positions)
         inputs = [hidden]
         for layer in language_model.layers[:-1]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 
 from .conditions import check_images, execution_device
@@ -61,6 +63,11 @@ def ask(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; give at least 1.")
     check_images([images], [question])
+    if images and Version(transformers.__version__) < Version("5.8"):
+        raise ValueError(
+            f"transformers {transformers.__version__} misplaces still images when it answers about them; "
+            "install 5.8 or newer."
+        )
     if vocabulary_rows is not None:
         mllm = with_vocabulary_rows(mllm, vocabulary_rows)
     device = execution_device(mllm.model.language_model.embed_tokens)

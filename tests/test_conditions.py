@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tbac_uniimage.core.conditions import LadderEncoder, check_images, fold_condition, unfold_condition
+from tbac_uniimage.core.prompts import pad_left
+from tbac_uniimage.core.rope import rope_positions
 
 
 @pytest.fixture
@@ -55,6 +57,33 @@ def test_equals_the_full_pass_of_transformers(tiny, encoder):
     queries = tiny.connector.config.num_queries
     expected = torch.stack(hidden[depth - 4 : depth])[:, :, -2 - queries : -2]
     torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.one_of(st.integers(1, 5), st.tuples(st.integers(1, 4), st.integers(1, 4))), max_size=6),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_positions_equal_those_of_transformers(tiny, rows):
+    """Any mix of text runs and image sizes; transformers of this environment computes them rightly."""
+    image_token, sequences, grids = tiny.mllm.config.image_token_id, [], []
+    for row in rows:
+        sequence = [1]
+        for piece in row:
+            if isinstance(piece, tuple):
+                grids.append([1, 2 * piece[0], 2 * piece[1]])
+                sequence += [2, *[image_token] * (piece[0] * piece[1]), 3]
+            else:
+                sequence += [4] * piece
+        sequences.append(sequence)
+    ids, mask = pad_left(sequences, 0)
+    grid = torch.tensor(grids) if grids else None
+    expected, _ = tiny.mllm.model.get_rope_index(
+        ids, (ids == image_token).int(), image_grid_thw=grid, attention_mask=mask
+    )
+    assert torch.equal(rope_positions(ids, mask, image_token, grid, 2), expected)
 
 
 def test_a_batch_equals_its_rows_alone(encoder):
