@@ -170,20 +170,15 @@ class LadderPipeline(DiffusionPipeline):
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; known: latents.")
+        source_size = None
         if condition is None:
             request = check_request(prompt, image, negative_prompt)
-            branches = guidance.num_branches(request.images is not None)
-            num_prompts = len(request.prompts)
-            source = request.images[0][0] if request.images else None
+            branches, num_prompts = guidance.num_branches(request.images is not None), len(request.prompts)
+            source_size = request.images[0][0].size if request.images else None
         else:
-            branches, num_prompts = self._branches_of(condition, guidance), None
-            source = image if isinstance(image, Image.Image) else None
+            branches = self._branches_of(condition, guidance)
             num_prompts = condition.states.shape[1] // branches
-        default = self.transformer.config.sample_size * self.vae_scale_factor
-        if height is None and width is None and source is not None:
-            width, height = fit_size(source.size, default, self.vae_scale_factor)
-        height, width = height or default, width or default
-        check_size(height, width, self.vae_scale_factor)
+        height, width = self._size(height, width, source_size)
 
         device = self._execution_device
         self._interrupt = False
@@ -239,6 +234,15 @@ class LadderPipeline(DiffusionPipeline):
                 "branches of this guidance; encode it with the same guidance scales."
             )
         return branches
+
+    def _size(self, height: int | None, width: int | None, source: tuple[int, int] | None) -> tuple[int, int]:
+        """Checked height and width; by default the trained area, in the proportions of ``source`` if given."""
+        side = self.transformer.config.sample_size * self.vae_scale_factor
+        if height is None and width is None and source is not None:
+            width, height = fit_size(source, side, self.vae_scale_factor)
+        height, width = (side if length is None else length for length in (height, width))
+        check_size(height, width, self.vae_scale_factor)
+        return height, width
 
     def prepare_latents(
         self,
