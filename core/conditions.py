@@ -191,7 +191,7 @@ class LadderEncoder:
         """Run the MLLM and the connector. Gradients reach the queries and the connector, never the MLLM."""
         states = self.hidden_states(inputs)
         mask = torch.ones(states.shape[1:3], dtype=torch.long, device=states.device)
-        return LadderCondition(self.connector(states), mask)
+        return LadderCondition(self.connector(states.to(self.connector.dtype)), mask)
 
     def hidden_states(self, inputs: LadderInputs) -> torch.Tensor:
         """MLLM states at the query positions ``[num_layers, batch, queries, mllm_dim]``."""

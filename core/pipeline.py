@@ -236,7 +236,7 @@ class LadderPipeline(DiffusionPipeline):
         return branches
 
     def _size(self, height: int | None, width: int | None, source: tuple[int, int] | None) -> tuple[int, int]:
-        """Checked height and width; by default the trained area, in the proportions of ``source`` if given."""
+        """Checked height and width; by default the trained area, in the proportions of ``source`` if any."""
         side = self.transformer.config.sample_size * self.vae_scale_factor
         if height is None and width is None and source is not None:
             width, height = fit_size(source, side, self.vae_scale_factor)
