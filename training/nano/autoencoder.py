@@ -1,8 +1,8 @@
 """Stage 1: a deep-compression autoencoder of 1.8 M parameters for 64-pixel sprite scenes (f8, 16 channels).
 
-diffusers' `AutoencoderDC`, trained for reconstruction only. Its latents come out with a different scale in every
-channel; `normalise_latents` folds the normalisation into the two convolutions at the bottleneck, so that a single
-`scaling_factor` of 1 is right.
+diffusers' `AutoencoderDC`, trained for reconstruction only. Its latents come out with a different scale
+in every channel; `normalise_latents` folds the normalisation into the two convolutions at the bottleneck,
+so that a single `scaling_factor` of 1 is right.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Absolute plus squared error plus half the absolute error of the edges, which keeps small sprites crisp."""
+    """Absolute plus squared error plus half the absolute error of the edges, which keeps small sprites
+    crisp.
+    """
     gradients = sum(F.l1_loss(a, b) for a, b in zip(edges(output), edges(target), strict=True))
     return F.l1_loss(output, target) + F.mse_loss(output, target) + 0.5 * gradients
 
@@ -84,7 +86,8 @@ def psnr(output: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderDC, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and scale every latent channel to mean 0 and deviation 1 on `pictures`; the decoder undoes it exactly.
+    """Shift and scale every latent channel to mean 0 and deviation 1 on `pictures`; the decoder undoes it
+    exactly.
 
     Returns the mean and the deviation [channels] that were folded in.
     """

@@ -1,8 +1,9 @@
-"""Stage 4: the diffusion transformer learns to draw, from the names of a scene before it reads the language model.
+"""Stage 4: the diffusion transformer learns to draw, from the names of a scene before it reads the
+language model.
 
 The condition is a table of embeddings of the same names that the query slots learn to say (`naming`). So this
-stage needs the autoencoder only and runs while the language model is still being trained; `ladder` then fits the
-connector to this table and goes on with the real states.
+stage needs the autoencoder only and runs while the language model is still being trained; `ladder` then
+fits the connector to this table and goes on with the real states.
 """
 
 from __future__ import annotations
@@ -147,6 +148,16 @@ def train(folder: Path, minutes: float, threads: int = 1, seed: int = 0) -> None
         return f"held-out loss {sum(losses) / len(losses):.4f}"
 
     stage = loop.Stage(
-        "drawing", folder, minutes, BATCH, 1.5e-3, 0.01, warmup=100, decay=0.0, ema=0.999, threads=threads, seed=seed
+        "drawing",
+        folder,
+        minutes,
+        BATCH,
+        1.5e-3,
+        0.01,
+        warmup=100,
+        decay=0.0,
+        ema=0.999,
+        threads=threads,
+        seed=seed,
     )
     loop.train(stage, {"transformer": transformer, "table": table}, step, evaluate)

@@ -1,4 +1,6 @@
-"""Edits of sprite scenes: source, instruction and the exact target, in which everything else stays as it was."""
+"""Edits of sprite scenes: source, instruction and the exact target, in which everything else stays as it
+was.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def changed(source: Scene, items: tuple[Item, ...], instruction: str, kind: str)
 
 
 def draw(random: Random, kind: str | None = None, held_out: bool = False) -> Edit:
-    """A random edit. In training neither picture is a held-out combination; for the score the target is one."""
+    """A random edit. In training neither picture is a held-out combination; for the score the target is
+    one.
+    """
     kind = kind or random.choice(KINDS)
     while True:
         edit = draw_any(random, kind)

@@ -1,8 +1,8 @@
 """The training loop that every stage of the nano model shares: timed, resumable, one function.
 
-A stage is a name, a folder and a budget in minutes. Its state (weights, optimizer, averaged weights, samples and
-minutes so far) is written to `<folder>/<stage>.safetensors` and `.json` once a minute and at the end, each to a
-temporary name first, so a stage that was interrupted goes on where it was.
+A stage is a name, a folder and a budget in minutes. Its state (weights, optimizer, averaged weights,
+samples and minutes so far) is written to `<folder>/<stage>.safetensors` and `.json` once a minute and at
+the end, each to a temporary name first, so a stage that was interrupted goes on where it was.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ REPORT_EVERY = 200  # steps
 class Stage:
     """What one call of `train` is asked to do.
 
-    `minutes` is the whole budget of the stage, including what earlier, interrupted calls used. The learning rate
-    warms up over `warmup` steps, stays, and falls as a cosine over the last `decay` of the budget.
+    `minutes` is the whole budget of the stage, including what earlier, interrupted calls used. The
+    learning rate warms up over `warmup` steps, stays, and falls as a cosine over the last `decay` of the
+    budget.
     """
 
     name: str
@@ -74,7 +75,9 @@ def trained(models: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
     }
 
 
-def save_state(stage: Stage, models: dict, optimizer: torch.optim.Optimizer, averages: dict, done: dict) -> None:
+def save_state(
+    stage: Stage, models: dict, optimizer: torch.optim.Optimizer, averages: dict, done: dict
+) -> None:
     """Write weights, averages, both moments of AdamW and the counters."""
     tensors = {f"model/{k}.{n}": t for k, model in models.items() for n, t in model.state_dict().items()}
     tensors |= {f"average/{name}": tensor for name, tensor in averages.items()}
@@ -156,7 +159,10 @@ def train(
     parameters = trained(models)
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": stage.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": stage.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.98))
     averages = {name: p.detach().clone() for name, p in parameters.items()} if stage.ema else {}
     done = load_state(stage, models, optimizer, averages)

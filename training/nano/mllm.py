@@ -1,4 +1,6 @@
-"""The nano model's language model: Qwen2.5-VL's classes with 8 layers of width 192 and a vision tower of width 128."""
+"""The nano model's language model: Qwen2.5-VL's classes with 8 layers of width 192 and a vision tower of
+width 128.
+"""
 
 from __future__ import annotations
 
@@ -139,7 +141,8 @@ def run(
     vision: Tensor | None = None,
     grid: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Full pass with gradient everywhere: hidden states h_0 ... h_L, each [batch, length, WIDTH], h_L normalised.
+    """Full pass with gradient everywhere: hidden states h_0 ... h_L, each [batch, length, WIDTH], h_L
+    normalised.
 
     Args:
         queries: [QUERIES, WIDTH], put where ids reach beyond the vocabulary.

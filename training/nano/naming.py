@@ -1,11 +1,12 @@
 """Stages 2 and 3: vision tower, then language model and queries, before both are frozen.
 
-The paper freezes a pretrained MLLM. Ours is too small to be one, so it learns its domain here: its sixteen query
-slots name the scene that is to be drawn (background, then name, place and side of every sprite) at the input of
-every layer that becomes a rung. The diffusion transformer learns objects only once it finds them named there.
-With a caption the scene is the one told, with a picture and an instruction the edited one; the same model
-answers questions about pictures in words. The vision tower starts alone, each of its tokens naming the sprite it
-lies on, which takes minutes where learning it through the language model takes hours.
+The paper freezes a pretrained MLLM. Ours is too small to be one, so it learns its domain here: its
+sixteen query slots name the scene that is to be drawn (background, then name, place and side of every
+sprite) at the input of every layer that becomes a rung. The diffusion transformer learns objects only
+once it finds them named there. With a caption the scene is the one told, with a picture and an
+instruction the edited one; the same model answers questions about pictures in words. The vision tower
+starts alone, each of its tokens naming the sprite it lies on, which takes minutes where learning it
+through the language model takes hours.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ EMPTY = np.zeros((SIZE, SIZE, 3), np.uint8)  # the black picture of unconditiona
 
 
 def item_names(item: Item) -> list[int]:
-    return [INDEX[part, value] for part, value in zip(PARTS, (item.name, item.x, item.y, item.size), strict=True)]
+    return [
+        INDEX[part, value] for part, value in zip(PARTS, (item.name, item.x, item.y, item.size), strict=True)
+    ]
 
 
 def slot_names(scene: Scene | None) -> list[int]:
@@ -59,14 +62,18 @@ def slot_names(scene: Scene | None) -> list[int]:
 
 
 def cell_names(scene: Scene) -> list[list[int]]:
-    """What each vision token says: the background, and the sprite whose box the cell's centre lies in, if any."""
+    """What each vision token says: the background, and the sprite whose box the cell's centre lies in, if
+    any.
+    """
     side = SIZE // 4
     cells = []
     for top in range(0, SIZE, side):
         for left in range(0, SIZE, side):
             x, y = left + side / 2, top + side / 2
             covering = [i for i in scene.items if max(abs(i.x - x), abs(i.y - y)) < i.size / 2 + 2]
-            names = item_names(min(covering, key=lambda i: abs(i.x - x) + abs(i.y - y))) if covering else [0] * 4
+            names = (
+                item_names(min(covering, key=lambda i: abs(i.x - x) + abs(i.y - y))) if covering else [0] * 4
+            )
             cells.append([INDEX["background", scene.background], *names])
     return cells
 
@@ -138,10 +145,14 @@ def slot_loss(language_model: nn.Module, heads: Heads, hidden: tuple[Tensor, ...
 class Tasks:
     """The three tasks of stage 3 on one model: each draws a batch and gives its loss."""
 
-    def __init__(self, model: nn.Module, connector: LadderConnector, heads: Heads, prompter: mllm.Prompter) -> None:
+    def __init__(
+        self, model: nn.Module, connector: LadderConnector, heads: Heads, prompter: mllm.Prompter
+    ) -> None:
         self.model, self.connector, self.heads, self.prompter = model, connector, heads, prompter
 
-    def name_slots(self, texts: list[str], targets: list[Scene | None], pictures: list | None = None) -> tuple:
+    def name_slots(
+        self, texts: list[str], targets: list[Scene | None], pictures: list | None = None
+    ) -> tuple:
         """Hidden states and slot names of prompts, with one picture each or none."""
         ids, mask = self.prompter.prompts(texts, 0 if pictures is None else 1)
         names = torch.tensor([slot_names(target) for target in targets])
@@ -172,7 +183,9 @@ class Tasks:
         texts, targets, pictures, sources = [], [], [], []
         for _ in range(size):
             edit = edits.draw(random)
-            no_text, no_picture = random.choices(((0, 0), (1, 0), (0, 1), (1, 1)), (0.84, 0.08, 0.04, 0.04))[0]
+            no_text, no_picture = random.choices(((0, 0), (1, 0), (0, 1), (1, 1)), (0.84, 0.08, 0.04, 0.04))[
+                0
+            ]
             texts.append("" if no_text else edit.instruction)
             pictures.append(EMPTY if no_picture else scenes.render(edit.source))
             targets.append((None if no_picture else edit.source) if no_text else edit.target)
@@ -224,7 +237,9 @@ def train(folder: Path, minutes: float, threads: int = 1, seed: int = 0) -> None
     changed = [edits.draw(held_out, held_out=True) for _ in range(64)]
 
     def share(hidden: tuple[Tensor, ...], names: Tensor) -> str:
-        """Share of slots named right at the first and at the last rung: background, objects, all that is said."""
+        """Share of slots named right at the first and at the last rung: background, objects, all that is
+        said.
+        """
         shares = []
         for rung in (-1 - mllm.RUNGS, -2):
             states = model.model.language_model.norm(hidden[rung][:, -mllm.QUERIES :])
@@ -243,5 +258,7 @@ def train(folder: Path, minutes: float, threads: int = 1, seed: int = 0) -> None
         return f"caption {share(*from_text[:2])}, edit {share(*from_edit[:2])}, answer loss {answer:.3f}"
 
     batch = sum(BATCHES.values())
-    stage = loop.Stage("mllm", folder, minutes, batch, learning_rate=1.5e-3, threads=threads, seed=seed, decay=0.7)
+    stage = loop.Stage(
+        "mllm", folder, minutes, batch, learning_rate=1.5e-3, threads=threads, seed=seed, decay=0.7
+    )
     loop.train(stage, models, step, evaluate)

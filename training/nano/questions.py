@@ -45,7 +45,9 @@ def draw(random: Random, scene: Scene, kind: str) -> tuple[str, str]:
     if kind == "how many":
         name = random.choice(names)
         asked = random.choice(("objects", plural(name)))
-        return f"how many {asked} are there?", NUMBERS[len(names) if asked == "objects" else names.count(name)]
+        return f"how many {asked} are there?", NUMBERS[
+            len(names) if asked == "objects" else names.count(name)
+        ]
     if kind == "where" and len(set(names)) == len(names):
         item = random.choice(scene.items)
         return f"where is the {item.name}?", where(item)

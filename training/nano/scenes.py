@@ -1,8 +1,9 @@
 """Sprite scenes: what is in a picture, how it is drawn, how it is told in a sentence.
 
-A scene is one to three sprites on a plain background of 64 x 64 pixels. Four kinds follow the shape of GenEval's
-tasks: single, two, count and position. Which scenes are kept for the score is a hash of the objects and the
-background, so no picture of a held-out combination, in whatever arrangement, is seen in training.
+A scene is one to three sprites on a plain background of 64 x 64 pixels. Four kinds follow the shape of
+GenEval's tasks: single, two, count and position. Which scenes are kept for the score is a hash of the
+objects and the background, so no picture of a held-out combination, in whatever arrangement, is seen in
+training.
 """
 
 from __future__ import annotations
@@ -88,11 +89,14 @@ class Scene:
 
 @lru_cache(maxsize=4096)
 def sprite(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Colours times alpha [size, size, 3] and the background's share [size, size, 1], float32, colours 0..255."""
+    """Colours times alpha [size, size, 3] and the background's share [size, size, 1], float32, colours
+    0..255.
+    """
     channels = sprites.load()[name].astype(np.float32)
     channels[..., :3] *= channels[..., 3:] / 255  # resizing mixes colours by their alpha
     small = np.stack(
-        [np.asarray(Image.fromarray(channels[..., i]).resize((size, size), Image.LANCZOS)) for i in range(4)], -1
+        [np.asarray(Image.fromarray(channels[..., i]).resize((size, size), Image.LANCZOS)) for i in range(4)],
+        -1,
     )
     small = small.clip(0, 255)
     return small[..., :3], 1 - small[..., 3:] / 255
@@ -112,7 +116,9 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether the scene is kept for the score: one in ten sets of objects (with their number) and background."""
+    """Whether the scene is kept for the score: one in ten sets of objects (with their number) and
+    background.
+    """
     names = sorted(item.name for item in scene.items)
     return zlib.crc32(" ".join([scene.background, *names]).encode()) % 10 == 0
 
@@ -159,7 +165,9 @@ def draw_any(random: Random, kind: str) -> Scene:
 
 
 def draw(random: Random, kind: str | None = None, held_out: bool = False) -> Scene:
-    """A random scene, of one kind or of the training mix, from the training or from the held-out combinations."""
+    """A random scene, of one kind or of the training mix, from the training or from the held-out
+    combinations.
+    """
     kind = kind or random.choices(list(KINDS), list(KINDS.values()))[0]
     while is_held_out(scene := draw_any(random, kind)) != held_out:
         pass

@@ -1,4 +1,5 @@
-"""The artwork of the sprite scenes: fetched from npm, joined by code point, stored as one atlas without pickle.
+"""The artwork of the sprite scenes: fetched from npm, joined by code point, stored as one atlas without
+pickle.
 
 `python -m tbac_uniimage.training.nano.sprites` runs `npm pack` for three pinned packages and writes
 `.cache/nano/sprites.npz`: `names` [N] (unicode) and `rgba` [N, 96, 96, 4] uint8, every drawing cropped to its
@@ -80,7 +81,9 @@ def fetch(package: str, folder: Path = CACHE) -> Path:
 
 
 def key(code_points: str) -> str:
-    """Code-point sequence as all three packages agree on it: lower case, without the emoji variation selector."""
+    """Code-point sequence as all three packages agree on it: lower case, without the emoji variation
+    selector.
+    """
     return code_points.lower().replace("-fe0f", "")
 
 
@@ -112,7 +115,9 @@ def build(folder: Path = CACHE) -> Path:
         for name, label in OBJECTS.items():
             code = code_of.get(label)
             if code not in drawings or code not in microsoft:
-                raise ValueError(f"the object {name!r} (label {label!r}) has no drawing of Microsoft's own set")
+                raise ValueError(
+                    f"the object {name!r} (label {label!r}) has no drawing of Microsoft's own set"
+                )
             drawing = Image.open(io.BytesIO(art.extractfile(drawings[code]).read())).convert("RGBA")
             sprites.append(crop_to_square(drawing, SPRITE_SIZE))
     atlas, partial = folder / "sprites.npz", folder / "sprites.partial.npz"
