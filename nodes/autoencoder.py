@@ -11,8 +11,7 @@ import comfy.sd
 import torch
 from diffusers import AutoencoderDC
 
-from .mllm import cast_parameters
-from .offload import manage_stray_parameters, use_comfy_ops
+from .offload import cast_parameters, manage_strays, use_comfy_ops
 
 
 class PlainAutoencoderDC(AutoencoderDC):
@@ -56,7 +55,7 @@ class LadderVAE(comfy.sd.VAE):
         self.patcher = comfy.model_patcher.ModelPatcher(
             autoencoder, load_device=self.device, offload_device=management.vae_offload_device()
         )
-        manage_stray_parameters(self.patcher)
+        manage_strays(self.patcher)
         self.model_size()
 
     def decode_tiled_(

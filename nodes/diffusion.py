@@ -16,8 +16,8 @@ from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, ge
 from ..core.conditions import unfold_condition
 from ..core.schedulers import FLOW_SHIFT
 from ..core.transformer import LadderTransformer2DModel, Rungs
-from .mllm import LatentSize, cast_parameters
-from .offload import manage_stray_parameters, stray_parameters, use_comfy_ops
+from .mllm import LatentSize
+from .offload import cast_parameters, manage_strays, stray_parameters, use_comfy_ops
 
 EXACT_TIMESTEP = "tbac_uniimage_timestep"
 
@@ -141,7 +141,7 @@ def make_model(
     patcher = comfy.model_patcher.ModelPatcher(
         LadderModel(config, transformer, offload_device), load_device=device, offload_device=offload_device
     )
-    manage_stray_parameters(patcher)
+    manage_strays(patcher)
     remember_rungs_while_sampling(patcher)
     return patcher
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import torch
 from PIL import Image
 
 from ..core.conditions import LadderEncoder, fold_condition
 from ..core.requests import check_size
+from .offload import cast_parameters, manage_strays, use_comfy_ops
 
 if TYPE_CHECKING:
     from ..core.checkpoints import LadderParts
@@ -59,15 +62,20 @@ class LadderMLLM:
             system_prompt=parts.system_prompt,
             max_text_tokens=parts.max_text_tokens,
         )
-        module = torch.nn.ModuleDict({"mllm": parts.mllm, "connector": parts.connector})
-        self.module = cast_parameters(module.eval().requires_grad_(False), dtype)
-        for layer in parts.mllm.model.language_model.layers:
-            layer.register_forward_pre_hook(stop_if_cancelled)
+        # without the head, which shares the embedding's weights and would be counted again
+        module = torch.nn.ModuleDict({"mllm": parts.mllm.model, "connector": parts.connector})
+        cast_parameters(module.eval().requires_grad_(False), dtype)
+        use_comfy_ops(module, comfy.ops.disable_weight_init)
         self.patcher = comfy.model_patcher.ModelPatcher(
-            self.module,
+            module,
             load_device=management.text_encoder_device(),
             offload_device=management.text_encoder_offload_device(),
         )
+        manage_strays(self.patcher)
+        # in a partial load the first weights may lie elsewhere than the work is done
+        place = SimpleNamespace(execution_device=self.patcher.load_device)
+        parts.mllm.model.language_model.embed_tokens._hf_hook = place
+        parts.mllm.model.visual.patch_embed.proj._hf_hook = place
 
     def encode(self, prompts: list[str], images: list[list[Image.Image]]) -> torch.Tensor:
         """Folded conditions ``[prompts, queries, layers * dim]``, float32.
@@ -79,21 +87,7 @@ class LadderMLLM:
         config = self.encoder.mllm.config.text_config
         tokens = inputs.input_ids.numel()
         activations = tokens * config.hidden_size * 4 * (config.num_hidden_layers + 16)
-        comfy.model_management.load_models_gpu(
-            [self.patcher], memory_required=activations, force_full_load=True
-        )
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=activations)
         with torch.no_grad():
             states = self.encoder.encode(inputs).states
         return fold_condition(states).float().to(comfy.model_management.intermediate_device())
-
-
-def stop_if_cancelled(*_: object) -> None:
-    """Before every language layer: leave if the user pressed Cancel."""
-    comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-def cast_parameters(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """Cast parameters in place, one at a time. Buffers stay: rotary frequencies need their full precision."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return module

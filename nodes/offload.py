@@ -1,4 +1,4 @@
-"""Let ComfyUI move, cast and patch the weights of diffusers modules."""
+"""Let ComfyUI move, cast and patch the weights of diffusers and transformers modules."""
 
 from __future__ import annotations
 
@@ -19,15 +19,38 @@ class CastRMSNorm(RMSNorm, comfy.ops.CastWeightBiasOp):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Normalise the last axis in float32, as diffusers does, then scale in the input's dtype."""
-        comfy.ops.run_every_op()
-        x = hidden_states.float()
-        x = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)).to(hidden_states.dtype)
-        if self.weight is None:
-            return x
-        weight, bias, stream = comfy.ops.cast_bias_weight(self, hidden_states, offloadable=True)
-        x = x * weight if bias is None else x * weight + bias
-        comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+        return scaled_rms_norm(self, hidden_states, self.eps)
+
+
+class CastQwenRMSNorm(torch.nn.Module, comfy.ops.CastWeightBiasOp):
+    """The same for the language model's norm, whose class changes its name between versions."""
+
+    comfy_cast_weights = True
+    bias = None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Normalise the last axis in float32, then scale in the input's dtype."""
+        return scaled_rms_norm(self, hidden_states, self.variance_epsilon)
+
+
+def scaled_rms_norm(norm: torch.nn.Module, hidden_states: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMS norm with the weights of ``norm``, fetched the way comfy.ops fetches those of its own layers."""
+    comfy.ops.run_every_op()
+    x = hidden_states.float()
+    x = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)).to(hidden_states.dtype)
+    if norm.weight is None:
         return x
+    weight, bias, stream = comfy.ops.cast_bias_weight(norm, hidden_states, offloadable=True)
+    x = x * weight if bias is None else x * weight + bias
+    comfy.ops.uncast_bias_weight(norm, weight, bias, stream)
+    return x
+
+
+def cast_parameters(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Cast parameters in place, one at a time. Buffers stay: rotary frequencies need their full precision."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return module
 
 
 def use_comfy_ops(root: torch.nn.Module, operations: type) -> torch.nn.Module:
@@ -35,6 +58,8 @@ def use_comfy_ops(root: torch.nn.Module, operations: type) -> torch.nn.Module:
     classes = {getattr(torch.nn, name): getattr(operations, name) for name in CASTABLE}
     classes[RMSNorm] = CastRMSNorm
     for module in root.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.__class__ = CastQwenRMSNorm
         module.__class__ = classes.get(type(module), type(module))
     return root
 
@@ -50,8 +75,8 @@ def stray_parameters(root: torch.nn.Module) -> list[str]:
     ]
 
 
-def manage_stray_parameters(patcher: ModelPatcher) -> None:
-    """Patch and move stray parameters whenever the model is loaded, wholly or in part."""
+def manage_strays(patcher: ModelPatcher) -> None:
+    """Patch and move stray parameters, and move buffers, whenever the model is loaded, wholly or in part."""
 
     def on_load(loaded: ModelPatcher, device: torch.device, *_: object) -> None:
         for name in stray_parameters(loaded.model):
@@ -60,5 +85,8 @@ def manage_stray_parameters(patcher: ModelPatcher) -> None:
             weight = comfy.utils.get_attr(loaded.model, name)
             if weight.device != device:
                 comfy.utils.set_attr_param(loaded.model, name, weight.to(device))
+        for module in loaded.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(device))
 
     patcher.add_callback_with_key(CallbacksMP.ON_LOAD, "tbac_uniimage", on_load)

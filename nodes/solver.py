@@ -37,9 +37,8 @@ def sample_recipe(
     """
     scheduler = recipe_scheduler()
     scheduler.set_timesteps(len(sigmas) - 1)
-    if not torch.equal(scheduler.sigmas, sigmas.cpu()):  # another schedule, or the end of one
-        scheduler.sigmas = sigmas.cpu()
-        scheduler.timesteps = (scheduler.sigmas[:-1].double() * 1000).long()
+    scheduler.sigmas = sigmas.cpu()  # the recipe's own, another schedule, or the end of one
+    scheduler.timesteps = (scheduler.sigmas[:-1].double() * 1000).long()
     scheduler.set_begin_index(0)
     options = {**extra_args["model_options"]}
     ones = x.new_ones(len(x))

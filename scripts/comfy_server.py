@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,10 +61,14 @@ def python_for(tree: Path) -> str:
     return sys.executable
 
 
-def free_port() -> int:
-    """A port on the loopback address that nothing uses now."""
+def free_port(wanted: int = 0) -> int:
+    """The wanted port on the loopback address, or any free one if it is taken or 0."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
@@ -218,9 +221,3 @@ def refusal(answer: dict) -> str:
         for error in node["errors"]
     ]
     return "\n".join(lines) or answer["error"]["message"]
-
-
-def last_lines(log: Path, count: int = 20) -> str:
-    """The end of a log file."""
-    with log.open() as lines:
-        return "".join(deque(lines, count))

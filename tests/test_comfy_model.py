@@ -276,10 +276,10 @@ def test_no_weight_is_left_behind_in_partial_loads(comfy, checkpoint, share):
     """On the meta device, any parameter that stays on the CPU uncast raises in the forward pass."""
     from tbac_uniimage.nodes.bridge import load_for_comfy
 
-    model, _, vae = load_for_comfy(checkpoint)
+    model, mllm, vae = load_for_comfy(checkpoint)
     meta = torch.device("meta")
     size = model.model.latent_format.size
-    for patcher in (model, vae.patcher):
+    for patcher in (model, mllm.patcher, vae.patcher):
         patcher.load(meta, lowvram_model_memory=max(1, int(patcher.model_size() * share)))
     layers = model.model.diffusion_model.config.num_layers
     context = torch.zeros(1, 8, layers * model.model.diffusion_model.config.caption_channels, device=meta)
@@ -287,6 +287,45 @@ def test_no_weight_is_left_behind_in_partial_loads(comfy, checkpoint, share):
     out = model.model.diffusion_model(latents, torch.zeros(1, device=meta), context)
     assert out.shape == latents.shape
     assert vae.first_stage_model.decode(latents).shape[-1] == 8 * size.factor
+    for module in mllm.patcher.model.modules():
+        if not getattr(module, "comfy_cast_weights", False):
+            held = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            assert all(tensor.device == meta for tensor in held)
+
+
+def test_partly_loaded_language_model_gives_the_same_conditions(loaded, checkpoint, picture):
+    from tbac_uniimage.nodes.bridge import load_for_comfy
+
+    mllm = load_for_comfy(checkpoint)[1]
+    mllm.patcher.load(torch.device("cpu"), lowvram_model_memory=mllm.patcher.model_size() // 2)
+    assert mllm.patcher.model.model_lowvram
+    whole, partly = (m.encode([PROMPT], [[picture]]) for m in (loaded.mllm, mllm))
+    assert largest(whole, partly) < 1e-6
+
+
+def test_stock_masks_and_ranges_on_conditions(loaded):
+    import nodes as stock
+
+    positive, negative, latent = encode(loaded, PROMPT), encode(loaded, ""), empty(loaded)
+    expected = ladder_sample(loaded.model, positive, negative, latent)
+    shape = latent["samples"].shape[-2:]
+    whole = stock.ConditioningSetTimestepRange().set_range(positive, 0.0, 1.0)[0]
+    masked = stock.ConditioningSetMask().append(positive, torch.ones(1, *shape), "default", 1.0)[0]
+    combined = stock.ConditioningCombine().combine(positive, positive)[0]
+    for same in (whole, masked, combined):
+        assert largest(ladder_sample(loaded.model, same, negative, latent), expected) < 1e-4
+
+
+def test_noise_mask_keeps_the_rest_of_the_latent(loaded):
+    latent = empty(loaded)
+    known = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(2))
+    mask = torch.zeros(1, 1, *known.shape[-2:])
+    mask[..., : known.shape[-1] // 2] = 1
+    latent = {"samples": known, "noise_mask": mask}
+    found = ladder_sample(loaded.model, encode(loaded, PROMPT), encode(loaded, ""), latent)
+    kept = mask.expand_as(known) == 0
+    assert (found - known)[kept].abs().max() < 1e-5
+    assert (found - known)[~kept].abs().max() > 0.1
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 2e-2), ("fp8_e4m3fn", 0.2)])
