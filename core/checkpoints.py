@@ -5,29 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from .assemble import assemble
 from .connector import LadderConnector
-from .naming import match_module
+from .export import save_released
+from .folders import load_pipeline_folder
 from .parts import (
     LadderParts,
     check_device,
     check_dtype,
-    fill,
-    freeze,
     mllm_on_meta,
     on_meta,
     read_json,
+    released_configs,
     transformer_on_meta,
     vae_on_meta,
 )
-from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
-from .released import RELEASED_TYPES, load_released
-from .tokenizers import find_tokenizer
-from .weights import PICKLES, find_weights, read_tensors
+from .released import NUM_RESERVED, RELEASED_QUERIES, RELEASED_TYPES, load_released
+from .schedulers import recipe_scheduler
+from .tokenizers import make_image_processor
+from .weights import refuse_pickle
+
+__all__ = [
+    "LadderParts",
+    "assemble",
+    "count_parameters",
+    "is_pipeline_folder",
+    "load_parts",
+    "released_parts_on_meta",
+    "save_released",
+]
 
 PIPELINE_CLASS = "LadderPipeline"
+LORA_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 
 
 def load_parts(
@@ -43,7 +53,7 @@ def load_parts(
 
     Args:
         path: a pipeline folder, a folder in the released layout, or its one safetensors file.
-        dtype: type of all weights; None keeps that of the files.
+        dtype: type of all weights, also by name; None keeps that of the files.
         device: where the weights go.
         tokenizer_dir: tokenizer to use if the model's folders have none.
         mllm_dir: Qwen2.5-VL folder that a released checkpoint of another size than 3B was made from.
@@ -58,7 +68,7 @@ def load_parts(
     path, dtype, device = Path(path), check_dtype(dtype), check_device(device)
     check_layout(path)
     if is_pipeline_folder(path):
-        return _load_pipeline(path, device, dtype, tokenizer_dir)
+        return load_pipeline_folder(path, device, dtype, tokenizer_dir)
     return load_released(path, device, dtype, tokenizer_dir, mllm_dir, sana_dir)
 
 
@@ -72,22 +82,17 @@ def check_layout(path: Path) -> None:
     if not path.exists():
         raise ValueError(f"There is no model at {path}; check the path, or download the model first.")
     if path.is_file():
-        if path.suffix in PICKLES:
-            raise ValueError(
-                f"{path} is a pickle, which can run code when read; convert it, only safetensors is opened."
-            )
-        return
-    if is_pipeline_folder(path):
+        refuse_pickle(path)
+    elif is_pipeline_folder(path):
         kind = read_json(path / "model_index.json").get("_class_name")
         if kind != PIPELINE_CLASS:
             raise ValueError(
                 f"{path} is a {kind} folder and not a TBAC-UniImage model; if it is the SANA model to start "
                 "from, give it to assemble."
             )
-        return
-    if any((path / name).is_file() for name in ("adapter_config.json", "pytorch_lora_weights.safetensors")):
+    elif any((path / name).is_file() for name in LORA_FILES):
         raise ValueError(f"{path} is a LoRA; load the model that it was trained on, then the LoRA.")
-    if (path / "config.json").is_file():
+    elif (path / "config.json").is_file():
         config = read_json(path / "config.json")
         kind = config.get("model_type") or config.get("_class_name")
         if kind not in RELEASED_TYPES:
@@ -97,36 +102,31 @@ def check_layout(path: Path) -> None:
             )
 
 
-def _load_pipeline(
-    path: Path, device: torch.device, dtype: torch.dtype | None, tokenizer_dir: str | Path | None
-) -> LadderParts:
-    """Load our own pipeline folder.
-
-    The modules that ``model_index.json`` names are not looked up: ComfyUI imports this package under a name
-    of its own.
-    """
-    index = read_json(path / "model_index.json")
-    connector_config = LadderConnector.load_config(path / "connector")
-    skeleton = {
-        "mllm": mllm_on_meta(read_json(path / "mllm" / "config.json")),
-        "connector": on_meta(LadderConnector.from_config, connector_config),
-        "transformer": transformer_on_meta(read_json(path / "transformer" / "config.json")),
-        "vae": vae_on_meta(read_json(path / "vae" / "config.json")),
-    }
-    infos = {}
-    for part, module in skeleton.items():
-        stem = "model" if part == "mllm" else "diffusion_pytorch_model"
-        headers = find_weights(path / part, stem)
-        infos[part] = match_module(path / part, headers, module, "save or download the model again")
-    tokenizer = find_tokenizer([path / "tokenizer"], tokenizer_dir)
-    euler = index["scheduler"][1] == FlowMatchEulerDiscreteScheduler.__name__
-    scheduler_class = FlowMatchEulerDiscreteScheduler if euler else DPMSolverMultistepScheduler
-    parts = LadderParts(
-        **{p: fill(module, read_tensors(infos.pop(p)), device, dtype) for p, module in skeleton.items()},
-        tokenizer=tokenizer,
-        image_processor=Qwen2VLImageProcessorPil.from_pretrained(path / "image_processor"),
-        scheduler=scheduler_class.from_pretrained(path / "scheduler"),
-        system_prompt=index.get("system_prompt", SYSTEM_PROMPT),
-        max_text_tokens=index.get("max_text_tokens", MAX_TEXT_TOKENS),
+def released_parts_on_meta() -> LadderParts:
+    """The released 3B model with shapes and no weights, and no tokenizer."""
+    bases = released_configs()
+    mllm, transformer = mllm_on_meta(bases.mllm), transformer_on_meta(bases.transformer)
+    return LadderParts(
+        mllm=mllm,
+        tokenizer=None,
+        image_processor=make_image_processor(mllm.config),
+        connector=on_meta(
+            LadderConnector,
+            num_queries=RELEASED_QUERIES,
+            mllm_dim=mllm.config.text_config.hidden_size,
+            caption_dim=transformer.config.caption_channels,
+            num_reserved=NUM_RESERVED,
+        ),
+        transformer=transformer,
+        vae=vae_on_meta(bases.vae),
+        scheduler=recipe_scheduler(),
     )
-    return freeze(parts)
+
+
+def count_parameters(parts: LadderParts) -> dict[str, int]:
+    """Parameters by part; their sum is the size of the model. A tied head counts once."""
+    connector = parts.connector
+    modules = {"mllm": parts.mllm, "connector": connector.layers}
+    modules |= {"transformer": parts.transformer, "vae": parts.vae}
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
+    return counts | {"queries": connector.queries.numel(), "reserved rows": connector.reserved_rows.numel()}

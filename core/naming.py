@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import nn
-
-from .parts import stored_shapes
 from .weights import TensorInfo, list_names
 
 MLLM_PREFIX = "model.mllm_backbone."
@@ -86,16 +83,3 @@ def check_tensors(
     faults = [f"{len(names)} {kind} ({list_names(names)})" for kind, names in kinds.items() if names]
     if faults:
         raise ValueError(f"The tensors of {source} do not fit the model: {'; '.join(faults)}; {remedy}.")
-
-
-def match_module(
-    source: object, found: dict[str, TensorInfo], module: nn.Module, remedy: str
-) -> dict[str, TensorInfo]:
-    """Headers of one part's own folder under the names of ``module``, all there and of the right shapes."""
-    wanted = stored_shapes(module)
-    if EMBEDDING in wanted:  # an MLLM: other versions of transformers wrote other names
-        found = {mllm_name(name): info for name, info in found.items()}
-        if HEAD not in wanted:
-            found.pop(HEAD, None)  # tied, so it repeats the embeddings
-    check_tensors(source, found, wanted, remedy)
-    return found

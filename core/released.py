@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .connector import LadderConnector
-from .naming import EMBEDDING, HEAD, Place, check_tensors, place_of, released_name
+from .folders import read_part_config
+from .naming import EMBEDDING, HEAD, Place, check_tensors, mllm_name, place_of, released_name
 from .parts import (
     BaseConfigs,
     LadderParts,
@@ -28,10 +30,11 @@ from .parts import (
 )
 from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .schedulers import recipe_scheduler
-from .tokenizers import RELEASED_MLLM_ID, find_tokenizer, make_image_processor
-from .weights import TensorInfo, find_weights, read_tensors
+from .tokenizers import IMAGE_PIXELS, RELEASED_MLLM_ID, find_tokenizer, make_image_processor
+from .weights import TensorInfo, find_weights, list_names, read_tensors
 
 RELEASED_SANA_ID = "Efficient-Large-Model/Sana_1600M_512px_diffusers"
+ROW_NAMES = ("queries", "reserved_rows")  # of the connector; rows of the embedding matrix in the file
 RELEASED_TYPES = ("tbacuniimage", "metaquery")
 RELEASED_QUERIES = 64
 NUM_RESERVED = 2  # <begin_of_img> and <end_of_img> of the authors' tokenizer, after the queries
@@ -64,9 +67,10 @@ def load_released(
     """
     folder = path if path.is_dir() else path.parent
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    if config.get("model_type") not in RELEASED_TYPES:  # that of something else in a folder of many models
+    if config.get("model_type") not in RELEASED_TYPES:  # a file in a folder of many models
         config = {}
     headers = find_weights(path)
+    check_origin(path, headers)
     mllm_dir = _base_folder(folder, mllm_dir, config.get("mllm_id"))
     sana_dir = _base_folder(folder, sana_dir, config.get("diffusion_model_id"))
     bases = base_configs(config, mllm_dir, sana_dir)
@@ -76,45 +80,59 @@ def load_released(
         "vae": vae_on_meta(bases.vae),
     }
     mllm_config = skeleton["mllm"].config
-    found, rows = _match_released(path, headers, skeleton, config.get("num_metaqueries"))
-    tokenizer = find_tokenizer([folder, mllm_dir], tokenizer_dir, config.get("mllm_id") or RELEASED_MLLM_ID)
+    rows = _embedding_rows(headers, mllm_config.text_config.vocab_size, config.get("num_metaqueries"))
+    skeleton["connector"] = on_meta(
+        LadderConnector,
+        num_queries=rows[1],
+        mllm_dim=mllm_config.text_config.hidden_size,
+        caption_dim=skeleton["transformer"].config.caption_channels,
+        num_reserved=rows[2],
+    )
+    found = _match(path, headers, skeleton, rows)
+    mllm_id = config.get("mllm_id") or RELEASED_MLLM_ID
+    tokenizer = find_tokenizer(mllm_config, [folder, mllm_dir], tokenizer_dir, mllm_id)
 
     tensors: dict[str, dict[str, torch.Tensor]] = {part: {} for part in skeleton}
-    for name, tensor in read_tensors(headers).items():
-        if name in found:
-            part, own_name = found[name]
-            tensors.setdefault(part, {})[own_name] = tensor
-    embeddings = tensors["mllm"][EMBEDDING]
-    tensors["mllm"][EMBEDDING], queries, reserved = embeddings.split(rows)
-    # of their own: they are trained, and the matrix they are cut from need not stay
+    for place, tensor in read_tensors(found).items():
+        tensors[place.part][place.name] = tensor
+    tensors["mllm"][EMBEDDING], queries, reserved = tensors["mllm"][EMBEDDING].split(rows)
+    # of their own: they are trained, and the matrix that they are cut from need not stay
     tensors["connector"] |= {"queries": queries.clone(), "reserved_rows": reserved.clone()}
-    skeleton["connector"] = _connector_on_meta(bases, *rows[1:])
-    parts = LadderParts(
-        **{part: fill(module, tensors.pop(part), device, dtype) for part, module in skeleton.items()},
-        tokenizer=tokenizer,
-        image_processor=make_image_processor(mllm_config, mllm_dir),
-        scheduler=recipe_scheduler(),
-        system_prompt=config.get("system_prompt", SYSTEM_PROMPT),
-        max_text_tokens=config.get("max_input_text_tokens", MAX_TEXT_TOKENS),
+    preprocessor = folder if (folder / "preprocessor_config.json").is_file() else mllm_dir
+    return freeze(
+        LadderParts(
+            **{part: fill(module, tensors.pop(part), device, dtype) for part, module in skeleton.items()},
+            tokenizer=tokenizer,
+            image_processor=make_image_processor(
+                mllm_config, preprocessor, config.get("image_pixels", IMAGE_PIXELS)
+            ),
+            scheduler=recipe_scheduler(),
+            system_prompt=config.get("system_prompt", SYSTEM_PROMPT),
+            max_text_tokens=config.get("max_input_text_tokens", MAX_TEXT_TOKENS),
+        )
     )
-    return freeze(parts)
 
 
-def _connector_on_meta(bases: BaseConfigs, num_queries: int, num_reserved: int) -> LadderConnector:
-    width = mllm_width(bases.mllm)
-    return on_meta(LadderConnector, num_queries, width, bases.transformer["caption_channels"], num_reserved)
-
-
-def mllm_width(config: dict[str, Any]) -> int:
-    """Width of the language model; newer configurations keep it one level down."""
-    return config.get("text_config", config)["hidden_size"]
+def check_origin(path: Path, headers: dict[str, TensorInfo]) -> None:
+    """Raise ValueError if no tensor has a name of the released layout; say what they look like."""
+    if any(place_of(name) for name in headers):
+        return
+    if any("lora" in name.lower() for name in headers):
+        kind = "a LoRA; load the model that it was trained on, then the LoRA"
+    elif any(name.startswith("model.diffusion_model.") for name in headers):
+        kind = "a checkpoint of another diffusion model"
+    elif any(mllm_name(name) == EMBEDDING for name in headers):
+        kind = "a language model alone; give its folder as mllm_dir, or to assemble"
+    elif any(name.startswith(("caption_projection.", "transformer_blocks.")) for name in headers):
+        kind = "a diffusion transformer alone; give its folder as sana_dir, or to assemble"
+    else:
+        kind = f"another model ({list_names(sorted(headers))})"
+    raise ValueError(f"{path} holds no tensor of a TBAC-UniImage model; it looks like {kind}.")
 
 
 def _base_folder(folder: Path, given: str | Path | None, hub_id: str | None) -> Path | None:
     """The folder of a base model: the one given, or one named as ``hub_id`` in or beside the checkpoint."""
     if given is not None:
-        if not Path(given).is_dir():
-            raise ValueError(f"There is no base-model folder at {given}.")
         return Path(given)
     if not hub_id:
         return None
@@ -124,54 +142,45 @@ def _base_folder(folder: Path, given: str | Path | None, hub_id: str | None) -> 
 
 def base_configs(config: dict[str, Any], mllm_dir: Path | None, sana_dir: Path | None) -> BaseConfigs:
     """Sizes of the parts: of the base-model folders, else those that we wrote, else the released 3B's."""
-    bases = released_configs()
-    if "base_configs" in config:
-        bases = BaseConfigs(**config["base_configs"])
+    bases = BaseConfigs(**config["base_configs"]) if "base_configs" in config else released_configs()
     if mllm_dir is not None:
-        bases.mllm = read_base_config(mllm_dir / "config.json")
+        bases.mllm = read_part_config(mllm_dir, "mllm")
     if sana_dir is not None:
-        bases.transformer = read_base_config(sana_dir / "transformer" / "config.json")
-        bases.vae = read_base_config(sana_dir / "vae" / "config.json")
+        bases.transformer = read_part_config(sana_dir / "transformer", "transformer")
+        bases.vae = read_part_config(sana_dir / "vae", "vae")
     return bases
 
 
-def read_base_config(path: Path) -> dict[str, Any]:
-    """Configuration of one base part. Raises ValueError if it is not there."""
-    if not path.is_file():
-        raise ValueError(f"{path} is not there; give a complete folder in the layout of its hub repository.")
-    return read_json(path)
+def _embedding_rows(headers: dict[str, TensorInfo], vocabulary: int, num_queries: int | None) -> list[int]:
+    """How the rows of the embedding matrix divide: vocabulary, queries, reserved.
+
+    Without a configuration the queries are all added rows but the two that the authors always reserve.
+    """
+    embedding = Place("mllm", EMBEDDING)
+    added = next((h.shape[0] for name, h in headers.items() if place_of(name) == embedding), 0) - vocabulary
+    if num_queries is None:
+        num_queries = max(added - NUM_RESERVED, 1)
+    return [vocabulary, num_queries, max(added - num_queries, 0)]
 
 
-def _match_released(
-    path: Path,
-    headers: dict[str, TensorInfo],
-    skeleton: dict[str, torch.nn.Module],
-    num_queries: int | None,
-) -> tuple[dict[str, Place], list[int]]:
-    """Places of all tensors by name, and how the embedding rows divide (vocabulary, queries, reserved)."""
-    places = {name: place_of(name) for name in headers}
-    tied = skeleton["mllm"].config.tie_word_embeddings
-    drop = Place("mllm", HEAD) if tied else None  # repeats the embeddings
-    places = {name: place for name, place in places.items() if place is None or place != drop}
-    canonical = {name: name if place is None else released_name(place) for name, place in places.items()}
+def _match(
+    path: Path, headers: dict[str, TensorInfo], skeleton: dict[str, nn.Module], rows: list[int]
+) -> dict[Place, TensorInfo]:
+    """Headers by place, after a check that they are those of ``skeleton``, whatever names they have."""
     wanted = {
         released_name(Place(part, name)): shape
         for part, module in skeleton.items()
         for name, shape in stored_shapes(module).items()
+        if name not in ROW_NAMES
     }
-    transformer, mllm = skeleton["transformer"].config, skeleton["mllm"].config.text_config
-    connector = on_meta(LadderConnector, 1, mllm.hidden_size, transformer.caption_channels)
-    for name, shape in stored_shapes(connector).items():
-        if name.startswith("layers."):
-            wanted[released_name(Place("connector", name))] = shape
-
-    found = {canonical[name]: headers[name] for name in canonical}
     embedding = released_name(Place("mllm", EMBEDDING))
-    vocabulary = mllm.vocab_size
-    added = found[embedding].shape[0] - vocabulary if embedding in found else 0
-    if num_queries is None:
-        num_queries = max(added - NUM_RESERVED, 1)
-    rows = [vocabulary, num_queries, max(added - num_queries, 0)]
-    wanted[embedding] = (sum(rows), mllm.hidden_size)
+    wanted[embedding] = (sum(rows), wanted[embedding][1])
+    head = Place("mllm", HEAD)
+    found: dict[str, TensorInfo] = {}
+    for name, info in headers.items():
+        place = place_of(name)
+        if place == head and released_name(head) not in wanted:  # tied: it repeats the embeddings
+            continue
+        found[name if place is None else released_name(place)] = info
     check_tensors(path, found, wanted, REMEDY)
-    return {name: place for name, place in places.items() if place is not None}, rows
+    return {place_of(name): info for name, info in found.items()}

@@ -35,30 +35,45 @@ def comfyui_tokenizer_dir() -> Path | None:
     return next((folder for folder in folders if has_tokenizer(folder)), None)
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder that :func:`has_tokenizer`."""
+def read_tokenizer(folder: Path, config: Qwen2_5_VLConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder that :func:`has_tokenizer`; ``config`` stands in for its config.json."""
     if (folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
     return Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer, if it has the chat format's control tokens. Raises ValueError if not."""
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, config: Qwen2_5_VLConfig, source: str | Path
+) -> PreTrainedTokenizerBase:
+    """The tokenizer, if it is that of the MLLM. Raises ValueError if not, or without the control tokens."""
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in CONTROL_TOKENS if token not in vocabulary]
     if missing:
         raise ValueError(
             f"The tokenizer of {source} has no {', '.join(missing)}; a tokenizer of Qwen2.5-VL is needed."
         )
+    image_id, wanted = vocabulary["<|image_pad|>"], config.image_token_id
+    if image_id != wanted or len(tokenizer) > config.text_config.vocab_size:
+        raise ValueError(
+            f"The tokenizer of {source} is that of another model: its <|image_pad|> is token {image_id}, the "
+            f"MLLM's is {wanted} of {config.text_config.vocab_size}; give the MLLM's own as tokenizer_dir."
+        )
     return tokenizer
 
 
 def find_tokenizer(
+    config: Qwen2_5_VLConfig,
     folders: Iterable[Path | None],
     tokenizer_dir: str | Path | None = None,
     mllm_id: str = RELEASED_MLLM_ID,
 ) -> PreTrainedTokenizerBase:
     """The first tokenizer of: the model's folders, ``tokenizer_dir``, ComfyUI's, the hub cache, the hub.
+
+    Args:
+        config: of the MLLM that must know its tokens.
+        folders: of the model and its MLLM, in order; those without a tokenizer are passed over.
+        tokenizer_dir: folder that must hold a tokenizer, used if ``folders`` have none.
+        mllm_id: hub name of the MLLM.
 
     Raises:
         ValueError: none is found, the one found is of another family, or ``tokenizer_dir`` holds none.
@@ -70,8 +85,8 @@ def find_tokenizer(
         candidates.append(Path(tokenizer_dir))
     folder = candidates[0] if candidates else comfyui_tokenizer_dir()
     if folder is not None:
-        return check_tokenizer(read_tokenizer(folder), folder)
-    return check_tokenizer(_hub_tokenizer(mllm_id), mllm_id)
+        return check_tokenizer(read_tokenizer(folder, config), config, folder)
+    return check_tokenizer(_hub_tokenizer(mllm_id), config, mllm_id)
 
 
 def _hub_tokenizer(mllm_id: str) -> PreTrainedTokenizerBase:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,16 +33,21 @@ def list_names(names: Iterable[str]) -> str:
     return ", ".join(names[:SHOWN_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def refuse_pickle(path: Path) -> None:
+    """Raise ValueError if a file's name says that it is a pickle."""
+    if path.suffix in PICKLES:
+        raise ValueError(
+            f"{path} is a pickle, which can run code when read; convert it, only safetensors is opened."
+        )
+
+
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Names, types and shapes of a safetensors file, from its header alone.
 
     Raises:
         ValueError: a pickle, another kind of file, or a file that ends too early.
     """
-    if path.suffix in PICKLES:
-        raise ValueError(
-            f"{path} is a pickle, which can run code when read; convert it, only safetensors is opened."
-        )
+    refuse_pickle(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(9)
@@ -87,6 +93,8 @@ def find_weights(path: Path, stem: str = "model") -> dict[str, TensorInfo]:
         ValueError: no weights, a missing shard, or a file that :func:`read_header` refuses.
     """
     if path.is_file():
+        if re.search(r"-\d{5}-of-\d{5}$", path.stem):
+            raise ValueError(f"{path} is one of several files of a model; give its folder, {path.parent}.")
         return read_header(path)
     index = path / f"{stem}.safetensors.index.json"
     if index.is_file():

@@ -1,0 +1,134 @@
+"""Writing a model in the released layout, with the names and the rows that its readers expect."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+
+from .naming import EMBEDDING, Place, released_name
+from .parts import LadderParts, stored_shapes
+from .released import RELEASED_SANA_ID, ROW_NAMES
+from .tokenizers import RELEASED_MLLM_ID
+
+
+def save_released(
+    parts: LadderParts,
+    folder: str | Path,
+    *,
+    mllm_id: str = RELEASED_MLLM_ID,
+    sana_id: str = RELEASED_SANA_ID,
+    max_shard_size: int | str = "5GB",
+) -> Path:
+    """Write ``config.json``, safetensors, and the tokenizer and image processor beside them.
+
+    Everything goes to a folder of another name first, which is renamed when it is complete.
+
+    Args:
+        parts: the model. Tensors keep their types; those that were read from a checkpoint are written under
+            the same names with the same bytes.
+        folder: a path with nothing at it, or an empty folder.
+        mllm_id: hub name of the Qwen2.5-VL that the model was made from; other readers take its sizes.
+        sana_id: hub name of the SANA that it was made from.
+        max_shard_size: larger models are written as several files and an index.
+
+    Raises:
+        ValueError: something is there already.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already and not empty; give another path, or remove it first.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
+    unfinished.mkdir()
+    try:
+        parts.tokenizer.save_pretrained(unfinished)
+        parts.image_processor.save_pretrained(unfinished)
+        _write_weights(released_tensors(parts), unfinished, max_shard_size)
+        _write_json(unfinished / "config.json", released_config(parts, mllm_id, sana_id))
+        if folder.exists():
+            folder.rmdir()
+        unfinished.rename(folder)
+    except BaseException:  # an interrupted write leaves nothing behind either
+        shutil.rmtree(unfinished)
+        raise
+    return folder
+
+
+def released_tensors(parts: LadderParts) -> dict[str, torch.Tensor]:
+    """All tensors by released name; queries and reserved rows follow the vocabulary in one matrix."""
+    tensors = {}
+    for part in ("mllm", "connector", "transformer", "vae"):
+        module = getattr(parts, part)
+        state = module.state_dict()
+        tensors |= {
+            released_name(Place(part, name)): state[name].contiguous() for name in stored_shapes(module)
+        }
+    embedding = released_name(Place("mllm", EMBEDDING))
+    vocabulary = tensors[embedding]
+    added = [tensors.pop(released_name(Place("connector", name))) for name in ROW_NAMES]
+    tensors[embedding] = torch.cat([vocabulary, *(rows.to(vocabulary) for rows in added)])
+    return tensors
+
+
+def released_config(parts: LadderParts, mllm_id: str, sana_id: str) -> dict[str, Any]:
+    """What readers of the layout look for, and the parts' own configurations.
+
+    The released layout names base models and relies on their folders for sizes; ``base_configs`` makes a
+    checkpoint of any size readable alone, as ``image_pixels`` does for its input images. Other readers ignore
+    both.
+    """
+    transformer = parts.transformer.config
+    return {
+        "architectures": ["TBACUniImage"],
+        "model_type": "tbacuniimage",
+        "mllm_id": mllm_id,
+        "diffusion_model_id": sana_id,
+        "vae_id": sana_id,
+        "noise_scheduler_id": sana_id,
+        "scheduler_id": sana_id,
+        "in_channels": transformer.in_channels,
+        "input_size": transformer.sample_size,
+        "vae_downsample_f": parts.vae.spatial_compression_ratio,
+        "num_metaqueries": parts.connector.config.num_queries,
+        "connector_num_hidden_layers": 24,  # the authors' name for a connector of two layers
+        "max_input_text_tokens": parts.max_text_tokens,
+        "system_prompt": parts.system_prompt,
+        "image_pixels": parts.image_processor.size["longest_edge"],
+        "loss_type": "flow",
+        "modules_to_freeze": ["vae", "model.mllm_backbone"],
+        "modules_to_unfreeze": ["model.mllm_backbone.model.embed_tokens"],
+        "tie_word_embeddings": parts.mllm.config.tie_word_embeddings,
+        "torch_dtype": str(parts.connector.dtype).removeprefix("torch."),
+        "base_configs": {
+            "mllm": parts.mllm.config.to_diff_dict(),
+            "transformer": _plain(transformer),
+            "vae": _plain(parts.vae.config),
+        },
+    }
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A diffusers configuration without the notes that diffusers keeps about itself."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def _write_weights(tensors: dict[str, torch.Tensor], folder: Path, max_shard_size: int | str) -> None:
+    split = split_torch_state_dict_into_shards(
+        tensors, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+    )
+    for name, keys in split.filename_to_tensors.items():
+        save_file({key: tensors[key] for key in keys}, folder / name, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
