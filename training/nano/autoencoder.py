@@ -86,8 +86,9 @@ def psnr(output: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def normalise_latents(vae: AutoencoderDC, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and scale every latent channel to mean 0 and deviation 1 on `pictures`; the decoder undoes it
-    exactly.
+    """Shift and scale every latent channel to mean 0 and deviation 1 on `pictures`; the decoder undoes it.
+
+    Exactly so but for the outermost latents: the decoder pads with zeros, which now stand for the mean.
 
     Returns the mean and the deviation [channels] that were folded in.
     """
