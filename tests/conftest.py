@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -59,3 +64,36 @@ def pipe():
     pipeline = LadderPipeline(**vars(load_tiny()))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture(scope="session")
+def checkpoint(pipe, tmp_path_factory) -> Path:
+    """The same model as a pipeline folder, which is what ComfyUI loads."""
+    folder = tmp_path_factory.mktemp("tiny")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(comfy, checkpoint):
+    """MODEL, MLLM and VAE as Load Model hands them out."""
+    from tbac_uniimage.nodes.bridge import load_for_comfy
+
+    return SimpleNamespace(**dict(zip(("model", "mllm", "vae"), load_for_comfy(checkpoint), strict=True)))
+
+
+@pytest.fixture
+def inference(comfy):
+    """ComfyUI runs every node in inference mode."""
+    import torch
+
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="session")
+def picture() -> Image.Image:
+    """One of the recorded pictures, wider than high."""
+    from PIL import Image
+
+    return Image.open(PARITY / "images" / "wide.png").convert("RGB")

@@ -1,0 +1,179 @@
+"""Loading, patching and moving weights under ComfyUI's memory management; the VAE; bad input."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from comfy_helpers import PROMPT, as_batch, empty, encode, ladder_sample, largest, reference, velocity
+
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("inference")]
+
+
+def test_weights_are_held_once(comfy, checkpoint, monkeypatch):
+    """The loaded parts themselves become MODEL and VAE."""
+    from tbac_uniimage.core.checkpoints import load_parts
+    from tbac_uniimage.nodes import bridge
+
+    parts = load_parts(checkpoint)
+    monkeypatch.setattr(bridge, "load_parts", lambda path: parts)
+    model, mllm, vae = bridge.load_for_comfy(checkpoint)
+    assert model.model.diffusion_model is parts.transformer
+    assert vae.first_stage_model is parts.vae
+    assert mllm.encoder.mllm is parts.mllm
+
+
+def test_lora_with_diffusion_model_keys_equals_merged_weights(loaded, pipe):
+    import comfy.sd
+
+    generator = torch.Generator().manual_seed(1)
+    name = "transformer_blocks.0.attn2.to_k"
+    weight = pipe.transformer.get_parameter(f"{name}.weight")
+    a = torch.randn(2, weight.shape[1], generator=generator)
+    b = torch.randn(weight.shape[0], 2, generator=generator)
+    lora = {f"diffusion_model.{name}.lora_A.weight": a, f"diffusion_model.{name}.lora_B.weight": b}
+    patched, _ = comfy.sd.load_lora_for_models(loaded.model, None, lora, 0.5, 0)
+    assert len(patched.patches) == 1
+    positive, negative = encode(loaded, PROMPT), encode(loaded, "")
+    before = ladder_sample(loaded.model, positive, negative, empty(loaded))
+    found = ladder_sample(patched, positive, negative, empty(loaded))
+    original = weight.data
+    weight.data = original + 0.5 * b @ a
+    expected = reference(pipe, PROMPT)
+    weight.data = original
+    assert largest(found, expected) < 1e-3
+    assert largest(found, before) > 1e-2
+    assert largest(ladder_sample(loaded.model, positive, negative, empty(loaded)), before) == 0
+
+
+def test_merging_reaches_the_scale_shift_tables(loaded, checkpoint):
+    """ModelPatcher passes over parameters that lie beside submodules; ours must not be forgotten."""
+    from comfy_extras.nodes_model_merging import ModelMergeSimple
+    from tbac_uniimage.nodes.bridge import load_for_comfy
+
+    other = load_for_comfy(checkpoint)[0]
+    name = "transformer_blocks.0.scale_shift_table"
+    table = other.model.diffusion_model.get_parameter(name)
+    table.data = table + 1.0
+    merged = ModelMergeSimple().merge(loaded.model, other, 0.5)[0]
+    before = loaded.model.model.diffusion_model.get_parameter(name).clone()
+    merged.patch_model(device_to=torch.device("cpu"))
+    assert largest(merged.model.diffusion_model.get_parameter(name), before + 0.5) < 1e-6
+    merged.unpatch_model(device_to=torch.device("cpu"))
+    assert largest(loaded.model.model.diffusion_model.get_parameter(name), before) == 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_no_weight_is_left_behind_in_partial_loads(comfy, checkpoint, share):
+    """On the meta device, any parameter that stays on the CPU uncast raises in the forward pass."""
+    from tbac_uniimage.nodes.bridge import load_for_comfy
+
+    model, mllm, vae = load_for_comfy(checkpoint)
+    meta = torch.device("meta")
+    size = model.model.latent_format.size
+    for patcher in (model, mllm.patcher, vae.patcher):
+        patcher.load(meta, lowvram_model_memory=max(1, int(patcher.model_size() * share)))
+    layers = model.model.diffusion_model.config.num_layers
+    context = torch.zeros(1, 8, layers * model.model.diffusion_model.config.caption_channels, device=meta)
+    latents = torch.zeros(1, size.channels, 8, 8, device=meta)
+    out = model.model.diffusion_model(latents, torch.zeros(1, device=meta), context)
+    assert out.shape == latents.shape
+    assert vae.first_stage_model.decode(latents).shape[-1] == 8 * size.factor
+    for module in mllm.patcher.model.modules():
+        if not getattr(module, "comfy_cast_weights", False):
+            held = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            assert all(tensor.device == meta for tensor in held)
+
+
+def test_partly_loaded_language_model_gives_the_same_conditions(loaded, checkpoint, picture):
+    from tbac_uniimage.nodes.bridge import load_for_comfy
+
+    mllm = load_for_comfy(checkpoint)[1]
+    mllm.patcher.load(torch.device("cpu"), lowvram_model_memory=mllm.patcher.model_size() // 2)
+    assert mllm.patcher.model.model_lowvram
+    whole, partly = (m.encode([PROMPT], [[picture]]) for m in (loaded.mllm, mllm))
+    assert largest(whole, partly) < 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 2e-2), ("fp8_e4m3fn", 0.2)])
+def test_low_precision_weights_stay_close(loaded, checkpoint, dtype, tolerance):
+    from tbac_uniimage.nodes.bridge import load_for_comfy
+
+    model = load_for_comfy(checkpoint, dtype)[0]
+    context = encode(loaded, PROMPT)[0][0]
+    latents = torch.randn(1, model.model.latent_format.latent_channels, 8, 8)
+    exact, rough = (velocity(m, latents, 0.5, context) for m in (loaded.model, model))
+    assert (exact - rough).norm() / exact.norm() < tolerance
+
+
+def test_vae_equals_diffusers(loaded, pipe, picture):
+    factor = loaded.vae.downscale_ratio
+    side = 8 * factor
+    pixels = as_batch(picture.resize((side + 3, side)))
+    cropped = pixels[:, :, 1 : side + 1]
+    expected = pipe.vae.encode(cropped.movedim(-1, 1) * 2 - 1).latent
+    latents = loaded.vae.encode(pixels)
+    assert largest(latents, expected) < 1e-5
+    decoded = loaded.vae.decode(latents)
+    expected = (pipe.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).movedim(1, -1)
+    assert largest(decoded, expected) < 1e-5
+    assert loaded.vae.decode_tiled(latents, tile_x=4, tile_y=4, overlap=1).shape == decoded.shape
+    assert loaded.vae.decode_tiled(latents).shape == decoded.shape
+    assert set(loaded.vae.get_sd()) == set(pipe.vae.state_dict())
+
+
+def test_previews_come_from_the_autoencoder(loaded):
+    import latent_preview
+    from comfy.cli_args import args
+
+    args.preview_method = latent_preview.LatentPreviewMethod.Auto
+    previewer = latent_preview.get_previewer(torch.device("cpu"), loaded.model.model.latent_format)
+    _, image, _ = previewer.decode_latent_to_preview_image(
+        "JPEG", torch.randn(1, loaded.vae.latent_channels, 8, 6)
+    )
+    assert image.size == (6, 8)
+    factors = torch.tensor(loaded.model.model.latent_format.latent_rgb_factors)
+    assert factors.shape == (loaded.vae.latent_channels, 3) and factors.isfinite().all()
+
+
+def test_checkpoints_in_the_models_folder_are_found(comfy, checkpoint, tmp_path, monkeypatch):
+    import folder_paths
+    from tbac_uniimage.nodes import loading
+
+    (tmp_path / "folder").symlink_to(checkpoint)
+    (tmp_path / "file.safetensors").touch()
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "uniimage", ([str(tmp_path)], {".safetensors"}))
+    assert list(loading.find_checkpoints()) == [loading.EMBEDDED, "file.safetensors", "folder"]
+    assert loading.LadderLoadModel.validate_inputs("folder", "default") is True
+    assert "no model 'gone'" in loading.LadderLoadModel.validate_inputs("gone", "default")
+    with pytest.raises(ValueError, match="file.safetensors"):
+        loading.LadderLoadModel.execute("file.safetensors", "default")
+
+
+def test_bad_input_is_one_sentence(loaded, picture):
+    from tbac_uniimage.nodes.conditioning import LadderEncode
+    from tbac_uniimage.nodes.sampling import LadderEmptyLatent, LadderSampler
+
+    factor = loaded.vae.downscale_ratio
+    with pytest.raises(ValueError, match=f"use {factor * 8} or {factor * 9}"):
+        LadderEmptyLatent.execute(loaded.model, factor * 8 + 1, factor * 8, 1)
+    with pytest.raises(ValueError, match="at most 4 images, 5 were given"):
+        LadderEncode.execute(loaded.mllm, PROMPT, as_batch(picture).expand(5, -1, -1, -1))
+    rows = [[encode(loaded, PROMPT)[0][0].expand(2, -1, -1), {}]]
+    with pytest.raises(ValueError, match="2 rows for a batch of 3 latents"):
+        ladder_sample(loaded.model, rows, encode(loaded, ""), empty(loaded, 3))
+    assert "guidance is nan" in LadderSampler.validate_inputs(guidance=math.nan, image_guidance=1.0)
+    assert LadderSampler.validate_inputs(guidance=4.5, image_guidance=1.0) is True
+    wrong = [[encode(loaded, PROMPT)[0][0][..., :-1], {}]]
+    with pytest.raises(ValueError, match="does not unfold into 4 layers"):
+        ladder_sample(loaded.model, wrong, wrong, empty(loaded))
+
+
+def test_cancel_stops_the_language_model(loaded):
+    import comfy.model_management as management
+
+    management.interrupt_current_processing(True)
+    with pytest.raises(management.InterruptProcessingException):
+        encode(loaded, PROMPT)
