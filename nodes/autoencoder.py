@@ -75,15 +75,15 @@ class LadderVAE(comfy.sd.VAE):
 def fit_latent_rgb(vae: LadderVAE, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Linear map from scaled latents to colours, for previews while sampling.
 
-    Least squares over the latents of smooth random pictures: what the autoencoder itself says about colour.
+    Least squares over the latents of coloured blocks: what the autoencoder itself says about colour.
 
     Returns:
         factors ``[channels, 3]`` and bias ``[3]``; colours in -1 … 1.
     """
-    cells = 4
-    noise = torch.rand((16, 3, cells, cells), generator=torch.Generator().manual_seed(0))
-    side = cells * vae.downscale_ratio
-    pictures = torch.nn.functional.interpolate(noise, size=(side, side), mode="bilinear")
+    side = 4 * vae.downscale_ratio
+    generator = torch.Generator().manual_seed(0)
+    blocks = [torch.rand((8, 3, count, count), generator=generator) for count in (1, 3, 5, 7)]
+    pictures = torch.cat([torch.nn.functional.interpolate(block, size=(side, side)) for block in blocks])
     latents = vae.encode(pictures.movedim(1, -1)).cpu().float() * scale
     inputs = latents.movedim(1, -1).reshape(-1, latents.shape[1])
     inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)

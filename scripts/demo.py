@@ -23,6 +23,9 @@ PROMPTS = [
     "a panda to the left of an apple on a yellow background",
     "three sunflowers on blue",
     "a rocket above a car, purple background",
+    "two butterflies on white",
+    "a penguin in the top left corner, pink background",
+    "a strawberry and a fish on green",
 ]
 INSTRUCTIONS = ["change the background to blue", "remove the apple", "replace the panda with a frog"]
 TILE = 256
