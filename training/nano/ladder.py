@@ -48,11 +48,6 @@ class Prompt:
             return self.target
         return None if self.blackened else self.source
 
-    @property
-    def exact(self) -> bool:
-        """Whether the prompt tells places to the pixel."""
-        return self.source is not None and not self.blackened
-
     def picture(self) -> np.ndarray:
         return naming.EMPTY if self.blackened else scenes.render(self.source)
 
@@ -122,6 +117,7 @@ def train_connector(folder: Path, minutes: float, threads: int = 1, seed: int = 
     table.requires_grad_(False)
     size, batch = 12_000, 192
     states = States(model, connector.queries, prompter, size)
+    vaguely = torch.ones(batch, dtype=torch.bool)  # the slots do not tell the jitter
     last = [float("nan")]
 
     def step(position: int) -> Tensor:
@@ -129,7 +125,7 @@ def train_connector(folder: Path, minutes: float, threads: int = 1, seed: int = 
         indices = [random.randrange(size) for _ in range(batch)]
         prompts = [pool_prompt(seed, index) for index in indices]
         names = torch.tensor([naming.slot_names(prompt.named) for prompt in prompts])
-        wanted = table(names, torch.tensor([not prompt.exact for prompt in prompts]))
+        wanted = table(names, vaguely)
         with loop.autocast():
             mapped = connector(states(indices, prompts))
         loss = F.mse_loss(mapped.float(), wanted.expand(mllm.RUNGS, -1, -1, -1))

@@ -21,6 +21,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from ...core.connector import LadderConnector
 from ...core.prompts import build_prompt, pad_left
+from ...core.rope import rope_positions
 from . import scenes
 from . import tokenizer as nano_tokenizer
 
@@ -150,14 +151,12 @@ def run(
         grid: [batch, 3] patches along time, height and width.
     """
     model = mllm.model
-    vocabulary = mllm.config.text_config.vocab_size
     image = ids == mllm.config.image_token_id
-    positions, _ = model.get_rope_index(ids, image.int(), image_grid_thw=grid, attention_mask=mask)
+    positions = rope_positions(ids, mask, mllm.config.image_token_id, grid, MERGE)
     table = torch.cat([model.language_model.embed_tokens.weight, queries])
     hidden = torch.nn.functional.embedding(ids, table)
     if vision is not None:
         hidden = hidden.masked_scatter(image[..., None], vision.to(hidden.dtype))
-    assert table.shape[0] == vocabulary + len(queries)
     return model.language_model(
         inputs_embeds=hidden,
         attention_mask=mask,

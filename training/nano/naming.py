@@ -41,7 +41,7 @@ NAMES = (  # everything a slot can say
 INDEX = {name: index for index, name in enumerate(NAMES)}
 PARTS = ("name", "x", "y", "side")
 MAX_ITEMS = 3
-BATCHES = {"caption": 32, "edit": 24, "question": 8}  # samples of each task in one step
+BATCHES = {"caption": 8, "edit": 40, "question": 8}  # samples of each task in one step
 EMPTY = np.zeros((SIZE, SIZE, 3), np.uint8)  # the black picture of unconditional guidance
 
 
@@ -167,7 +167,7 @@ class Tasks:
     ) -> tuple:
         """Hidden states and slot names of prompts, with one picture each or none."""
         ids, mask = self.prompter.prompts(texts, 0 if pictures is None else 1)
-        names = torch.tensor([slot_names(target, pictures is not None) for target in targets])
+        names = torch.tensor([slot_names(target, exact=False) for target in targets])
         with loop.autocast():
             vision = grid = None
             if pictures is not None:

@@ -283,10 +283,10 @@ def run(options: argparse.Namespace) -> Report:
     return report
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="tbac-uniimage score", description=__doc__)
     add_arguments(parser)
-    run(parser.parse_args())
+    run(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

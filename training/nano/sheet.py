@@ -1,4 +1,4 @@
-"""A contact sheet: pictures with their prompts, framed green where the score counts them and red where not."""
+"""A contact sheet: pictures with their prompts, framed green where they count and red where not."""
 
 from __future__ import annotations
 
