@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from diffusers.configuration_utils import FrozenDict
+from transformers import Qwen2_5_VLConfig
 
 from .connector import LadderConnector
 from .folders import match_folder, read_part_config
@@ -15,6 +17,7 @@ from .parts import (
     fill,
     freeze,
     mllm_on_meta,
+    place,
     transformer_on_meta,
     vae_on_meta,
 )
@@ -85,7 +88,7 @@ def assemble(
     )
 
 
-def check_fit(mllm, transformer, vae) -> None:
+def check_fit(mllm: Qwen2_5_VLConfig, transformer: FrozenDict, vae: FrozenDict) -> None:
     """Raise ValueError unless parts of these configurations make one model."""
     layers, blocks = mllm.text_config.num_hidden_layers, transformer.num_layers
     if layers < blocks:
@@ -123,4 +126,4 @@ def new_connector(rows: torch.Tensor, num_queries: int, caption_dim: int, seed: 
         with torch.no_grad():
             connector.queries.copy_(mean + deviation * torch.randn(num_queries, rows.shape[1]))
             connector.reserved_rows.copy_(mean.expand(NUM_RESERVED, -1))
-    return connector.to(rows.device, rows.dtype).eval()
+    return place(connector, rows.device, rows.dtype).eval()

@@ -125,9 +125,14 @@ def fill(
             if child._non_persistent_buffers_set:  # rotary frequencies, which no checkpoint stores
                 child.to_empty(device="cpu")
                 module._init_weights(child)
+    return place(module, device, dtype).eval()
+
+
+def place(module: Module, device: str | torch.device, dtype: torch.dtype | None) -> Module:
+    """Move a module, and cast its parameters but not its buffers, one by one."""
     for parameter in module.parameters():
         parameter.data = parameter.data.to(device=device, dtype=dtype)
-    return module.to(device).eval()
+    return module.to(device)
 
 
 def freeze(parts: LadderParts) -> LadderParts:

@@ -160,6 +160,10 @@ def _embedding_rows(headers: dict[str, TensorInfo], vocabulary: int, num_queries
     added = next((h.shape[0] for name, h in headers.items() if place_of(name) == embedding), 0) - vocabulary
     if num_queries is None:
         num_queries = max(added - NUM_RESERVED, 1)
+    if not isinstance(num_queries, int) or num_queries < 1:
+        raise ValueError(
+            f"config.json says num_metaqueries {num_queries}; it must be a whole number above 0."
+        )
     return [vocabulary, num_queries, max(added - num_queries, 0)]
 
 
