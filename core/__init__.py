@@ -1,0 +1,57 @@
+"""The ladder-side model. Its public names are here; each loads what it needs on first use.
+
+Installing the pack installs nothing (see ``requirements.txt``), so versions are checked here, before a name
+that is missing deep inside says it less clearly.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import Any
+
+MINIMUM = {"torch": (2, 4), "transformers": (5, 4), "diffusers": (0, 36)}
+
+_HOMES = {
+    "LadderCondition": "conditions",
+    "LadderConnector": "connector",
+    "LadderEncoder": "conditions",
+    "LadderParts": "checkpoints",
+    "LadderPipeline": "pipeline",
+    "LadderTransformer2DModel": "transformer",
+    "euler_scheduler": "schedulers",
+    "fold_condition": "conditions",
+    "load_parts": "checkpoints",
+    "recipe_scheduler": "schedulers",
+    "save_released": "checkpoints",
+    "unfold_condition": "conditions",
+}
+__all__ = sorted(_HOMES)
+
+
+def check_versions() -> None:
+    """Raise ImportError, one sentence with the command to run, if a library is missing or too old."""
+    problems = []
+    for name, minimum in MINIMUM.items():
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            problems.append(f"{name} is not installed")
+            continue
+        if tuple(int(part) for part in found.split(".")[:2]) < minimum:
+            problems.append(f"{name} {found} is too old")
+    if problems:
+        wanted = " ".join(f'"{name}>={major}.{minor}"' for name, (major, minor) in MINIMUM.items())
+        raise ImportError(
+            f"TBAC-UniImage cannot run: {', '.join(problems)}; in this Python run `pip install {wanted}`."
+        )
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name when the name is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+check_versions()

@@ -1,0 +1,237 @@
+"""The shell command: what it writes and prints, and one sentence for every kind of bad input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import PARITY, load_tiny
+from PIL import Image
+from tbac_uniimage import commands, pictures
+from tbac_uniimage.cli import main
+from tbac_uniimage.core.pipeline import LadderPipeline
+
+FAST = ["--steps", "2", "--seed", "7", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """The tiny reference model as a pipeline folder."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    LadderPipeline(**vars(load_tiny())).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def picture(tmp_path) -> str:
+    path = tmp_path / "scene.png"
+    Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(path)
+    return str(path)
+
+
+def sentence(capsys, *argv: str) -> str:
+    """What the command says about bad input: one line on stderr, nothing on stdout, exit code 2."""
+    assert main(list(argv)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_generate_draws_what_the_pipeline_draws(model, pipe, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["generate", "a red square", "a dog", "--num", "2", "--model", model, "--out", str(out), *FAST]
+    assert main(argv) == 0
+    paths = [out / f"{number:04d}.png" for number in (1, 2, 3, 4)]
+    assert capsys.readouterr().out.split() == [str(path) for path in paths]
+    generators = [torch.Generator().manual_seed(9), torch.Generator().manual_seed(10)]
+    expected = pipe("a dog", num_inference_steps=2, num_images_per_prompt=2, generator=generators).images
+    for path, image in zip(paths[2:], expected, strict=True):
+        assert Image.open(path).tobytes() == image.tobytes()
+    assert json.loads(Image.open(paths[2]).text[pictures.CHUNK]) == {
+        "prompt": "a dog",
+        "seed": 9,
+        "width": 64,
+        "height": 64,
+        "negative": "",
+        "steps": 2,
+        "guidance": 4.5,
+        "scheduler": "recipe",
+        "model": model,
+    }
+
+    assert main(["generate", "a dog", "--model", model, "--out", str(out), *FAST[:2], "--seed", "9"]) == 0
+    assert Image.open(out / "0005.png").tobytes() == expected[0].tobytes()  # numbered on, and alone the same
+    assert sorted(entry.name for entry in out.iterdir()) == [f"{n:04d}.png" for n in range(1, 6)]
+
+
+def test_edit_draws_what_the_pipeline_draws(model, pipe, picture, tmp_path):
+    argv = ["edit", picture, "make it blue", "--model", model, "--out", str(tmp_path / "out"), *FAST]
+    assert main([*argv, "--scheduler", "recipe", "--negative", "grey"]) == 0
+    expected = pipe(
+        "make it blue",
+        image=Image.open(picture),
+        negative_prompt="grey",
+        image_guidance_scale=1.5,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]
+    drawn = Image.open(tmp_path / "out" / "0001.png")
+    assert drawn.tobytes() == expected.tobytes() and drawn.size == (80, 56)
+    settings = json.loads(drawn.text[pictures.CHUNK])
+    assert settings["images"] == [picture] and settings["image_guidance"] == 1.5
+
+    assert main([*argv, "--scheduler", "euler"]) == 0
+    assert Image.open(tmp_path / "out" / "0002.png").tobytes() != expected.tobytes()
+
+
+def test_ask_answers_as_the_pipeline_does(model, pipe, picture, capsys):
+    argv = ["ask", picture, "what is this?", "--max-tokens", "4", "--model", model, "--device", "cpu"]
+    assert main(argv) == 0
+    captured = capsys.readouterr()
+    expected = pipe.ask(Image.open(picture), "what is this?", max_new_tokens=4)
+    assert captured.out == expected.text + "\n"
+    assert captured.err.endswith("(vocabulary rows of the model itself)\n")
+
+    qwen = str(PARITY / "Qwen2.5-VL-tiny")
+    assert main([*argv, "--qwen", qwen]) == 0
+    assert capsys.readouterr().err.endswith(f"(vocabulary rows of {qwen})\n")
+
+
+def test_info_of_the_released_model(capsys):
+    assert main(["info", "--released"]) == 0
+    text = capsys.readouterr().out
+    for part, count in (
+        ("mllm", "3,754,622,976"),
+        ("connector", "10,033,920"),
+        ("transformer", "1,604,462,752"),
+        ("vae", "312,250,275"),
+        ("total", "5,681,505,091"),
+    ):
+        assert f"{part:14}{count:>15}" in text
+    assert "Queries: 64" in text and "512 x 512" in text and "32 x 16 x 16 (factor 32)" in text
+    assert " 16 -> 0 " in text and " 35 -> 19" in text
+
+
+def test_info_of_a_folder(model, capsys):
+    assert main(["info", "--model", model]) == 0
+    text = capsys.readouterr().out
+    assert model in text and "Queries: 8;" in text and "4 blocks" in text
+
+
+NUMBERS = "a whole number of at least 1"
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        ([], "required: COMMAND"),
+        (["paint"], "invalid choice: 'paint'"),
+        (["generate"], "required: PROMPT"),
+        (["generate", "x", "--steps", "0"], f"--steps: 0 is not possible; give {NUMBERS}"),
+        (["generate", "x", "--steps", "2.5"], f"--steps: 2.5 is not possible; give {NUMBERS}"),
+        (["generate", "x", "--num", "0"], f"--num: 0 is not possible; give {NUMBERS}"),
+        (["generate", "x", "--width", "-8"], f"--width: -8 is not possible; give {NUMBERS}"),
+        (["generate", "x", "--seed", "-1"], "--seed: -1 is not possible; give a whole number from 0"),
+        (["generate", "x", "--guidance", "nan"], "--guidance: nan is not possible; give a finite number"),
+        (["generate", "x", "--guidance", "-1"], "--guidance: -1 is not possible; give a finite number"),
+        (["generate", "x", "--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
+        (["generate", " "], "The prompt is empty and there is no image"),
+        (["generate", "x", "--model", "nowhere"], "There is no model at nowhere"),
+        (["generate", "x", "--model", "./no/where"], "There is no model at no/where"),
+        (["info", "--model", "nowhere"], "There is no model at nowhere"),
+        (["edit", "scene.png"], "required: INSTRUCTION"),
+        (["edit", "nothing.png", "make it blue"], "There is no picture at nothing.png"),
+        (["edit", "bad.png", "make it blue"], "bad.png is not a readable picture"),
+        (["edit", "scene.png", "scene.png"], "scene.png is a file; end the command with a sentence"),
+        (["edit", *["scene.png"] * 5, "make it blue"], "5 pictures were given; at most 4 are possible"),
+        (["edit", "scene.png", "x", "--image-guidance", "inf"], "--image-guidance: inf is not possible"),
+        (["edit", "scene.png", "x", "--out", "bad.png"], "bad.png is a file; give a folder"),
+        (["ask", "scene.png", " "], "The question is empty"),
+    ],
+)
+def test_mistakes_that_need_no_model(argv, expected, picture, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "best_device", lambda: pytest.fail("torch was imported"))
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    assert expected in sentence(capsys, *argv)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--width", "60"], "The width 60 is no positive multiple of 8; use 56 or 64."),
+        (["--device", "cuda:77"], "The device cuda:77 is not there on this machine"),
+        (["--device", "toaster"], "The device toaster is not there on this machine"),
+        (["--tokenizer", "/nowhere"], "/nowhere holds no tokenizer.json"),
+    ],
+)
+def test_mistakes_that_the_model_finds(options, expected, model, tmp_path, capsys):
+    argv = ["generate", "x", "--model", model, "--out", str(tmp_path / "out"), "--device", "cpu", *options]
+    assert expected in sentence(capsys, *argv)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError("from below"), KeyError("a bug")])
+def test_a_bug_keeps_its_traceback(error, model, monkeypatch):
+    def broken(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(LadderPipeline, "__call__", broken)
+    with pytest.raises(type(error)):
+        main(["generate", "x", "--model", model, "--device", "cpu"])
+
+
+def test_a_torn_write_leaves_nothing(tmp_path):
+    class Torn(Image.Image):
+        def save(self, path, **_):
+            path.write_bytes(b"half a pic")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pictures.write_picture(Torn(), tmp_path, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_are_never_taken_twice(tmp_path):
+    (tmp_path / "0002.png").touch()
+    (tmp_path / "notes.png").touch()
+    first, second = pictures.reserve_number(tmp_path), pictures.reserve_number(tmp_path)
+    assert [path.name for _, path in (first, second)] == ["0003.png", "0004.png"]
+
+
+def test_help_and_core_import_nothing_heavy():
+    code = """
+import sys
+from tbac_uniimage.cli import main
+try:
+    main(["--help"])
+except SystemExit as exit:
+    assert exit.code == 0
+assert main(["generate", "x", "--steps", "0"]) == 2
+import tbac_uniimage.core as core
+assert "LadderPipeline" in core.__all__
+heavy = {"torch", "diffusers", "transformers", "numpy", "PIL"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_public_names_of_core():
+    import tbac_uniimage.core as core
+
+    for name in core.__all__:
+        assert getattr(core, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = core.Nothing
+
+
+def test_old_libraries_are_one_sentence(monkeypatch):
+    import tbac_uniimage.core as core
+
+    monkeypatch.setattr(core, "MINIMUM", {"torch": (99, 0), "no-such-library": (1, 2)})
+    with pytest.raises(
+        ImportError, match=r"torch .* is too old, no-such-library is not installed; .*torch>=99.0"
+    ):
+        core.check_versions()
