@@ -46,9 +46,8 @@ def write_stamp(text: str) -> None:
 
 def pip_install(*arguments: str) -> None:
     """Run pip inside the environment; its output is the progress report."""
-    subprocess.run(
-        [venv_python(), "-m", "pip", "install", "--disable-pip-version-check", *arguments], check=True
-    )
+    command = [venv_python(), "-m", "pip", "--disable-pip-version-check", "install", *arguments]
+    subprocess.run(command, check=True)
 
 
 def torch_pin() -> str:
@@ -74,9 +73,8 @@ def add_torchvision_shim() -> None:
 def main() -> None:
     """Bring ``.venv`` to the wanted state. An interrupted installation is thrown away, not trusted."""
     if sys.version_info < (3, 11):
-        sys.exit(
-            f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 …"
-        )
+        found = sys.version.split()[0]
+        sys.exit(f"Python 3.11 or newer is needed, this is {found}: name one with make PYTHON=python3.12")
     wanted = wanted_state()
     state = STAMP.read_text() if STAMP.exists() else None
     if state == wanted:
@@ -84,16 +82,20 @@ def main() -> None:
     if state == INSTALLING:
         print("The last installation into .venv was interrupted; starting it over.", flush=True)
         shutil.rmtree(VENV)
-    if not venv_python().exists():
-        print("Making .venv …", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+    is_new = not venv_python().exists()
+    VENV.mkdir(exist_ok=True)
     write_stamp(INSTALLING)
-    print("Installing the pinned packages (about 1.6 GB on disk) …", flush=True)
-    pip_install(torch_pin())
-    pip_install("-r", str(REQUIREMENTS))
-    pip_install("--no-deps", TORCHVISION)
+    if is_new:
+        print("Making .venv and installing the pinned packages (about 1.6 GB on disk) …", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+    else:
+        print("Bringing .venv up to date …", flush=True)
+    volume = [] if is_new else ["--quiet"]
+    pip_install(*volume, torch_pin())
+    pip_install(*volume, "-r", str(REQUIREMENTS))
+    pip_install(*volume, "--no-deps", TORCHVISION)
     add_torchvision_shim()
-    pip_install("--no-deps", "--no-build-isolation", "--quiet", "-e", str(ROOT))
+    pip_install("--quiet", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     write_stamp(wanted)
     print("The environment is ready.", flush=True)
 
@@ -104,3 +106,5 @@ if __name__ == "__main__":
     except subprocess.CalledProcessError as error:
         command = " ".join(map(str, error.cmd))
         sys.exit(f"Set-up failed: `{command}` ended with {error.returncode}; run it again.")
+    except KeyboardInterrupt:
+        sys.exit("Set-up was stopped; the next run starts it over.")
