@@ -1,4 +1,4 @@
-"""Make the templates' thumbnails from what ``make demo`` left in ``out/``: run it after the model has changed."""
+"""Make the templates' thumbnails from the demo's pictures in ``out/``; run it after the model has changed."""
 
 from __future__ import annotations
 
