@@ -1,0 +1,193 @@
+"""Whatever is wrong with a checkpoint is said in one sentence that names it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tbac_uniimage.core import weights
+from tbac_uniimage.core.checkpoints import (
+    LadderParts,
+    load_parts,
+)
+from tbac_uniimage.core.pipeline import LadderPipeline
+
+PARITY = Path(__file__).parent / "data" / "parity"
+CHECKPOINT = PARITY / "checkpoint"
+QWEN = PARITY / "Qwen2.5-VL-tiny"
+SANA = PARITY / "Sana_tiny_diffusers"
+BASES = {"mllm_dir": QWEN, "sana_dir": SANA}
+
+
+@pytest.fixture(scope="module")
+def stored() -> dict[str, torch.Tensor]:
+    """The tensors of the released layout, by name."""
+    return load_file(CHECKPOINT / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def parts() -> LadderParts:
+    return load_parts(CHECKPOINT, **BASES)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the checkpoint, to damage."""
+    return Path(shutil.copytree(CHECKPOINT, tmp_path / "model"))
+
+
+def write(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+# Wrong tensors
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_removed_tensors_are_listed(tmp_path_factory, stored, data):
+    gone = data.draw(st.lists(st.sampled_from(sorted(stored)), min_size=1, max_size=14, unique=True))
+    folder = tmp_path_factory.mktemp("removed")
+    write(folder, {name: tensor for name, tensor in stored.items() if name not in gone})
+    with pytest.raises(ValueError) as caught:
+        load_parts(folder, **BASES)
+    message = str(caught.value)
+    assert f"{len(gone)} missing (" in message
+    shown = sorted(gone)[:10]
+    assert ", ".join(shown) in message
+    assert ("and" in message and f"{len(gone) - 10} more" in message) == (len(gone) > 10)
+    assert "unexpected" not in message and "misshapen" not in message
+
+
+def test_unexpected_and_misshapen_tensors_are_listed(folder, stored):
+    stored = dict(stored) | {"model.extra.weight": torch.zeros(2), "vae.more": torch.zeros(1)}
+    stored["model.connector.0.bias"] = torch.zeros(47)
+    write(folder, stored)
+    with pytest.raises(ValueError) as caught:
+        load_parts(folder, **BASES)
+    assert "2 unexpected (model.extra.weight, vae.more)" in str(caught.value)
+    assert "1 misshapen (model.connector.0.bias is [47] and should be [48])" in str(caught.value)
+
+
+def test_another_size_says_what_to_give():
+    with pytest.raises(ValueError) as caught:
+        load_parts(CHECKPOINT)
+    assert "should be [2048]" in str(caught.value) or "should be [2304]" in str(caught.value)
+    assert "give mllm_dir and sana_dir" in str(caught.value)
+
+
+def test_too_many_queries_in_the_configuration(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"num_metaqueries": 64}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"embed_tokens.weight is \[458, 64\] and should be \[512, 64\]"):
+        load_parts(folder, **BASES)
+
+
+@pytest.mark.parametrize("number", [0, -3, "eight", 2.5])
+def test_number_of_queries_that_is_none(folder, number):
+    config = json.loads((folder / "config.json").read_text()) | {"num_metaqueries": number}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="num_metaqueries"):
+        load_parts(folder, **BASES)
+
+
+# Wrong files and folders
+
+
+@pytest.mark.parametrize("kept", [0, 5, 9, 5000, 100_000, 2_895_491])
+def test_truncated_file(folder, kept):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="is truncated" if kept >= 9 else "is not a safetensors file"):
+        load_parts(folder, **BASES)
+
+
+def test_trailing_bytes(folder):
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ValueError, match="is damaged"):
+        load_parts(folder, **BASES)
+
+
+@settings(max_examples=30, deadline=None)
+@given(content=st.binary(max_size=200))
+def test_random_bytes_are_never_read_as_weights(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("bytes") / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.safetensors"):
+        weights.read_header(path)
+
+
+def test_git_lfs_pointer(folder):
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        load_parts(folder, **BASES)
+
+
+@pytest.mark.parametrize(
+    ("name", "looks"),
+    [
+        ("transformer_blocks.0.attn1.to_k.lora_A.weight", "a LoRA"),
+        ("model.diffusion_model.input_blocks.0.weight", "a checkpoint of another diffusion model"),
+        ("model.embed_tokens.weight", "a language model alone"),
+        ("caption_projection.linear_1.weight", "a diffusion transformer alone"),
+        ("conv.weight", r"another model \(conv.weight\)"),
+    ],
+)
+def test_foreign_file(tmp_path, name, looks):
+    save_file({name: torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=f"holds no tensor of a TBAC-UniImage model; it looks like {looks}"):
+        load_parts(tmp_path / "other.safetensors")
+
+
+def test_wrong_kinds_of_folders(tmp_path):
+    def refused(path: Path, match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            load_parts(path)
+
+    refused(tmp_path / "nowhere", "There is no model at")
+    refused(tmp_path, "holds no safetensors weights")
+    refused(QWEN, "is a qwen2_5_vl folder and not a TBAC-UniImage model")
+    refused(SANA / "vae", "is a AutoencoderDC folder")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    refused(tmp_path, "holds weights as pickles only")
+    refused(tmp_path / "pytorch_model.bin", "is a pickle, which can run code")
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"x")
+    refused(tmp_path, "is a LoRA")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "SanaPipeline"}')
+    refused(tmp_path, "is a SanaPipeline folder")
+    (tmp_path / "model_index.json").write_text("[]")
+    refused(tmp_path, "holds no JSON object")
+    (tmp_path / "model_index.json").write_text("{")
+    refused(tmp_path, "is not JSON")
+
+
+def test_damaged_pipeline_folder(tmp_path, parts):
+    LadderPipeline(**vars(parts)).save_pretrained(tmp_path)
+    weights_file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights_file)
+    del tensors["encoder.conv_in.bias"]
+    save_file(tensors, weights_file)
+    with pytest.raises(ValueError, match=r"vae do not fit the model: 1 missing \(encoder.conv_in.bias\)"):
+        load_parts(tmp_path)
+    shutil.rmtree(tmp_path / "connector")
+    with pytest.raises(ValueError, match=r"connector.config\.json is not there"):
+        load_parts(tmp_path)
+    shutil.copytree(tmp_path / "vae", tmp_path / "connector")
+    with pytest.raises(ValueError, match="connector holds a AutoencoderDC; as connector a LadderConnector"):
+        load_parts(tmp_path)
+
+
+def test_devices_and_types_that_are_not_there():
+    for device in ("cuda:7", "gpu", "xpu:3"):
+        with pytest.raises(ValueError, match=f"The device {device} is not there"):
+            load_parts(CHECKPOINT, device=device, **BASES)
+    for dtype in ("float12", torch.int8):
+        with pytest.raises(ValueError, match="is not known; choose float32, bfloat16 or float16"):
+            load_parts(CHECKPOINT, dtype=dtype, **BASES)
