@@ -16,7 +16,6 @@ from .parts import (
     check_dtype,
     mllm_on_meta,
     on_meta,
-    read_json,
     released_configs,
     transformer_on_meta,
     vae_on_meta,
@@ -24,7 +23,7 @@ from .parts import (
 from .released import NUM_RESERVED, RELEASED_QUERIES, RELEASED_TYPES, load_released
 from .schedulers import recipe_scheduler
 from .tokenizers import make_image_processor
-from .weights import refuse_pickle
+from .weights import read_json, refuse_pickle
 
 __all__ = [
     "LadderParts",

@@ -19,14 +19,13 @@ from .parts import (
     freeze,
     mllm_on_meta,
     on_meta,
-    read_json,
     stored_shapes,
     transformer_on_meta,
     vae_on_meta,
 )
 from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .tokenizers import find_tokenizer
-from .weights import TensorInfo, find_weights, read_tensors
+from .weights import TensorInfo, find_weights, read_json, read_tensors
 
 CLASSES = {
     "mllm": ("qwen2_5_vl",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import (
 from .connector import LadderConnector
 from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .transformer import LadderTransformer2DModel
+from .weights import read_json
 
 CONFIGS = Path(__file__).parent / "configs"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,17 +51,6 @@ class BaseConfigs:
     mllm: dict[str, Any]
     transformer: dict[str, Any]
     vae: dict[str, Any]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises ValueError if the file holds anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON; download it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object; download it again.")
-    return content
 
 
 def released_configs() -> BaseConfigs:

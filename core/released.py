@@ -22,7 +22,6 @@ from .parts import (
     freeze,
     mllm_on_meta,
     on_meta,
-    read_json,
     released_configs,
     stored_shapes,
     transformer_on_meta,
@@ -31,7 +30,7 @@ from .parts import (
 from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .schedulers import recipe_scheduler
 from .tokenizers import IMAGE_PIXELS, RELEASED_MLLM_ID, find_tokenizer, make_image_processor
-from .weights import TensorInfo, find_weights, list_names, read_tensors
+from .weights import TensorInfo, find_weights, list_names, read_json, read_tensors
 
 RELEASED_SANA_ID = "Efficient-Large-Model/Sana_1600M_512px_diffusers"
 ROW_NAMES = ("queries", "reserved_rows")  # of the connector; rows of the embedding matrix in the file

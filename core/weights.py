@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -24,6 +25,17 @@ class TensorInfo:
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ValueError if the file holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON; download it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object; download it again.")
+    return content
 
 
 def list_names(names: Iterable[str]) -> str:
@@ -119,7 +131,9 @@ def find_weights(path: Path, stem: str = "model") -> dict[str, TensorInfo]:
 
 
 def _read_shards(index: Path) -> dict[str, TensorInfo]:
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index} has no weight_map of tensors to files; download it again.")
     names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:

@@ -124,6 +124,13 @@ def test_random_bytes_are_never_read_as_weights(tmp_path_factory, content):
         weights.read_header(path)
 
 
+@pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": 3}', "[]"])
+def test_index_that_is_none(folder, content):
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json (is not JSON|holds no|has no)"):
+        load_parts(folder, **BASES)
+
+
 def test_git_lfs_pointer(folder):
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(ValueError, match="git lfs pull"):
