@@ -86,6 +86,23 @@ def test_no_weight_is_left_behind_in_partial_loads(comfy, checkpoint, share):
             assert all(tensor.device == meta for tensor in held)
 
 
+def test_released_size_half_loaded(comfy):
+    """The published configuration as a MODEL, without memory: 16 x 16 latents of 32 channels, 64 queries."""
+    from tbac_uniimage.core.parts import released_configs, transformer_on_meta
+    from tbac_uniimage.nodes.diffusion import LadderLatentFormat, make_model
+    from tbac_uniimage.nodes.mllm import LatentSize
+
+    meta = torch.device("meta")
+    transformer = transformer_on_meta(released_configs().transformer)
+    latent_format = LadderLatentFormat(LatentSize(32, 32, 512), 0.41407, (torch.zeros(32, 3), torch.zeros(3)))
+    model = make_model(transformer, latent_format, torch.bfloat16)
+    model.load(meta, lowvram_model_memory=model.model_size() // 2)
+    assert sum(p.numel() for p in model.model.diffusion_model.parameters()) == 1_604_462_752
+    latents = torch.zeros(2, 32, 16, 16, device=meta)
+    context = torch.zeros(2, 64, 20 * 2304, device=meta)
+    assert model.model.diffusion_model(latents, torch.zeros(2, device=meta), context).shape == latents.shape
+
+
 def test_partly_loaded_language_model_gives_the_same_conditions(loaded, checkpoint, picture):
     from tbac_uniimage.nodes.bridge import load_for_comfy
 
