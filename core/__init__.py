@@ -10,7 +10,7 @@ import importlib
 from importlib import metadata
 from typing import Any
 
-MINIMUM = {"torch": (2, 4), "transformers": (5, 4), "diffusers": (0, 36)}
+MINIMUM = {"torch": (2, 4), "transformers": (5, 8), "diffusers": (0, 39)}
 
 _HOMES = {
     "LadderCondition": "conditions",
