@@ -12,7 +12,7 @@ from torch import nn
 
 from ...core.pipeline import LadderPipeline
 from ...core.schedulers import recipe_scheduler
-from . import autoencoder, drawing, loop, mllm, naming
+from . import autoencoder, detector, drawing, loop, mllm, naming, score
 from .tokenizer import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 
 WEIGHTS_LIMIT = 24_000_000  # bytes, the whole folder
@@ -57,7 +57,7 @@ def assemble(folder: Path) -> LadderPipeline:
 
 
 def export(folder: Path, target: Path) -> None:
-    """Write the folder `target` in float16, replacing the pipeline that is there but no other file.
+    """Write pipeline and detector to `target` in float16, replacing those that are there but no other file.
 
     Raises:
         ValueError: the folder would be larger than `WEIGHTS_LIMIT`.
@@ -65,6 +65,9 @@ def export(folder: Path, target: Path) -> None:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     assemble(folder).to(dtype=torch.float16).save_pretrained(partial, safe_serialization=True)
+    eye = detector.Detector()
+    load_trained(folder, "detector", {"detector": eye})
+    detector.save(eye, partial / score.DETECTOR)
     size = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     if size > WEIGHTS_LIMIT:
         raise ValueError(

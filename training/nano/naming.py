@@ -42,6 +42,14 @@ INDEX = {name: index for index, name in enumerate(NAMES)}
 PARTS = ("name", "x", "y", "side")
 MAX_ITEMS = 3
 BATCHES = {"caption": 8, "edit": 40, "question": 8}  # samples of each task in one step
+EDITS = {
+    "add": 0.1,
+    "remove": 0.33,
+    "replace": 0.25,
+    "background": 0.16,
+    "move": 0.1,
+    "count": 0.06,
+}  # by difficulty
 EMPTY = np.zeros((SIZE, SIZE, 3), np.uint8)  # the black picture of unconditional guidance
 
 
@@ -194,7 +202,7 @@ class Tasks:
         """
         texts, targets, pictures, sources = [], [], [], []
         for _ in range(size):
-            edit = edits.draw(random)
+            edit = edits.draw(random, random.choices(list(EDITS), list(EDITS.values()))[0])
             no_text, no_picture = random.choices(((0, 0), (1, 0), (0, 1), (1, 1)), (0.84, 0.08, 0.04, 0.04))[
                 0
             ]
