@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,21 @@ def save_released(
     Raises:
         ValueError: something is there already.
     """
+    with complete_folder(folder) as unfinished:
+        parts.tokenizer.save_pretrained(unfinished)
+        parts.image_processor.save_pretrained(unfinished)
+        _write_weights(released_tensors(parts), unfinished, max_shard_size)
+        _write_json(unfinished / "config.json", released_config(parts, mllm_id, sana_id))
+    return Path(folder).absolute()
+
+
+@contextmanager
+def complete_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to write into that becomes ``folder`` when the block ends, and is removed if the block fails.
+
+    Raises:
+        ValueError: something is there already.
+    """
     folder = Path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and not empty; give another path, or remove it first.")
@@ -48,17 +65,13 @@ def save_released(
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.unfinished")
     unfinished.mkdir()
     try:
-        parts.tokenizer.save_pretrained(unfinished)
-        parts.image_processor.save_pretrained(unfinished)
-        _write_weights(released_tensors(parts), unfinished, max_shard_size)
-        _write_json(unfinished / "config.json", released_config(parts, mllm_id, sana_id))
+        yield unfinished
         if folder.exists():
             folder.rmdir()
         unfinished.rename(folder)
     except BaseException:  # an interrupted write leaves nothing behind either
         shutil.rmtree(unfinished)
         raise
-    return folder
 
 
 def released_tensors(parts: LadderParts) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VL
 
 from .conditions import LadderCondition, LadderEncoder
 from .connector import LadderConnector
+from .export import complete_folder
 from .guidance import Guidance, branch_inputs
 from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .requests import ImageInput, Request, check_request, check_size, fit_size
@@ -96,6 +97,15 @@ class LadderPipeline(DiffusionPipeline):
             return super().from_pretrained(path, **kwargs)
         dtype = kwargs.pop("torch_dtype", kwargs.pop("dtype", None))
         return cls(**vars(load_parts(path, dtype=dtype, **kwargs)))
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write a pipeline folder, whole or not at all; arguments as in diffusers.
+
+        Raises:
+            ValueError: ``save_directory`` is there already and not empty.
+        """
+        with complete_folder(save_directory) as unfinished:
+            super().save_pretrained(unfinished, **kwargs)
 
     def encode_prompt(
         self,

@@ -11,6 +11,7 @@ import torch
 import transformers
 from packaging.version import Version
 from PIL import Image
+from transformers import GenerationConfig
 
 from .conditions import check_images, execution_device
 from .naming import EMBEDDING, mllm_name
@@ -83,10 +84,14 @@ def ask(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         mm_token_type_ids=(ids == mllm.config.image_token_id).int(),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=[control_token(tokenizer, "<|im_end|>"), control_token(tokenizer, "<|endoftext|>")],
-        pad_token_id=tokenizer.pad_token_id,
+        # all said here, so that a generation_config.json beside one copy of a model changes nothing
+        generation_config=GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            repetition_penalty=1.0,
+            eos_token_id=[control_token(tokenizer, "<|im_end|>"), control_token(tokenizer, "<|endoftext|>")],
+            pad_token_id=tokenizer.pad_token_id,
+        ),
         **inputs,
     )
     text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()

@@ -175,6 +175,20 @@ def test_save_and_load_change_no_number(pipe, tmp_path):
     assert not list((tmp_path / "pipeline").rglob("*.bin"))
 
 
+def test_a_failed_save_leaves_nothing_and_a_full_folder_stays(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        pipe.vae, "save_pretrained", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full"))
+    )
+    with pytest.raises(OSError, match="disk full"):
+        pipe.save_pretrained(tmp_path / "torn")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(ValueError, match="is there already and not empty"):
+        pipe.save_pretrained(tmp_path / "mine")
+    assert [file.name for file in tmp_path.rglob("*")] == ["mine", "notes.txt"]
+
+
 def test_model_offload_brings_each_part_before_it_computes(pipe, tmp_path, monkeypatch):
     """On the CPU nothing moves, but the hooks that would move a part must fire, in the order of use."""
     from accelerate.hooks import CpuOffload
