@@ -24,7 +24,7 @@ from ..objective import flow_matching_loss
 from . import drawing, edits, loop, mllm, naming, scenes
 from .scenes import Scene
 
-POOL = 48_000
+POOL = 32_000
 BATCH = 48
 EDITS = 0.4  # share of edits; the others are captions
 WITHOUT_CAPTION = 0.1
@@ -115,7 +115,7 @@ def train_connector(folder: Path, minutes: float, threads: int = 1, seed: int = 
     table = drawing.NameTable()
     loop.load_stage(folder, "drawing", {"transformer": drawing.build(), "table": table}, averaged=True)
     table.requires_grad_(False)
-    size, batch = 12_000, 192
+    size, batch = 6_000, 192
     states = States(model, connector.queries, prompter, size)
     vaguely = torch.ones(batch, dtype=torch.bool)  # the slots do not tell the jitter
     last = [float("nan")]
