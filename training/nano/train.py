@@ -1,8 +1,8 @@
 """Train the nano model: `python -m tbac_uniimage.training.nano.train --stage all`, or one stage at a time.
 
 Stages in order, each going on where it was interrupted: autoencoder; vision and mllm (`naming`); drawing;
-connector and ladder; detector, which only the score needs. Autoencoder, then drawing, may run beside vision, then
-mllm: they need nothing of each other.
+connector and ladder; detector, which only the score needs. Autoencoder and drawing may run beside vision and
+mllm, as they need nothing of each other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MINUTES = {  # on one core, and on two for the ladder
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stage", choices=["all", *MINUTES], default="all")
     parser.add_argument("--minutes", type=float, help="budget of each stage in place of its own")
     parser.add_argument("--folder", type=Path, default=RUNS, help="where the stages keep their state")
