@@ -1,0 +1,124 @@
+"""What leaves the repository: a wheel that works alone, and a published pack with nothing that could harm."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def project_files() -> list[Path]:
+    """Files of the repository relative to its root: tracked, or new and not ignored."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listing.returncode:
+        pytest.skip("not a git checkout")
+    return [Path(name) for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def published_files() -> list[Path]:
+    """What is left for the registry's zip; every line of .comfyignore is a path from the root."""
+    lines = (ROOT / ".comfyignore").read_text().split()
+    assert all(re.fullmatch(r"/[\w.-]+/?", line) for line in lines)
+    ignored = {line.strip("/") for line in lines}
+    assert not [name for name in ignored if not (ROOT / name).exists()]
+    return [path for path in project_files() if path.parts[0] not in ignored]
+
+
+def test_published_pack_is_complete():
+    names = {path.as_posix() for path in published_files()}
+    assert {"__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "NOTICE", "README.md"} <= names
+    templates = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+    assert templates == ["image_edit", "text_to_image"]
+    assert {f"workflows/{name}.{kind}" for name in templates for kind in ("json", "jpg")} <= names
+    assert {f"web/docs/{path.name}" for path in (ROOT / "web" / "docs").iterdir()} <= names
+    assert "assets/samples/tbac_uniimage_scene.png" in names
+    assert {path.parts[0] for path in published_files() if len(path.parts) > 1} <= {
+        "assets",
+        "core",
+        "locales",
+        "nodes",
+        "web",
+        "workflows",
+    }
+
+
+def test_published_pack_starts_and_fetches_nothing():
+    """The registry's scan flags a version for any of these, comments included."""
+    forbidden = re.compile(
+        r"subprocess|os\.system|\beval\(|\bexec\(|urllib|import requests|import socket|pickle\.load|torch\.load\("
+    )
+    for path in published_files():
+        if path.suffix == ".py":
+            assert not forbidden.search((ROOT / path).read_text(encoding="utf-8")), path
+
+
+def test_installing_the_pack_changes_nothing():
+    """ComfyUI's Manager installs every line of requirements.txt into the user's environment."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert all(line.startswith("#") for line in lines)
+    assert re.search(r"^dependencies = \[\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+
+
+def test_extra_and_check_ask_for_the_same_versions():
+    from tbac_uniimage.core import MINIMUM
+
+    extra = re.search(r"^standalone = (.*)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)
+    for name, (major, minor) in MINIMUM.items():
+        assert f'"{name}>={major}.{minor}"' in extra
+
+
+@pytest.mark.slow
+def test_wheel_works_alone(tmp_path):
+    """Built offline, installed by unpacking, imported from there; it holds what the source tree holds."""
+    source, target = tmp_path / "source", tmp_path / "site"
+    for path in project_files():
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / path, source / path)
+    options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", tmp_path, source]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+
+    there = {path.relative_to(target / "tbac_uniimage") for path in target.glob("tbac_uniimage/**/*")}
+    wanted = [path for path in project_files() if is_part_of_the_package(path)]
+    assert not set(wanted) - there
+    assert not [path for path in there if path.parts[0] in ("tests", "scripts", "benchmarks", "docs")]
+    licences = {path.name for path in target.glob("*.dist-info/licenses/*")}
+    assert licences == {"LICENSE", "NOTICE"}
+
+    code = (
+        "import tbac_uniimage, tbac_uniimage.commands as c; from tbac_uniimage.cli import main;"
+        "print(tbac_uniimage.__file__, c.EMBEDDED); main(['info', '--released'])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(target)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    first, *rest = answer.stdout.splitlines()
+    package = target / "tbac_uniimage"
+    assert first == f"{package / '__init__.py'} {package / 'assets' / 'nano'}"
+    assert any("5,681,505,091" in line for line in rest)
+
+
+def is_part_of_the_package(path: Path) -> bool:
+    """Whether a file of the source tree belongs into the wheel."""
+    if path.suffix == ".py":
+        return len(path.parts) == 1 or path.parts[0] in ("core", "nodes", "training")
+    return path.parts[0] in ("assets", "workflows", "web", "locales") or path.parts[:2] == ("core", "configs")
