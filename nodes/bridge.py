@@ -32,7 +32,7 @@ def load_for_comfy(
             MLLM and the autoencoder too.
 
     Raises:
-        ValueError, FileNotFoundError: what is wrong with the checkpoint, one sentence.
+        ValueError: what is wrong with the checkpoint, one sentence.
     """
     parts = load_parts(path)
     dtype = TORCH_DTYPES[weight_dtype]

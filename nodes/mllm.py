@@ -46,7 +46,7 @@ class LadderMLLM:
 
     Args:
         parts: the loaded model.
-        dtype: dtype of MLLM and connector; None lets ComfyUI choose.
+        dtype: dtype of MLLM and connector.
         size: how this model's pixels and latents relate.
     """
 

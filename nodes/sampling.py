@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     import torch
     from comfy.model_patcher import ModelPatcher
 
+    from .mllm import LatentSize
+
 MAX_GUIDANCE = 100.0
 
 
-def latent_size(model: ModelPatcher):
+def latent_size(model: ModelPatcher) -> LatentSize:
     """How pixels and latents of one of our models relate. Raises ValueError for another kind of MODEL."""
     size = getattr(model.get_model_object("latent_format"), "size", None)
     if size is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import comfy.samplers
 import torch
 from tqdm.auto import trange
@@ -23,7 +25,7 @@ def sample_recipe(
     x: torch.Tensor,
     sigmas: torch.Tensor,
     extra_args: dict | None = None,
-    callback=None,
+    callback: Callable[[dict], None] | None = None,
     disable: bool | None = None,
 ) -> torch.Tensor:
     """DPM-Solver++ 2M on flow sigmas, in the form of ComfyUI's sampler functions.
