@@ -42,14 +42,14 @@ INDEX = {name: index for index, name in enumerate(NAMES)}
 PARTS = ("name", "x", "y", "side")
 MAX_ITEMS = 3
 BATCHES = {"caption": 8, "edit": 40, "question": 8}  # samples of each task in one step
-EDITS = {
-    "add": 0.1,
-    "remove": 0.33,
-    "replace": 0.25,
-    "background": 0.16,
-    "move": 0.1,
-    "count": 0.06,
-}  # by difficulty
+EDITS = {  # share of each kind, by difficulty
+    "add": 0.08,
+    "remove": 0.4,
+    "replace": 0.28,
+    "background": 0.12,
+    "move": 0.08,
+    "count": 0.04,
+}
 EMPTY = np.zeros((SIZE, SIZE, 3), np.uint8)  # the black picture of unconditional guidance
 
 
@@ -169,6 +169,7 @@ class Tasks:
         self, model: nn.Module, connector: LadderConnector, heads: Heads, prompter: mllm.Prompter
     ) -> None:
         self.model, self.connector, self.heads, self.prompter = model, connector, heads, prompter
+        self.words = [encode_text(prompter.tokenizer, f" {name}")[0] for name in OBJECTS]
 
     def name_slots(
         self, texts: list[str], targets: list[Scene | None], pictures: list | None = None
@@ -215,7 +216,19 @@ class Tasks:
         cells = torch.tensor([cell_names(sources[i]) for i in seen])
         with loop.autocast():
             slots = slot_loss(self.model.model.language_model, self.heads, hidden, names)
-            return slots + 0.2 * self.heads.cell_loss(vision[seen], cells)
+            read = self.read_loss(vision[seen], cells[..., 1])
+            return slots + 0.2 * self.heads.cell_loss(vision[seen], cells) + 0.2 * read
+
+    def read_loss(self, tokens: Tensor, names: Tensor) -> Tensor:
+        """A vision token on a sprite should point where the word for the sprite points.
+
+        Then finding the object that an instruction speaks of is attention between equal directions.
+        """
+        rows = self.model.model.language_model.embed_tokens.weight[self.words]
+        logits = 16 * F.normalize(tokens.float(), dim=-1) @ F.normalize(rows, dim=-1).T
+        first = INDEX["name", next(iter(OBJECTS))]
+        wanted = torch.where(names == 0, -100, names - first)
+        return F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
 
     def question(self, random: Random, size: int) -> Tensor:
         """A picture and a question: the answer in words, then the end of the turn."""
