@@ -27,7 +27,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code: 0, 2 for bad input, 130 when stopped."""
     try:
-        options = make_parser().parse_args(argv)
+        argv = sys.argv[1:] if argv is None else list(argv)
+        options = make_parser("score" in argv[:1]).parse_args(argv)
         options.run(options)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
@@ -48,8 +49,8 @@ def raised_by_us(error: BaseException) -> bool:
     return trace.tb_frame.f_globals["__name__"].startswith(f"{__package__}.")
 
 
-def make_parser() -> Parser:
-    """All subcommands; building it imports nothing heavy."""
+def make_parser(for_score: bool = False) -> Parser:
+    """All subcommands. Building it imports nothing heavy, but ``for_score`` the scorer for its arguments."""
     parser = Parser(prog="tbac-uniimage", description="Draw, edit and describe pictures with TBAC-UniImage.")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -87,20 +88,15 @@ def make_parser() -> Parser:
     ask.set_defaults(run=commands.ask)
 
     info = subparsers.add_parser("info", help="parts, sizes and ladder of a model")
-    which = info.add_mutually_exclusive_group()
-    which.add_argument(
-        "--model",
-        default=str(commands.EMBEDDED),
-        help="folder, file or hub name (default: the embedded nano model)",
-    )
-    which.add_argument(
-        "--released", action="store_true", help="the released 3B model, from its configuration"
-    )
-    info.add_argument("--tokenizer", type=Path, metavar="DIR", help=argparse.SUPPRESS)
+    info.add_argument("--released", action="store_true", help="of the released 3B, from its configuration")
+    add_source(info)
     info.set_defaults(run=commands.info)
 
-    score = subparsers.add_parser("score", help="score a nano model on held-out scenes", add_help=False)
-    score.add_argument("rest", nargs=argparse.REMAINDER)
+    score = subparsers.add_parser("score", help="score a nano model on held-out scenes")
+    if for_score:
+        from .training.nano.score import add_arguments
+
+        add_arguments(score)
     score.set_defaults(run=commands.score)
     return parser
 
@@ -110,14 +106,24 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture file, up to four")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model, and where it runs."""
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Which model."""
     parser.add_argument(
         "--model",
         default=str(commands.EMBEDDED),
         help="folder, file or hub name (default: the embedded nano model)",
     )
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer, if the model comes without")
+    for name, what in (
+        ("tokenizer", "tokenizer, if the model comes without"),
+        ("mllm", "Qwen2.5-VL that a checkpoint of another size than 3B was made from"),
+        ("sana", "SANA that it was made from"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=what)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and where it runs."""
+    add_source(parser)
     parser.add_argument("--device", help="cuda, mps or cpu (default: the first of these that is there)")
     parser.add_argument(
         "--dtype",

@@ -61,13 +61,19 @@ def load_pipeline(options: argparse.Namespace) -> LadderPipeline:
     device = options.device or best_device()
     dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
 
-    from .core.checkpoints import load_parts
     from .core.pipeline import LadderPipeline
 
-    parts = load_parts(path, dtype=dtype, device=device, tokenizer_dir=options.tokenizer)
-    pipeline = LadderPipeline(**vars(parts))
+    pipeline = LadderPipeline(**vars(load(path, options, dtype=dtype, device=device)))
     pipeline.set_progress_bar_config(disable=None, unit="step")  # None: no bar where stderr is a file
     return pipeline
+
+
+def load(path: Path, options: argparse.Namespace, **placement: Any) -> LadderParts:
+    """The parts of a model, with the folders that the options name beside it."""
+    from .core.checkpoints import load_parts
+
+    folders = {"tokenizer_dir": options.tokenizer, "mllm_dir": options.mllm, "sana_dir": options.sana}
+    return load_parts(path, **folders, **placement)
 
 
 def best_device() -> str:
@@ -150,9 +156,7 @@ def info(options: argparse.Namespace) -> None:
         name, parts = "the released 3B model", released_parts_on_meta()
     else:
         name = find_model(options.model)
-        from .core.checkpoints import load_parts
-
-        parts = load_parts(name, tokenizer_dir=options.tokenizer)
+        parts = load(name, options)
     print(f"TBAC-UniImage, {name}\n{describe(parts)}")
 
 
@@ -183,10 +187,7 @@ def describe(parts: LadderParts) -> str:
 
 
 def score(options: argparse.Namespace) -> None:
-    """Hand over to the nano model's scorer, whose arguments are its own."""
-    from .cli import Parser
+    """Hand over to the nano model's scorer."""
     from .training.nano import score as scorer
 
-    parser = Parser(prog="tbac-uniimage score", description="Score a nano model on held-out scenes.")
-    scorer.add_arguments(parser)
-    scorer.run(parser.parse_args(options.rest))
+    scorer.run(options)

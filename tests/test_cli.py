@@ -113,10 +113,23 @@ def test_info_of_the_released_model(capsys):
     assert " 16 -> 0 " in text and " 35 -> 19" in text
 
 
-def test_info_of_a_folder(model, capsys):
+def test_info_of_a_folder_and_of_a_checkpoint_of_the_same_model(model, capsys):
     assert main(["info", "--model", model]) == 0
     text = capsys.readouterr().out
     assert model in text and "Queries: 8;" in text and "4 blocks" in text
+    checkpoint = str(PARITY / "checkpoint")
+    bases = ["--mllm", str(PARITY / "Qwen2.5-VL-tiny"), "--sana", str(PARITY / "Sana_tiny_diffusers")]
+    assert main(["info", "--model", checkpoint, *bases]) == 0
+    assert capsys.readouterr().out == text.replace(model, checkpoint)
+
+
+def test_score_hands_over_to_the_scorer(monkeypatch):
+    from tbac_uniimage.training.nano import score
+
+    seen = []
+    monkeypatch.setattr(score, "run", seen.append)
+    assert main(["score", "--samples", "3", "--seed", "5"]) == 0
+    assert (seen[0].samples, seen[0].seed) == (3, 5)
 
 
 NUMBERS = "a whole number of at least 1"
@@ -139,6 +152,7 @@ NUMBERS = "a whole number of at least 1"
         (["generate", " "], "The prompt is empty and there is no image"),
         (["generate", "x", "--model", "nowhere"], "There is no model at nowhere"),
         (["generate", "x", "--model", "./no/where"], "There is no model at no/where"),
+        (["info", "--steps", "3"], "unrecognized arguments: --steps 3"),
         (["info", "--model", "nowhere"], "There is no model at nowhere"),
         (["edit", "scene.png"], "required: INSTRUCTION"),
         (["edit", "nothing.png", "make it blue"], "There is no picture at nothing.png"),
