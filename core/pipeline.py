@@ -14,9 +14,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
+from .checkpoints.export import complete_folder
 from .conditions import LadderCondition, LadderEncoder
 from .connector import LadderConnector
-from .export import complete_folder
 from .guidance import Guidance, branch_inputs
 from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .requests import ImageInput, Request, check_request, check_size, fit_size

@@ -13,10 +13,10 @@ from packaging.version import Version
 from PIL import Image
 from transformers import GenerationConfig
 
+from .checkpoints.naming import EMBEDDING, mllm_name
+from .checkpoints.weights import find_weights, read_tensors
 from .conditions import check_images, execution_device
-from .naming import EMBEDDING, mllm_name
 from .prompts import build_chat, control_token
-from .weights import find_weights, read_tensors
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tbac_uniimage.core import export
 from tbac_uniimage.core.checkpoints import (
     LadderParts,
     assemble,
     count_parameters,
+    export,
     load_parts,
     released_parts_on_meta,
     save_released,

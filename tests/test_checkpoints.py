@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tbac_uniimage.core import export
 from tbac_uniimage.core.checkpoints import (
     LadderParts,
+    export,
     load_parts,
     save_released,
 )
-from tbac_uniimage.core.naming import MLLM_PREFIX, mllm_name, place_of, released_name
+from tbac_uniimage.core.checkpoints.naming import MLLM_PREFIX, mllm_name, place_of, released_name
 from tbac_uniimage.core.pipeline import LadderPipeline
 from transformers import Qwen2_5_VLForConditionalGeneration
 

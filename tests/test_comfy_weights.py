@@ -88,7 +88,7 @@ def test_no_weight_is_left_behind_in_partial_loads(comfy, checkpoint, share):
 
 def test_released_size_half_loaded(comfy):
     """The published configuration as a MODEL, without memory: 16 x 16 latents of 32 channels, 64 queries."""
-    from tbac_uniimage.core.parts import released_configs, transformer_on_meta
+    from tbac_uniimage.core.checkpoints.parts import released_configs, transformer_on_meta
     from tbac_uniimage.nodes.diffusion import LadderLatentFormat, make_model
     from tbac_uniimage.nodes.mllm import LatentSize
 

@@ -11,10 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tbac_uniimage.core import weights
 from tbac_uniimage.core.checkpoints import (
     LadderParts,
     load_parts,
+    weights,
 )
 from tbac_uniimage.core.pipeline import LadderPipeline
 

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tbac_uniimage.core import tokenizers
 from tbac_uniimage.core.checkpoints import (
     LadderParts,
     load_parts,
     released_parts_on_meta,
+    tokenizers,
 )
 
 PARITY = Path(__file__).parent / "data" / "parity"

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import torch
 
-from .assemble import assemble
-from .connector import LadderConnector
-from .export import save_released
+from ..connector import LadderConnector
+from ..schedulers import recipe_scheduler
 from .folders import load_pipeline_folder
 from .parts import (
     LadderParts,
@@ -21,19 +20,8 @@ from .parts import (
     vae_on_meta,
 )
 from .released import NUM_RESERVED, RELEASED_QUERIES, RELEASED_TYPES, load_released
-from .schedulers import recipe_scheduler
 from .tokenizers import make_image_processor
 from .weights import read_json, refuse_pickle
-
-__all__ = [
-    "LadderParts",
-    "assemble",
-    "count_parameters",
-    "is_pipeline_folder",
-    "load_parts",
-    "released_parts_on_meta",
-    "save_released",
-]
 
 PIPELINE_CLASS = "LadderPipeline"
 LORA_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .connector import LadderConnector
+from ..connector import LadderConnector
+from ..prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
+from ..schedulers import recipe_scheduler
 from .folders import read_part_config
 from .naming import EMBEDDING, HEAD, Place, check_tensors, mllm_name, place_of, released_name
 from .parts import (
@@ -27,8 +29,6 @@ from .parts import (
     transformer_on_meta,
     vae_on_meta,
 )
-from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
-from .schedulers import recipe_scheduler
 from .tokenizers import IMAGE_PIXELS, RELEASED_MLLM_ID, find_tokenizer, make_image_processor
 from .weights import TensorInfo, find_weights, list_names, read_json, read_tensors
 

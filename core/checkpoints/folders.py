@@ -11,7 +11,8 @@ from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from .connector import LadderConnector
+from ..connector import LadderConnector
+from ..prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .naming import HEAD, check_tensors, mllm_name
 from .parts import (
     LadderParts,
@@ -23,7 +24,6 @@ from .parts import (
     transformer_on_meta,
     vae_on_meta,
 )
-from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .tokenizers import find_tokenizer
 from .weights import TensorInfo, find_weights, read_json, read_tensors
 

@@ -8,7 +8,9 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from transformers import Qwen2_5_VLConfig
 
-from .connector import LadderConnector
+from ..connector import LadderConnector
+from ..prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
+from ..schedulers import recipe_scheduler
 from .folders import match_folder, read_part_config
 from .parts import (
     LadderParts,
@@ -21,9 +23,7 @@ from .parts import (
     transformer_on_meta,
     vae_on_meta,
 )
-from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .released import NUM_RESERVED, RELEASED_QUERIES
-from .schedulers import recipe_scheduler
 from .tokenizers import IMAGE_PIXELS, find_tokenizer, make_image_processor
 from .weights import read_tensors
 

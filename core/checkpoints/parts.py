@@ -17,12 +17,12 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from .connector import LadderConnector
-from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
-from .transformer import LadderTransformer2DModel
+from ..connector import LadderConnector
+from ..prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
+from ..transformer import LadderTransformer2DModel
 from .weights import read_json
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parent.parent / "configs"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
