@@ -14,7 +14,7 @@ from .pictures import check_folder, read_picture, write_picture
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .core.parts import LadderParts
+    from .core.checkpoints import LadderParts
     from .core.pipeline import LadderPipeline
 
 EMBEDDED = Path(__file__).resolve().parent / "assets" / "nano"

@@ -19,6 +19,7 @@ _HOMES = {
     "LadderParts": "checkpoints",
     "LadderPipeline": "pipeline",
     "LadderTransformer2DModel": "transformer",
+    "assemble": "checkpoints",
     "euler_scheduler": "schedulers",
     "fold_condition": "conditions",
     "load_parts": "checkpoints",
