@@ -58,11 +58,11 @@ def find_model(name: str) -> Path:
 def load_pipeline(options: argparse.Namespace) -> LadderPipeline:
     """The model that the options name, on its device."""
     path = find_model(options.model)
-    device = options.device or best_device()
-    dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
 
     from .core.pipeline import LadderPipeline
 
+    device = options.device or best_device()
+    dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
     pipeline = LadderPipeline(**vars(load(path, options, dtype=dtype, device=device)))
     pipeline.set_progress_bar_config(disable=None, unit="step")  # None: no bar where stderr is a file
     return pipeline
