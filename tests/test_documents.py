@@ -1,0 +1,44 @@
+"""The documents point to things that exist, and name every module and node."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]*)#?[^)]*\)", document.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (document.parent / target).exists(), target
+
+
+def test_module_map_is_complete():
+    modules = (ROOT / "docs" / "architecture.md").read_text().split("## Modules")[1]
+    named = set(re.findall(r"`([a-z_/]+)(?:\.py)?`", modules))
+    for folder in ("core", "core/checkpoints", "nodes"):
+        missing = {path.stem for path in (ROOT / folder).glob("[a-z]*.py")} - {
+            name.split("/")[-1] for name in named
+        }
+        assert not missing, folder
+
+
+def test_every_node_is_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    names = re.findall(
+        r'display_name="([^"]+)",\s+category', "".join(p.read_text() for p in ROOT.glob("nodes/*.py"))
+    )
+    assert len(names) == 6
+    for name in names:
+        assert f"| {name} |" in readme
+
+
+def test_commands_of_the_readme_are_understood():
+    from tbac_uniimage.cli import make_parser
+
+    commands = re.findall(r"^tbac-uniimage (.*?)(?: +#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(commands) == 6
+    for command in commands:
+        make_parser().parse_args([quoted or word for quoted, word in re.findall(r'"([^"]*)"|(\S+)', command)])
