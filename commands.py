@@ -110,8 +110,11 @@ def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> No
         from .core.schedulers import euler_scheduler
 
         pipeline.register_modules(scheduler=euler_scheduler())
-    keep = ("negative", "steps", "guidance", "image_guidance", "scheduler", "images", "model")
+    keep = ("negative", "steps", "guidance", "image_guidance", "scheduler")
     settings = {name: value for name, value in vars(options).items() if name in keep}
+    # names without folders: pictures are passed on, and a path tells whose they are
+    settings["model"] = Path(options.model).name
+    settings["images"] = [Path(name).name for name in getattr(options, "images", [])]
     for index, prompt in enumerate(prompts):
         # noise is drawn on the CPU and per picture, so that a picture depends on its own seed alone
         seeds = [first_seed + index * options.num + k for k in range(options.num)]

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import PARITY, load_tiny
-from PIL import Image
+from PIL import Image, ImageChops
 from tbac_uniimage import commands, pictures
 from tbac_uniimage.cli import main
 from tbac_uniimage.core.pipeline import LadderPipeline
@@ -30,6 +30,13 @@ def picture(tmp_path) -> str:
     return str(path)
 
 
+def difference(path, image: Image.Image) -> int:
+    """Largest difference of two pictures in 0 … 255; 1 is rounding, which changes with batch and threads."""
+    drawn = Image.open(path)
+    assert drawn.size == image.size
+    return max(high for _, high in ImageChops.difference(drawn, image).getextrema())
+
+
 def sentence(capsys, *argv: str) -> str:
     """What the command says about bad input: one line on stderr, nothing on stdout, exit code 2."""
     assert main(list(argv)) == 2
@@ -47,7 +54,7 @@ def test_generate_draws_what_the_pipeline_draws(model, pipe, tmp_path, capsys):
     generators = [torch.Generator().manual_seed(9), torch.Generator().manual_seed(10)]
     expected = pipe("a dog", num_inference_steps=2, num_images_per_prompt=2, generator=generators).images
     for path, image in zip(paths[2:], expected, strict=True):
-        assert Image.open(path).tobytes() == image.tobytes()
+        assert difference(path, image) <= 1
     assert json.loads(Image.open(paths[2]).text[pictures.CHUNK]) == {
         "prompt": "a dog",
         "seed": 9,
@@ -57,11 +64,13 @@ def test_generate_draws_what_the_pipeline_draws(model, pipe, tmp_path, capsys):
         "steps": 2,
         "guidance": 4.5,
         "scheduler": "recipe",
-        "model": model,
+        "model": "tiny",
+        "images": [],
     }
 
     assert main(["generate", "a dog", "--model", model, "--out", str(out), *FAST[:2], "--seed", "9"]) == 0
-    assert Image.open(out / "0005.png").tobytes() == expected[0].tobytes()  # numbered on, and alone the same
+    assert difference(out / "0005.png", expected[0]) <= 1  # numbered on, and alone the same
+    assert difference(out / "0005.png", expected[1]) > 1
     assert sorted(entry.name for entry in out.iterdir()) == [f"{n:04d}.png" for n in range(1, 6)]
 
 
@@ -77,12 +86,12 @@ def test_edit_draws_what_the_pipeline_draws(model, pipe, picture, tmp_path):
         generator=torch.Generator().manual_seed(7),
     ).images[0]
     drawn = Image.open(tmp_path / "out" / "0001.png")
-    assert drawn.tobytes() == expected.tobytes() and drawn.size == (80, 56)
+    assert difference(drawn.filename, expected) <= 1 and drawn.size == (80, 56)
     settings = json.loads(drawn.text[pictures.CHUNK])
-    assert settings["images"] == [picture] and settings["image_guidance"] == 1.5
+    assert settings["images"] == ["scene.png"] and settings["image_guidance"] == 1.5
 
     assert main([*argv, "--scheduler", "euler"]) == 0
-    assert Image.open(tmp_path / "out" / "0002.png").tobytes() != expected.tobytes()
+    assert difference(tmp_path / "out" / "0002.png", expected) > 1
 
 
 def test_ask_answers_as_the_pipeline_does(model, pipe, picture, capsys):
