@@ -24,7 +24,7 @@ from ..objective import flow_matching_loss
 from . import drawing, edits, loop, mllm, naming, scenes
 from .scenes import Scene
 
-POOL = 32_000
+POOL = 20_000
 BATCH = 48
 EDITS = 0.4  # share of edits; the others are captions
 WITHOUT_CAPTION = 0.1
@@ -178,7 +178,7 @@ def train(folder: Path, minutes: float, threads: int = 1, seed: int = 0) -> None
         folder,
         minutes,
         BATCH,
-        1.2e-3,
+        8e-4,
         0.01,
         warmup=100,
         decay=0.6,
