@@ -62,7 +62,7 @@ def run(server, content: dict, on_event=None):
 def get(server, path: str) -> tuple[int, str]:
     async def fetch() -> tuple[int, str]:
         async with aiohttp.ClientSession(server.url) as session, session.get(path) as reply:
-            return reply.status, await reply.text()
+            return reply.status, await reply.text(errors="replace")
 
     return asyncio.run(fetch())
 
