@@ -35,9 +35,9 @@ def place_sample_picture() -> None:
     name = "tbac_uniimage_scene.png"
     source = Path(__file__).resolve().parent.parent / "assets" / "samples" / name
     target = Path(folder_paths.get_input_directory()) / name
-    if target.exists():
-        return
     try:
+        if target.exists() and target.read_bytes() == source.read_bytes():
+            return
         partial = target.with_suffix(".partial")
         shutil.copyfile(source, partial)
         partial.replace(target)

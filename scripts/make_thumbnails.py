@@ -18,7 +18,7 @@ def main() -> None:
     """Text to image: the first result. Edit: its source and its result, side by side."""
     tile(demo.OUT / "1_text_to_image.png", SIDE).save(WORKFLOWS / "text_to_image.jpg", quality=85)
     first_edit = demo.OUT / f"{len(demo.PROMPTS) + 1}_image_edit.png"
-    pair = Image.new("RGB", (SIDE, SIDE), "white")
+    pair = Image.new("RGB", (SIDE, SIDE), (32, 32, 32))
     for i, path in enumerate((demo.SAMPLE, first_edit)):
         pair.paste(tile(path, SIDE // 2), (i * SIDE // 2, SIDE // 4))
     pair.save(WORKFLOWS / "image_edit.jpg", quality=85)

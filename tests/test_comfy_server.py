@@ -93,7 +93,11 @@ def test_image_edit_equals_the_python_pipeline(server, nano):
     instruction = graph("image_edit")["3"]["inputs"]["instruction"]
     picture = Image.open(SAMPLE).convert("RGB")
     expected = nano(
-        instruction, picture, image_guidance_scale=1.5, generator=torch.Generator().manual_seed(7)
+        instruction,
+        picture,
+        guidance_scale=3.0,
+        image_guidance_scale=1.5,
+        generator=torch.Generator().manual_seed(7),
     ).images[0]
     assert_same_picture(saved_picture(result), expected)
 
