@@ -74,6 +74,12 @@ def test_generate_draws_what_the_pipeline_draws(model, pipe, tmp_path, capsys):
     assert sorted(entry.name for entry in out.iterdir()) == [f"{n:04d}.png" for n in range(1, 6)]
 
 
+def test_embedded_model_draws_without_being_named(tmp_path):
+    assert main(["generate", "a star on a blue background", "--out", str(tmp_path), *FAST]) == 0
+    drawn = Image.open(tmp_path / "0001.png")
+    assert drawn.size == (64, 64) and json.loads(drawn.text[pictures.CHUNK])["model"] == "nano"
+
+
 def test_edit_draws_what_the_pipeline_draws(model, pipe, picture, tmp_path):
     argv = ["edit", picture, "make it blue", "--model", model, "--out", str(tmp_path / "out"), *FAST]
     assert main([*argv, "--scheduler", "recipe", "--negative", "grey"]) == 0

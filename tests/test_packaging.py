@@ -101,7 +101,8 @@ def test_wheel_works_alone(tmp_path):
 
     code = (
         "import tbac_uniimage, tbac_uniimage.commands as c; from tbac_uniimage.cli import main;"
-        "print(tbac_uniimage.__file__, c.EMBEDDED); main(['info', '--released'])"
+        "print(tbac_uniimage.__file__, c.EMBEDDED); main(['info', '--released']);"
+        "main(['generate', 'a star on blue', '--steps', '1', '--device', 'cpu', '--out', 'drawn'])"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code],
@@ -115,6 +116,7 @@ def test_wheel_works_alone(tmp_path):
     package = target / "tbac_uniimage"
     assert first == f"{package / '__init__.py'} {package / 'assets' / 'nano'}"
     assert any("5,681,505,091" in line for line in rest)
+    assert (tmp_path / rest[-1]).name == "0001.png" and (tmp_path / rest[-1]).is_file()
 
 
 def is_part_of_the_package(path: Path) -> bool:
