@@ -27,7 +27,7 @@ PROMPTS = [
     "a penguin in the top left corner, pink background",
     "a strawberry and a fish on green",
 ]
-INSTRUCTIONS = ["change the background to blue", "remove the cactus", "replace the rocket with a panda"]
+INSTRUCTIONS = ["remove the cactus", "change the background to blue", "replace the rocket with a panda"]
 TILE = 256
 
 
