@@ -58,7 +58,12 @@ class Parity:
         self.pipe = LadderPipeline(**vars(parts))
         self.pipe.set_progress_bar_config(disable=True)
         self.recorded = load_file(folder / "recordings.safetensors")
-        self.cases: dict[str, dict] = json.loads((folder / "cases.json").read_text())["cases"]
+        content = json.loads((folder / "cases.json").read_text())
+        self.cases: dict[str, dict] = content["cases"]
+        self.pipe.image_processor.size = {
+            "shortest_edge": content["min_pixels"],
+            "longest_edge": content["max_pixels"],
+        }
         self.errors: dict[str, float] = {}
 
     def compare(self, quantity: str, ours: torch.Tensor, key: str) -> None:
