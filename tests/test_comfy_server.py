@@ -90,14 +90,15 @@ def test_text_to_image_equals_the_python_pipeline(server, nano):
 
 def test_image_edit_equals_the_python_pipeline(server, nano):
     result = run(server, graph("image_edit"))
-    instruction = graph("image_edit")["3"]["inputs"]["instruction"]
+    edit, sampler = (graph("image_edit")[number]["inputs"] for number in ("3", "4"))
     picture = Image.open(SAMPLE).convert("RGB")
     expected = nano(
-        instruction,
+        edit["instruction"],
         picture,
-        guidance_scale=3.0,
-        image_guidance_scale=1.5,
-        generator=torch.Generator().manual_seed(7),
+        guidance_scale=sampler["guidance"],
+        image_guidance_scale=sampler["image_guidance"],
+        num_inference_steps=sampler["steps"],
+        generator=torch.Generator().manual_seed(sampler["seed"]),
     ).images[0]
     assert_same_picture(saved_picture(result), expected)
 
