@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
+    from tbac_uniimage.core.checkpoints import LadderParts
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -42,6 +46,8 @@ def comfy(comfy_tree: Path) -> None:
 
 
 PARITY = Path(__file__).parent / "data" / "parity"
+QWEN = PARITY / "Qwen2.5-VL-tiny"
+SANA = PARITY / "Sana_tiny_diffusers"
 
 
 def load_tiny():
@@ -51,8 +57,8 @@ def load_tiny():
 
     return load_parts(
         PARITY / "checkpoint",
-        mllm_dir=PARITY / "Qwen2.5-VL-tiny",
-        sana_dir=PARITY / "Sana_tiny_diffusers",
+        mllm_dir=QWEN,
+        sana_dir=SANA,
         dtype=torch.float32,
     )
 
@@ -102,3 +108,37 @@ def picture() -> Image.Image:
     from PIL import Image
 
     return Image.open(PARITY / "images" / "wide.png").convert("RGB")
+
+
+@pytest.fixture(scope="session")
+def stored() -> dict[str, torch.Tensor]:
+    """The tensors of the released layout, by name."""
+    from safetensors.torch import load_file
+
+    return load_file(PARITY / "checkpoint" / "model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def parts() -> LadderParts:
+    from tbac_uniimage.core.checkpoints import load_parts
+
+    return load_parts(PARITY / "checkpoint", mllm_dir=QWEN, sana_dir=SANA)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the checkpoint, to damage."""
+    return Path(shutil.copytree(PARITY / "checkpoint", tmp_path / "model"))
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer(tmp_path_factory) -> Path:
+    """The tiny tokenizer with its <|image_pad|> where the real Qwen2.5-VL has it."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    content = json.loads((QWEN / "tokenizer.json").read_text(encoding="utf-8"))
+    shift = 151655 - 432  # <|image_pad|>
+    for token in content["added_tokens"]:
+        token["id"] += shift
+        content["model"]["vocab"][token["content"]] = token["id"]
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder

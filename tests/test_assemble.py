@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tbac_uniimage.core.checkpoints import (
-    LadderParts,
     assemble,
     count_parameters,
     export,
@@ -20,39 +19,8 @@ from tbac_uniimage.core.checkpoints import (
     released_parts_on_meta,
     save_released,
 )
+from tiny_checkpoint import CHECKPOINT, MODULES, QWEN, SANA, assert_same
 from transformers import Qwen2_5_VLForConditionalGeneration
-
-PARITY = Path(__file__).parent / "data" / "parity"
-CHECKPOINT = PARITY / "checkpoint"
-QWEN = PARITY / "Qwen2.5-VL-tiny"
-SANA = PARITY / "Sana_tiny_diffusers"
-BASES = {"mllm_dir": QWEN, "sana_dir": SANA}
-
-MODULES = ("mllm", "connector", "transformer", "vae")
-
-
-def assert_same(a: LadderParts, b: LadderParts) -> None:
-    for part in MODULES:
-        ours, theirs = getattr(a, part).state_dict(), getattr(b, part).state_dict()
-        assert ours.keys() == theirs.keys()
-        assert all(ours[name].dtype == theirs[name].dtype for name in ours)
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours), part
-    assert (a.system_prompt, a.max_text_tokens) == (b.system_prompt, b.max_text_tokens)
-    assert a.image_processor.to_dict() == b.image_processor.to_dict()
-    assert a.tokenizer.get_vocab() == b.tokenizer.get_vocab()
-
-
-@pytest.fixture(scope="module")
-def qwen_tokenizer(tmp_path_factory) -> Path:
-    """The tiny tokenizer with its <|image_pad|> where the real Qwen2.5-VL has it."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    content = json.loads((QWEN / "tokenizer.json").read_text(encoding="utf-8"))
-    shift = 151655 - 432  # <|image_pad|>
-    for token in content["added_tokens"]:
-        token["id"] += shift
-        content["model"]["vocab"][token["content"]] = token["id"]
-    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    return folder
 
 
 def test_assemble_joins_the_base_models(tmp_path):

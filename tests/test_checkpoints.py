@@ -10,56 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tbac_uniimage.core.checkpoints import (
-    LadderParts,
     export,
     load_parts,
     save_released,
 )
 from tbac_uniimage.core.checkpoints.naming import MLLM_PREFIX, mllm_name, place_of, released_name
 from tbac_uniimage.core.pipeline import LadderPipeline
+from tiny_checkpoint import BASES, CHECKPOINT, MODULES, QWEN, SANA, assert_same, write
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-PARITY = Path(__file__).parent / "data" / "parity"
-CHECKPOINT = PARITY / "checkpoint"
-QWEN = PARITY / "Qwen2.5-VL-tiny"
-SANA = PARITY / "Sana_tiny_diffusers"
-BASES = {"mllm_dir": QWEN, "sana_dir": SANA}
-MODULES = ("mllm", "connector", "transformer", "vae")
 EMBEDDING = "model.mllm_backbone.model.embed_tokens.weight"
-
-
-@pytest.fixture(scope="module")
-def stored() -> dict[str, torch.Tensor]:
-    """The tensors of the released layout, by name."""
-    return load_file(CHECKPOINT / "model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def parts() -> LadderParts:
-    return load_parts(CHECKPOINT, **BASES)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A copy of the checkpoint, to damage."""
-    return Path(shutil.copytree(CHECKPOINT, tmp_path / "model"))
-
-
-def write(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def assert_same(a: LadderParts, b: LadderParts) -> None:
-    for part in MODULES:
-        ours, theirs = getattr(a, part).state_dict(), getattr(b, part).state_dict()
-        assert ours.keys() == theirs.keys()
-        assert all(ours[name].dtype == theirs[name].dtype for name in ours)
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours), part
-    assert (a.system_prompt, a.max_text_tokens) == (b.system_prompt, b.max_text_tokens)
-    assert a.image_processor.to_dict() == b.image_processor.to_dict()
-    assert a.tokenizer.get_vocab() == b.tokenizer.get_vocab()
 
 
 # Reading

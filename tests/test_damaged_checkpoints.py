@@ -12,39 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tbac_uniimage.core.checkpoints import (
-    LadderParts,
     load_parts,
     weights,
 )
 from tbac_uniimage.core.pipeline import LadderPipeline
-
-PARITY = Path(__file__).parent / "data" / "parity"
-CHECKPOINT = PARITY / "checkpoint"
-QWEN = PARITY / "Qwen2.5-VL-tiny"
-SANA = PARITY / "Sana_tiny_diffusers"
-BASES = {"mllm_dir": QWEN, "sana_dir": SANA}
-
-
-@pytest.fixture(scope="module")
-def stored() -> dict[str, torch.Tensor]:
-    """The tensors of the released layout, by name."""
-    return load_file(CHECKPOINT / "model.safetensors")
-
-
-@pytest.fixture(scope="module")
-def parts() -> LadderParts:
-    return load_parts(CHECKPOINT, **BASES)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A copy of the checkpoint, to damage."""
-    return Path(shutil.copytree(CHECKPOINT, tmp_path / "model"))
-
-
-def write(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
+from tiny_checkpoint import BASES, CHECKPOINT, QWEN, SANA, write
 
 # Wrong tensors
 

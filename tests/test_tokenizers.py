@@ -8,41 +8,11 @@ from pathlib import Path
 
 import pytest
 from tbac_uniimage.core.checkpoints import (
-    LadderParts,
     load_parts,
     released_parts_on_meta,
     tokenizers,
 )
-
-PARITY = Path(__file__).parent / "data" / "parity"
-CHECKPOINT = PARITY / "checkpoint"
-QWEN = PARITY / "Qwen2.5-VL-tiny"
-SANA = PARITY / "Sana_tiny_diffusers"
-BASES = {"mllm_dir": QWEN, "sana_dir": SANA}
-
-
-@pytest.fixture(scope="module")
-def parts() -> LadderParts:
-    return load_parts(CHECKPOINT, **BASES)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A copy of the checkpoint, to damage."""
-    return Path(shutil.copytree(CHECKPOINT, tmp_path / "model"))
-
-
-@pytest.fixture(scope="module")
-def qwen_tokenizer(tmp_path_factory) -> Path:
-    """The tiny tokenizer with its <|image_pad|> where the real Qwen2.5-VL has it."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    content = json.loads((QWEN / "tokenizer.json").read_text(encoding="utf-8"))
-    shift = 151655 - 432  # <|image_pad|>
-    for token in content["added_tokens"]:
-        token["id"] += shift
-        content["model"]["vocab"][token["content"]] = token["id"]
-    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    return folder
+from tiny_checkpoint import BASES, CHECKPOINT, QWEN, SANA
 
 
 @pytest.fixture
