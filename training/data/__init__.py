@@ -1,0 +1,1 @@
+"""Data sets by random access over an index."""
