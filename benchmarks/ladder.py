@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from tbac_uniimage.commands import EMBEDDED
 from tbac_uniimage.core import LadderCondition, LadderPipeline, load_parts
-from tbac_uniimage.core.conditions import LadderInputs
+from tbac_uniimage.core.inputs import LadderInputs
 from tbac_uniimage.core.rope import rope_positions
 from tbac_uniimage.training.objective import flow_matching_loss
 from transformers import DynamicCache

@@ -21,7 +21,8 @@ from transformers import DynamicCache
 from transformers.masking_utils import create_causal_mask
 
 from .connector import LadderConnector
-from .prompts import MAX_IMAGES, MAX_TEXT_TOKENS, SYSTEM_PROMPT, build_prompt, pad_left
+from .inputs import LadderInputs, LadderProcessor
+from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .rope import rope_positions
 
 if TYPE_CHECKING:
@@ -43,23 +44,6 @@ class LadderCondition:
     mask: torch.Tensor
 
 
-@dataclass
-class LadderInputs:
-    """Tokenised prompts of a batch.
-
-    Attributes:
-        input_ids: ``[batch, length]`` int64, padded on the left.
-        attention_mask: ``[batch, length]`` int64, 1 = token.
-        pixel_values: ``[patches, channels * 2 * patch * patch]`` float32 of all images in order, or None.
-        image_grid_thw: ``[images, 3]`` int64, patches along time, height and width, or None.
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    pixel_values: torch.Tensor | None = None
-    image_grid_thw: torch.Tensor | None = None
-
-
 def fold_condition(states: torch.Tensor) -> torch.Tensor:
     """``[layers, batch, queries, dim]`` to ``[batch, queries, layers * dim]``, a CONDITIONING of ComfyUI."""
     return rearrange(states, "l b q d -> b q (l d)")
@@ -73,27 +57,6 @@ def unfold_condition(folded: torch.Tensor, layers: int) -> torch.Tensor:
             "make it with Multi-Layer MLLM Encode of the same model."
         )
     return rearrange(folded, "b q (l d) -> l b q d", l=layers)
-
-
-def check_images(batch: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> None:
-    """Raise ValueError unless there is one list of at most four usable images per prompt."""
-    if len(batch) != len(prompts):
-        raise ValueError(
-            f"{len(prompts)} prompts but {len(batch)} lists of images were given; give one list per prompt."
-        )
-    for images in batch:
-        if len(images) > MAX_IMAGES:
-            raise ValueError(
-                f"A prompt takes at most {MAX_IMAGES} images, {len(images)} were given; leave some out."
-            )
-        for image in images:
-            if not isinstance(image, Image.Image):
-                raise ValueError(f"An input image is a {type(image).__name__}; give PIL images.")
-            if max(image.size) > 200 * min(image.size):
-                raise ValueError(
-                    f"An input image of {image.width}x{image.height} is more than 200 times as long as wide; "
-                    "crop it first."
-                )
 
 
 def execution_device(module: torch.nn.Module) -> torch.device:
@@ -134,11 +97,15 @@ class LadderEncoder:
             )
         self.mllm = mllm
         self.connector = connector
-        self.tokenizer = tokenizer
-        self.image_processor = image_processor
         self.num_layers = num_layers
-        self.system_prompt = system_prompt
-        self.max_text_tokens = max_text_tokens
+        self.processor = LadderProcessor(
+            tokenizer,
+            image_processor,
+            num_queries=connector.config.num_queries,
+            first_query_id=mllm.config.text_config.vocab_size,
+            system_prompt=system_prompt,
+            max_text_tokens=max_text_tokens,
+        )
         self.vision_cache: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
     def __call__(
@@ -150,42 +117,8 @@ class LadderEncoder:
     def tokenize(
         self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]] | None = None
     ) -> LadderInputs:
-        """Tokenise prompts and cut images into patches.
-
-        Raises:
-            ValueError: no prompts, lists of different lengths, too many or unusable images.
-        """
-        if not prompts:
-            raise ValueError("No prompt was given; give at least one, the empty string if need be.")
-        images = [[] for _ in prompts] if images is None else images
-        check_images(images, prompts)
-        flat = [image for group in images for image in group]
-        pixels = grid = None
-        counts: list[int] = []
-        if flat:
-            patches = self.image_processor(images=flat, return_tensors="pt")
-            pixels, grid = patches["pixel_values"], patches["image_grid_thw"]
-            counts = (grid.prod(-1) // self.image_processor.merge_size**2).tolist()
-        remaining = iter(counts)
-        sequences = [
-            build_prompt(
-                self.tokenizer,
-                prompt,
-                [next(remaining) for _ in group],
-                num_queries=self.connector.config.num_queries,
-                first_query_id=self.first_query_id,
-                system_prompt=self.system_prompt,
-                max_text_tokens=self.max_text_tokens,
-            )
-            for prompt, group in zip(prompts, images, strict=True)
-        ]
-        ids, mask = pad_left(sequences, self.tokenizer.pad_token_id)
-        return LadderInputs(ids, mask, pixels, grid)
-
-    @property
-    def first_query_id(self) -> int:
-        """The queries follow the vocabulary, as they do in a released embedding matrix."""
-        return self.mllm.config.text_config.vocab_size
+        """Token ids and patches, see :class:`LadderProcessor`."""
+        return self.processor(prompts, images)
 
     def encode(self, inputs: LadderInputs) -> LadderCondition:
         """Run the MLLM and the connector. Gradients reach the queries and the connector, never the MLLM."""
@@ -210,8 +143,10 @@ class LadderEncoder:
         cache = DynamicCache(config=self.mllm.config.get_text_config())
         with torch.no_grad():
             prefix = model.language_model.embed_tokens(ids[:, :-num_queries])
+            features = inputs.features
             if inputs.pixel_values is not None:
                 features = self.vision_features(inputs.pixel_values, inputs.image_grid_thw)
+            if features is not None:
                 prefix[ids[:, :-num_queries] == image_token] = features.to(prefix)
             self.run_layers(prefix, mask[:, :-num_queries], positions[..., :-num_queries], cache)
         queries = self.connector.queries.to(prefix).expand(len(ids), -1, -1)

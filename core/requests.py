@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from PIL import Image
 
-from .conditions import check_images
+from .inputs import check_images
 
 ImageInput: TypeAlias = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | None
 

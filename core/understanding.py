@@ -15,7 +15,8 @@ from transformers import GenerationConfig
 
 from .checkpoints.naming import EMBEDDING, mllm_name
 from .checkpoints.weights import find_weights, read_tensors
-from .conditions import check_images, execution_device
+from .conditions import execution_device
+from .inputs import check_images
 from .prompts import build_chat, control_token
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tbac_uniimage.core.conditions import LadderEncoder, check_images, fold_condition, unfold_condition
+from tbac_uniimage.core.conditions import LadderEncoder, fold_condition, unfold_condition
+from tbac_uniimage.core.inputs import check_images
 from tbac_uniimage.core.prompts import pad_left
 from tbac_uniimage.core.rope import rope_positions
 
@@ -35,7 +36,7 @@ def test_equals_the_full_pass_of_transformers(tiny, encoder):
     ours = encoder.hidden_states(inputs)
 
     model = tiny.mllm.model
-    is_query = inputs.input_ids >= encoder.first_query_id
+    is_query = inputs.input_ids >= encoder.processor.first_query_id
     embeds = model.language_model.embed_tokens(inputs.input_ids.masked_fill(is_query, 0))
     embeds[is_query] = tiny.connector.queries.detach().repeat(len(prompts), 1)
     features = model.get_image_features(inputs.pixel_values, inputs.image_grid_thw).pooler_output

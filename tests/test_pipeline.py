@@ -168,7 +168,7 @@ def test_save_and_load_change_no_number(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "pipeline")
     again = LadderPipeline.from_pretrained(tmp_path / "pipeline")
     again.set_progress_bar_config(disable=True)
-    assert again.encoder.system_prompt == pipe.encoder.system_prompt
+    assert again.encoder.processor.system_prompt == pipe.encoder.processor.system_prompt
     arguments = {"guidance_scale": 3.0, "image_guidance_scale": 1.5, "latents": noise(1)}
     ours = run(pipe, "make it red", picture(3), **arguments)
     torch.testing.assert_close(run(again, "make it red", picture(3), **arguments), ours, atol=0, rtol=0)

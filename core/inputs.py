@@ -1,0 +1,124 @@
+"""From prompts and pictures to tensors: what the MLLM reads. Nothing here needs the model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from .prompts import MAX_IMAGES, MAX_TEXT_TOKENS, SYSTEM_PROMPT, build_prompt, pad_left
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+
+@dataclass
+class LadderInputs:
+    """Tokenised prompts of a batch.
+
+    Attributes:
+        input_ids: ``[batch, length]`` int64, padded on the left.
+        attention_mask: ``[batch, length]`` int64, 1 = token.
+        pixel_values: ``[patches, channels * 2 * patch * patch]`` float32 of all images in order, or None.
+        image_grid_thw: ``[images, 3]`` int64, patches along time, height and width, or None.
+        features: ``[vision tokens, mllm_dim]``, what the vision tower made of all images in order, where it
+            is known already; ``pixel_values`` is None then.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    pixel_values: torch.Tensor | None = None
+    image_grid_thw: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+
+
+def check_images(batch: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> None:
+    """Raise ValueError unless there is one list of at most four usable images per prompt."""
+    if len(batch) != len(prompts):
+        raise ValueError(
+            f"{len(prompts)} prompts but {len(batch)} lists of images were given; give one list per prompt."
+        )
+    for images in batch:
+        if len(images) > MAX_IMAGES:
+            raise ValueError(
+                f"A prompt takes at most {MAX_IMAGES} images, {len(images)} were given; leave some out."
+            )
+        for image in images:
+            if not isinstance(image, Image.Image):
+                raise ValueError(f"An input image is a {type(image).__name__}; give PIL images.")
+            if max(image.size) > 200 * min(image.size):
+                raise ValueError(
+                    f"An input image of {image.width}x{image.height} is more than 200 times as long as wide; "
+                    "crop it first."
+                )
+
+
+@dataclass
+class LadderProcessor:
+    """Turns prompts and images into :class:`LadderInputs`. Can be sent to other processes.
+
+    Attributes:
+        tokenizer: the MLLM's tokenizer.
+        image_processor: the PIL image processor, which holds patch size and pixel budget.
+        num_queries: queries that follow every prompt.
+        first_query_id: id of the first; the queries follow the vocabulary, as they do in a released
+            embedding matrix.
+        system_prompt: text of the system turn.
+        max_text_tokens: where the user's text is cut.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: BaseImageProcessor
+    num_queries: int
+    first_query_id: int
+    system_prompt: str = SYSTEM_PROMPT
+    max_text_tokens: int = MAX_TEXT_TOKENS
+
+    def __call__(
+        self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]] | None = None
+    ) -> LadderInputs:
+        """Tokenise prompts and cut images into patches.
+
+        Raises:
+            ValueError: no prompts, lists of different lengths, too many or unusable images.
+        """
+        if not prompts:
+            raise ValueError("No prompt was given; give at least one, the empty string if need be.")
+        images = [[] for _ in prompts] if images is None else images
+        check_images(images, prompts)
+        flat = [image for group in images for image in group]
+        pixels = grid = None
+        if flat:
+            patches = self.image_processor(images=flat, return_tensors="pt")
+            pixels, grid = patches["pixel_values"], patches["image_grid_thw"]
+        ids, mask = self.tokenize(prompts, [len(group) for group in images], grid)
+        return LadderInputs(ids, mask, pixels, grid)
+
+    def tokenize(
+        self, prompts: Sequence[str], num_images: Sequence[int], grid: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask, both int64 ``[batch, length]``, of prompts whose images have these grids.
+
+        Args:
+            prompts: one text per prompt.
+            num_images: how many images each has.
+            grid: ``[images, 3]`` of all images in order, None if there are none.
+        """
+        merged = self.image_processor.merge_size**2
+        counts = iter([] if grid is None else (grid.prod(-1) // merged).tolist())
+        sequences = [
+            build_prompt(
+                self.tokenizer,
+                prompt,
+                [next(counts) for _ in range(number)],
+                num_queries=self.num_queries,
+                first_query_id=self.first_query_id,
+                system_prompt=self.system_prompt,
+                max_text_tokens=self.max_text_tokens,
+            )
+            for prompt, number in zip(prompts, num_images, strict=True)
+        ]
+        return pad_left(sequences, self.tokenizer.pad_token_id)
