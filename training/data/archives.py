@@ -1,0 +1,149 @@
+"""Tar archives read in place: plain, compressed, and split into parts. Nothing is ever unpacked."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from .storage import PART, Ref, Storage, describe_archive, join, open_gzip
+
+ARCHIVE = re.compile(r".+\.(tar|tar\.gz|tgz)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One archive.
+
+    Attributes:
+        name: path relative to the data set, without the number of a part.
+        path: the same, absolute or a URL.
+        parts: (path, bytes) of its files in order.
+    """
+
+    name: str
+    path: str
+    parts: tuple[tuple[str, int], ...]
+
+    @property
+    def compressed(self) -> bool:
+        """Whether it is gzip."""
+        return not self.name.lower().endswith(".tar")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file in an archive; ``offset`` counts uncompressed bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class Torn(Exception):
+    """An archive ends or breaks off at byte ``offset`` (uncompressed)."""
+
+    def __init__(self, offset: int, reason: str) -> None:
+        super().__init__(f"torn at byte {offset} ({reason})")
+
+
+def find_archives(root: str, files: list[tuple[str, int]]) -> list[Archive]:
+    """The archives among files, sorted by name, with the parts of split ones together.
+
+    Raises:
+        ValueError: a part is missing.
+    """
+    whole: dict[str, list[tuple[str, int]]] = {}
+    for name, size in files:
+        split = PART.fullmatch(name)
+        if split or ARCHIVE.fullmatch(name):
+            whole.setdefault(split["whole"] if split else name, []).append((name, size))
+    archives = []
+    for name, parts in sorted(whole.items()):
+        check_numbers(name, [part for part, _ in parts])
+        paths = tuple((join(root, part), size) for part, size in parts)
+        archives.append(Archive(name, join(root, name), paths))
+    return archives
+
+
+def check_numbers(name: str, parts: list[str]) -> None:
+    """Raise ValueError if the numbers of an archive's parts have a gap."""
+    numbers = [int(found[0]) for part in parts if (found := re.search(r"\d+$", part[len(name) :]))]
+    for number, expected in zip(numbers, range(numbers[0] if numbers[:1] == [0] else 1, 2**31), strict=False):
+        if number != expected:
+            raise ValueError(f"Part {expected} of {name} is missing (there is {parts[0]}, …); fetch it.")
+
+
+def open_archive(archive: Archive, storage: Storage) -> tuple[BinaryIO, int | None]:
+    """The archive as one uncompressed file, and its size where that is known beforehand."""
+    if len(archive.parts) == 1 and not archive.compressed:
+        path, size = archive.parts[0]
+        return storage.open(Ref(path, 0, size)), size
+    whole = storage.open_parts(list(archive.parts))
+    if archive.compressed:
+        return open_gzip(whole), None
+    return whole, sum(size for _, size in archive.parts)
+
+
+def members(archive: Archive, storage: Storage, description: Path) -> Iterator[tuple[Member, Ref]]:
+    """Every regular file of an archive with its place, in the order of the archive.
+
+    A plain tar is walked from header to header. A compressed one has to be decompressed once, which gives the
+    seek points for reading it at random later.
+
+    Args:
+        archive: what to walk.
+        storage: reads it.
+        description: where a compressed or split archive is described; ``.gzidx`` beside it.
+
+    Raises:
+        Torn: after the last whole member.
+    """
+    single = len(archive.parts) == 1 and not archive.compressed
+    file, size = open_archive(archive, storage)
+    with file:
+        try:
+            for member in walk(file, size):
+                place = "" if single else str(description)
+                yield member, Ref(archive.path, member.offset, member.size, archive=place)
+        finally:
+            if not single:
+                points = description.with_suffix(".gzidx") if archive.compressed else None
+                if points:
+                    file.export_index(str(points))
+                parts = [(path.rpartition("/")[2], length) for path, length in archive.parts]
+                describe_archive(str(description), parts, points.name if points else None)
+
+
+def walk(file: BinaryIO, size: int | None) -> Iterator[Member]:
+    """The regular files of an uncompressed tar. ``size`` is that of the tar, None if unknown. Raises Torn."""
+    try:
+        # odd names become readable ones instead of strings that Arrow refuses
+        tar = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="backslashreplace")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise Torn(0, f"no tar: {error}") from error
+    tar.offset = 0  # the constructor has read the first header
+    while True:
+        start = tar.offset
+        try:
+            file.seek(start)
+            info = tarfile.TarInfo.fromtarfile(tar)
+            end = info.offset_data + info.size
+            if info.isreg() and size is None:
+                file.seek(end - 1 if info.size else end)
+                ended = info.size > 0 and not file.read(1)
+            else:
+                ended = size is not None and info.isreg() and end > size
+        except tarfile.EOFHeaderError:
+            return  # the block of zeros that ends a tar
+        except tarfile.EmptyHeaderError:
+            raise Torn(start, "the mark of its end is missing") from None
+        except (tarfile.HeaderError, OSError, EOFError, ValueError) as error:
+            raise Torn(start, str(error)) from error
+        if ended:
+            raise Torn(start, f"{info.name} is cut off")
+        if info.isreg() and info.sparse is None:
+            yield Member(info.name.removeprefix("./"), info.offset_data, info.size)

@@ -1,0 +1,216 @@
+"""Indexing: find the samples of a data set, look at every picture, write the index."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from . import folders, tars
+from .found import MAX_INPUTS, Found, Layout, Note, Place, Refused
+from .index import Entry, IndexWriter, absolute
+from .pictures import BadPicture, Facts, examine
+from .report import Report
+from .storage import Ref, Storage, is_url, list_files
+
+LAYOUTS: dict[str, Layout] = {module.NAME: module for module in (tars, folders)}
+STORAGE = Storage()  # one per process
+
+
+@dataclass
+class Examined:
+    """What a worker found in one unit."""
+
+    entries: list[Entry] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    converted: Counter[str] = field(default_factory=Counter)
+
+
+def build(
+    source: str,
+    out: Path,
+    *,
+    name: str | None = None,
+    layout: str | None = None,
+    images: str | None = None,
+    check: str = "decode",
+    workers: int = 1,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> Report:
+    """Index one data set into ``out/name``, in place of an index that is there.
+
+    The index does not depend on ``workers``: units are put together in their order.
+
+    Args:
+        source: path or URL of a folder or file.
+        out: folder of all indexes.
+        name: of this one; default: the last part of ``source``.
+        layout: a key of :data:`LAYOUTS`; default: what is recognised.
+        images: where the pictures lie that a list names; default: beside it.
+        check: ``decode`` decodes every picture, ``header`` only reads its head.
+        workers: processes; 1 = this one.
+        progress: called with the number of samples that were just looked at.
+
+    Returns:
+        Report: counts, and where the index is.
+
+    Raises:
+        ValueError: no layout fits, nothing is usable, or ``out`` cannot be written to.
+    """
+    source = absolute(source)
+    name = name or source.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
+    target = out / name
+    if target.exists() and not (target / "manifest.json").is_file():
+        raise ValueError(f"{target} is there and no index; give another name with --name.")
+    files = list_files(source)
+    started = time.monotonic()
+    scratch = make_scratch(out, name)
+    try:
+        place = Place(source, files, absolute(images) if images else None, scratch)
+        module = LAYOUTS[layout] if layout else recognise(place)
+        writer = IndexWriter(scratch, source if files else source.rpartition("/")[0])
+        report = Report(name=name, source=source, layout=module.NAME, check=check, folder=str(target))
+        with open(scratch / "refused.jsonl", "w", encoding="utf-8") as refused:
+            for examined in examine_all(module, place, check == "decode", workers):
+                for entry in examined.entries:
+                    writer.add(entry)
+                report.count(examined, refused)
+                progress(len(examined.entries) + len(examined.refused))
+        if not report.samples:
+            raise ValueError(f"Nothing in {source} can be used: {report.why_nothing()}.")
+        report.seconds = time.monotonic() - started
+        report.write(scratch)
+        writer.close(report.facts())
+        replace_folder(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return report
+
+
+def recognise(place: Place) -> Layout:
+    """The layout of what lies there. Raises ValueError naming what was found."""
+    for module in LAYOUTS.values():
+        if module.recognise(place):
+            return module
+    kinds = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name, _ in place.files)
+    found = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(6)) or "no files"
+    known = "; ".join(f"{module.NAME}: {module.SUMMARY}" for module in LAYOUTS.values())
+    raise ValueError(f"{place.source} is no data set of a known layout (found: {found}). Known are {known}.")
+
+
+def make_scratch(out: Path, name: str) -> Path:
+    """A new folder in ``out`` that a finished index is renamed from. Raises ValueError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{name}-", dir=out))
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written to ({error}); give another folder with -o.") from error
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Rename a folder onto another one; whoever has mapped the old one's files keeps them."""
+    os.chmod(new, 0o777 & ~current_umask())
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+        os.replace(target, old / "index")
+        os.replace(new, target)
+        shutil.rmtree(old)
+    else:
+        os.replace(new, target)
+
+
+def current_umask() -> int:
+    """The process's mask of file permissions, which mkdtemp ignores."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def examine_all(layout: Layout, place: Place, full: bool, workers: int) -> Iterator[Examined]:
+    """Every unit of a data set, examined, in order."""
+    jobs = ((layout.NAME, unit, full) for unit in layout.units(place))
+    if workers <= 1:
+        yield from (examine_unit(*job) for job in jobs)
+        return
+    if is_url(place.source) and place.source.startswith("memory://"):
+        raise ValueError("memory:// exists in one process only; index it with --workers 1.")
+    # spawned, not forked: file systems and Arrow run threads
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            yield from in_order(pool, jobs, ahead=2 * workers)
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "A worker process died, likely for want of memory; try fewer --workers."
+            ) from error
+
+
+def in_order(pool: ProcessPoolExecutor, jobs: Iterable[tuple], ahead: int) -> Iterator[Examined]:
+    """Results in the order of the jobs; only ``ahead`` jobs are drawn before they are needed."""
+    waiting: deque = deque()
+    for job in jobs:
+        waiting.append(pool.submit(examine_unit, *job))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def examine_unit(layout: str, unit: Any, full: bool) -> Examined:
+    """Scan one unit and look at its pictures."""
+    examined = Examined()
+    for finding in LAYOUTS[layout].scan(unit, STORAGE):
+        if isinstance(finding, Note):
+            examined.notes.append(finding.text)
+        elif isinstance(finding, Refused):
+            examined.refused.append(finding)
+        else:
+            judge(finding, full, examined)
+    return examined
+
+
+def judge(found: Found, full: bool, examined: Examined) -> None:
+    """Put a sample where it belongs."""
+    try:
+        facts = check_sample(found, full)
+    except BadPicture as error:
+        examined.refused.append(Refused(found.key, error.reason, error.detail))
+        return
+    examined.converted.update(conversion for fact in facts for conversion in fact.conversions)
+    entry = Entry(found.key, found.text, found.target, found.inputs, facts[0].width, facts[0].height)
+    examined.entries.append(entry)
+
+
+def check_sample(found: Found, full: bool) -> list[Facts]:
+    """Look at all pictures of a sample, the target first. Raises BadPicture."""
+    if not found.text:
+        raise BadPicture("empty text")
+    if len(found.inputs) > MAX_INPUTS:
+        raise BadPicture(f"more than {MAX_INPUTS} input pictures", len(found.inputs))
+    try:
+        f"{found.key}{found.text}{found.target.path}".encode()
+    except UnicodeEncodeError as error:
+        raise BadPicture("name or text is not Unicode", ascii(error.object[:60])) from error
+    return [check_picture(ref, full) for ref in (found.target, *found.inputs)]
+
+
+def check_picture(ref: Ref, full: bool) -> Facts:
+    """Look at one picture. Raises BadPicture that names where it lies."""
+    try:
+        with STORAGE.open(ref) as file:
+            return examine(file, full)
+    except BadPicture as error:
+        raise BadPicture(error.reason, f"{ref.path}: {error.detail}" if error.detail else ref.path) from error
+    except FileNotFoundError as error:
+        raise BadPicture("picture file is missing", ref.path) from error
+    except OSError as error:
+        raise BadPicture("cannot be read", error) from error

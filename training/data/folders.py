@@ -1,0 +1,86 @@
+"""A plain folder: ``cat.jpg`` beside ``cat.txt``, in sub-folders too; what most people have of their own.
+
+For edits ``cat.input.jpg`` (several: ``cat.input0.jpg`` …) lies beside them, and ``cat.output.jpg`` may take
+the place of ``cat.jpg``. A ``.caption`` or ``.json`` file may take that of ``cat.txt``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from .found import Found, Place, Refused, chunked, read_text, text_of
+from .pictures import SUFFIXES
+from .storage import Ref, Storage, join
+from .tars import MEMBER
+
+NAME = "folder"
+SUMMARY = "pictures, each with a .txt, .caption or .json file of the same name beside it"
+TEXTS = (".txt", ".caption", ".json")
+
+
+def recognise(place: Place) -> bool:
+    """Whether a picture has a text beside it."""
+    texts = {name.rpartition(".")[0] for name, _ in place.files if name.lower().endswith(TEXTS)}
+    return any(stem_of(name) in texts for name, _ in place.files if name.lower().endswith(SUFFIXES))
+
+
+def stem_of(name: str) -> str:
+    """The name that the text beside a picture has, without its suffix."""
+    return MEMBER.fullmatch(name)["key"]
+
+
+def units(place: Place) -> Iterator[list[dict[str, Any]]]:
+    """Some samples each: key, and the paths of target, inputs and text."""
+    texts: dict[str, str] = {}
+    inputs: dict[str, list[tuple[int, str]]] = {}
+    targets: list[tuple[str, str]] = []
+    for name, _ in place.files:
+        lower = name.lower()
+        if lower.endswith(TEXTS):
+            stem, dot, suffix = name.rpartition(".")
+            known = texts.get(stem)
+            if known is None or TEXTS.index(dot + suffix.lower()) < TEXTS.index(
+                "." + known.rpartition(".")[2].lower()
+            ):
+                texts[stem] = name
+        elif lower.endswith(SUFFIXES):
+            match = MEMBER.fullmatch(name)
+            if match["role"] in ("input", "source"):
+                inputs.setdefault(match["key"], []).append((int(match["number"] or 0), name))
+            else:
+                targets.append((match["key"], name))
+    samples = (
+        {
+            "key": name,  # with its suffix: cat.jpg and cat.png are two samples that may share a text
+            "target": join(place.source, name),
+            "inputs": [join(place.source, path) for _, path in sorted(inputs.get(stem, []))],
+            "text": join(place.source, texts[stem]) if stem in texts else None,
+        }
+        for stem, name in targets
+    )
+    yield from chunked(samples)
+
+
+def scan(unit: list[dict[str, Any]], storage: Storage) -> Iterator[Found | Refused]:
+    """The samples with their texts."""
+    for sample in unit:
+        key, path = sample["key"], sample["text"]
+        if path is None:
+            yield Refused(key, "no text")
+            continue
+        data = storage.read(Ref(path))
+        if path.lower().endswith(".json"):
+            try:
+                record = json.loads(data)
+            except ValueError as error:
+                yield Refused(key, "text is no JSON", str(error))
+                continue
+            text = text_of(record, bool(sample["inputs"])) if isinstance(record, dict) else None
+        else:
+            text = read_text(data)
+        if text is None:
+            yield Refused(key, "text is not readable", path)
+            continue
+        yield Found(key, text, Ref(sample["target"]), tuple(Ref(path) for path in sample["inputs"]))

@@ -1,0 +1,141 @@
+"""What a layout hands over while a data set is indexed, and the fields in which published sets keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from .storage import Ref, Storage
+
+CHUNK = 256  # samples that are handed to a worker at once
+MAX_INPUTS = 4  # as core.prompts.MAX_IMAGES, which costs an import of torch
+
+# in the order in which they are looked for
+CAPTIONS = ("caption", "text", "prompt", "input_prompt", "long_caption", "description")
+INSTRUCTIONS = (
+    "edited_prompt_list",
+    "instruction",
+    "edit_instruction",
+    "edit_prompt",
+    "input_prompt",
+    "edit",
+)
+INPUTS = ("input_image", "input_images", "src_img", "source_img", "source_image", "original_image", "source")
+TARGETS = ("output_image", "edited_img", "edited_image", "target_img", "target_image", "output", "target")
+PICTURES = ("image", "img", "jpg", "jpeg", "png", "webp", "file_name", "image_path", "image_file", "picture")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A sample whose pictures nobody has looked at yet."""
+
+    key: str
+    text: str
+    target: Ref
+    inputs: tuple[Ref, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A sample that cannot be used.
+
+    Attributes:
+        key: its name.
+        reason: a few words that many samples share.
+        detail: what exactly, such as a file name.
+    """
+
+    key: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something to tell the user about a file, such as where it is torn."""
+
+    text: str
+
+
+Finding = Found | Refused | Note
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a data set lies.
+
+    Attributes:
+        source: absolute path or URL of its folder or of the one file that was named.
+        files: (relative path, bytes) of all files below ``source``, sorted; empty if it is a file.
+        images: folder or URL where pictures lie that a list names, or None: beside the list.
+        scratch: folder of the index that is being written.
+    """
+
+    source: str
+    files: list[tuple[str, int]] = field(repr=False)
+    images: str | None
+    scratch: Path
+
+
+class Layout(Protocol):
+    """A module that knows one layout. Units are small, can be pickled, and are scanned in any process."""
+
+    NAME: str
+    SUMMARY: str
+
+    def recognise(self, place: Place) -> bool: ...
+
+    def units(self, place: Place) -> Iterable[Any]: ...
+
+    def scan(self, unit: Any, storage: Storage) -> Iterator[Finding]: ...
+
+
+def first(record: Mapping[str, Any], names: Iterable[str]) -> Any:
+    """The first of the named fields that holds something, or None."""
+    values = (record.get(name) for name in names)
+    return next((value for value in values if value is not None and value != []), None)
+
+
+def text_of(record: Mapping[str, Any], edits: bool) -> str | None:
+    """Caption or instruction of a record, or None. Of a list of wordings the last is taken, as published."""
+    names = (*INSTRUCTIONS, *CAPTIONS) if edits else (*CAPTIONS, *INSTRUCTIONS)
+    value = first(record, names)
+    if isinstance(value, (list, tuple)):
+        value = value[-1]
+    return value.strip() if isinstance(value, str) else None
+
+
+def read_text(data: bytes) -> str | None:
+    """A text file without its byte-order mark and surrounding blanks; None if it is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        return None
+
+
+def chunked(items: Iterable[Any], size: int = CHUNK) -> Iterator[list[Any]]:
+    """Lists of ``size`` items, the last one shorter."""
+    chunk = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+class Distinct:
+    """Makes names distinct: the second ``cat`` becomes ``cat#2``."""
+
+    def __init__(self, is_taken: Callable[[str], bool]) -> None:
+        self._is_taken = is_taken
+
+    def __call__(self, name: str) -> str:
+        number, free = 1, name
+        while self._is_taken(free):
+            number += 1
+            free = f"{name}#{number}"
+        return free

@@ -1,0 +1,278 @@
+"""The index of one data set: a folder that says where every sample lies, read by row through a memory map.
+
+``samples.arrow`` and ``files.arrow`` are Arrow IPC files of record batches of equal length, so row i is found
+without a search and a data-loader worker holds none of it. ``manifest.json`` is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .storage import Ref, is_url, join
+
+FORMAT = 1
+BATCH = 8192  # rows of a record batch
+SAMPLES = pa.schema(
+    {
+        "key": pa.string(),
+        "text": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        # one item per picture, the target first
+        "file": pa.list_(pa.int32()),
+        "offset": pa.list_(pa.int64()),
+        "size": pa.list_(pa.int64()),
+        "row": pa.list_(pa.int32()),
+    }
+)
+FILES = pa.schema({"path": pa.string(), "column": pa.string(), "archive": pa.string()})
+ARROW_FILES = {"samples.arrow": SAMPLES, "files.arrow": FILES}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sample.
+
+    Attributes:
+        key: its name, unique in the data set; globs of ``exclude`` are matched against it.
+        text: caption or instruction.
+        target: picture to learn.
+        inputs: pictures to start from; none for text-to-image.
+        width: of the target, pixels, after EXIF rotation.
+        height: of the target, pixels, after EXIF rotation.
+    """
+
+    key: str
+    text: str
+    target: Ref
+    inputs: tuple[Ref, ...]
+    width: int
+    height: int
+
+
+class Index:
+    """An index on disk. Pickled as its path only; files are mapped when first used.
+
+    Args:
+        folder: what ``tbac-uniimage data index`` wrote.
+
+    Raises:
+        ValueError: no index, one of another format version, or a damaged one.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        self.name: str = self.manifest["name"]
+        self.fingerprint: str = self.manifest["fingerprint"]
+        self.source: str = self.manifest["source"]
+        self._rows: dict[str, Rows] = {}
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Index:
+        """Same as ``Index(folder)``."""
+        return cls(folder)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_rows": {}}
+
+    def __len__(self) -> int:
+        return self.manifest["samples"]
+
+    def __getitem__(self, number: int) -> Entry:
+        if not 0 <= number < len(self):
+            raise IndexError(f"Index {self.name} has {len(self)} samples; there is no sample {number}.")
+        sample = self._table("samples.arrow").row(number)
+        places = zip(sample["file"], sample["offset"], sample["size"], sample["row"], strict=True)
+        target, *inputs = (self._ref(*place) for place in places)
+        return Entry(sample["key"], sample["text"], target, tuple(inputs), sample["width"], sample["height"])
+
+    def sizes(self) -> np.ndarray:
+        """Width and height of every target, ``[n, 2]`` int32."""
+        table = self._table("samples.arrow")
+        return np.stack([table.column("width"), table.column("height")], axis=1)
+
+    def input_counts(self) -> np.ndarray:
+        """Number of input pictures of every sample, ``[n]`` int32."""
+        batches = self._table("samples.arrow").batches()
+        counts = [pc.list_value_length(batch.column("file")).to_numpy() - 1 for batch in batches]
+        return np.concatenate([np.zeros(0, np.int32), *counts]).astype(np.int32)
+
+    def selected(self, exclude: Sequence[str] = ()) -> np.ndarray:
+        """Row numbers ``[m]`` int64 of the samples whose key fits none of the globs (``*`` and ``?``)."""
+        if not exclude:
+            return np.arange(len(self), dtype=np.int64)
+        pattern = "|".join(glob_to_regex(glob) for glob in exclude)
+        hits = [
+            pc.match_substring_regex(batch.column("key"), pattern).to_numpy(zero_copy_only=False)
+            for batch in self._table("samples.arrow").batches()
+        ]
+        return np.flatnonzero(~np.concatenate([np.zeros(0, bool), *hits])).astype(np.int64)
+
+    def _ref(self, file: int, offset: int, size: int, row: int) -> Ref:
+        place = self._table("files.arrow").row(file)
+        archive = str(self.folder / place["archive"]) if place["archive"] else ""
+        return Ref(join(self.source, place["path"]), offset, size, row, place["column"], archive)
+
+    def _table(self, name: str) -> Rows:
+        if name not in self._rows:
+            self._rows[name] = Rows(self.folder / name)
+        return self._rows[name]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an index. Raises ValueError."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise ValueError(f"There is no index at {folder}; make one with `tbac-uniimage data index`.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version, sizes = manifest["format"], manifest["bytes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); index the data set again.") from error
+    if version != FORMAT:
+        raise ValueError(f"{folder} is an index of format {version}, not {FORMAT}; index the data set again.")
+    for name, size in sizes.items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise ValueError(f"{folder / name} is missing or damaged; index the data set again.")
+    return manifest
+
+
+def glob_to_regex(glob: str) -> str:
+    """A glob of ``*`` and ``?`` as a regular expression for RE2, which lacks what fnmatch writes."""
+    pieces = (".*" if c == "*" else "." if c == "?" else re.escape(c) for c in glob)
+    return rf"(?s:\A{''.join(pieces)}\z)"
+
+
+class Rows:
+    """Rows of an Arrow IPC file whose batches have :data:`BATCH` rows each (the last one fewer)."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._batches: dict[int, pa.RecordBatch] = {}
+
+    def batches(self) -> list[pa.RecordBatch]:
+        """All of them, mapped, not read."""
+        return [self._batch(i) for i in range(self._file.num_record_batches)]
+
+    def row(self, number: int) -> dict[str, Any]:
+        """Its values by column name."""
+        batch = self._batch(number // BATCH)
+        place = number % BATCH
+        return {name: batch.column(i)[place].as_py() for i, name in enumerate(batch.schema.names)}
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of int32 as an array ``[n]``."""
+        parts = [batch.column(name).to_numpy() for batch in self.batches()]
+        return np.concatenate([np.zeros(0, np.int32), *parts])
+
+    def _batch(self, number: int) -> pa.RecordBatch:
+        if number not in self._batches:
+            self._batches[number] = self._file.get_batch(number)
+        return self._batches[number]
+
+
+class IndexWriter:
+    """Writes the files of an index into an empty folder, row by row.
+
+    Args:
+        folder: exists; the caller renames it when all is done.
+        source: root of the data set, to which paths are written relative.
+    """
+
+    def __init__(self, folder: Path, source: str) -> None:
+        self.folder, self.source = folder, source
+        self._samples = RowWriter(folder / "samples.arrow", SAMPLES)
+        self._files = RowWriter(folder / "files.arrow", FILES)
+        self._known: dict[tuple[str, str, str], int] = {}
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, entry: Entry) -> None:
+        """Append a sample."""
+        refs = (entry.target, *entry.inputs)
+        numbers = [self._file_number(ref) for ref in refs]
+        offsets, sizes, rows = zip(*((ref.offset, ref.size, ref.row) for ref in refs), strict=True)
+        row = (entry.key, entry.text, entry.width, entry.height, numbers, offsets, sizes, rows)
+        self._hash.update(repr(row).encode("utf-8"))
+        self._samples.add(row)
+
+    def _file_number(self, ref: Ref) -> int:
+        """Row of ``files.arrow``. Only what holds many pictures is looked up; a lone file is simply added."""
+        prefix = self.source.rstrip("/") + "/"
+        row = (ref.path.removeprefix(prefix), ref.column, os.path.basename(ref.archive))
+        holds_one = ref.size < 0 and ref.row < 0
+        number = None if holds_one else self._known.get(row)
+        if number is None:
+            number = self._files.add(row)
+            self._hash.update(repr(row).encode("utf-8"))
+            if not holds_one:
+                self._known[row] = number
+        return number
+
+    def close(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Finish the files and write the manifest, which holds ``facts``. Returns the manifest."""
+        samples, _ = self._samples.close(), self._files.close()
+        # archive descriptions and seek points are guarded too: without them pictures cannot be read
+        names = [*ARROW_FILES, *sorted(path.name for path in self.folder.glob("archive-*"))]
+        manifest = {
+            "format": FORMAT,
+            **facts,
+            "source": self.source,
+            "samples": samples,
+            "fingerprint": self._hash.hexdigest(),
+            "bytes": {name: (self.folder / name).stat().st_size for name in names},
+        }
+        (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        return manifest
+
+
+class RowWriter:
+    """Rows into an Arrow IPC file of equal batches."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._file, schema)
+        self._waiting: list[tuple] = []
+        self._written = 0
+
+    def add(self, row: tuple) -> int:
+        """Append a row. Returns its number."""
+        self._waiting.append(row)
+        number = self._written + len(self._waiting) - 1
+        if len(self._waiting) == BATCH:
+            self._flush()
+        return number
+
+    def _flush(self) -> None:
+        columns = zip(*self._waiting, strict=True)
+        arrays = [
+            pa.array(list(column), kind.type) for column, kind in zip(columns, self._schema, strict=True)
+        ]
+        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
+        self._written += len(self._waiting)
+        self._waiting = []
+
+    def close(self) -> int:
+        """Write what waits. Returns the number of rows."""
+        if self._waiting:
+            self._flush()
+        self._writer.close()
+        self._file.close()
+        return self._written
+
+
+def absolute(source: str) -> str:
+    """A data set's path as it is kept in the index: absolute, so that a run may start anywhere."""
+    return source.rstrip("/") if is_url(source) else os.path.abspath(source)

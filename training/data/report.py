@@ -1,0 +1,126 @@
+"""What indexing a data set found, as a table for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from .build import Examined
+
+FIRST_NAMES = 5
+SIDES = (256, 512, 768, 1024, 2048)  # limits of the size classes, pixels of the shorter side
+
+
+@dataclass
+class Report:
+    """Counts of one indexing.
+
+    Attributes:
+        name: of the index.
+        source: of the data set.
+        layout: as recognised.
+        check: ``decode`` or ``header``.
+        folder: of the index.
+        samples: usable ones.
+        inputs: samples by their number of input pictures.
+        refused: samples by reason.
+        refused_first: first keys by reason.
+        converted: pictures by what :func:`~.pictures.decode` changes.
+        sides: samples by the size class of the target's shorter side.
+        shapes: samples by tall, square and wide (within 5 %).
+        notes: torn files and the like.
+        seconds: it took.
+    """
+
+    name: str
+    source: str
+    layout: str
+    check: str
+    folder: str
+    samples: int = 0
+    inputs: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    refused_first: dict[str, list[str]] = field(default_factory=dict)
+    converted: Counter[str] = field(default_factory=Counter)
+    sides: Counter[str] = field(default_factory=Counter)
+    shapes: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def count(self, examined: Examined, refused: TextIO) -> None:
+        """Take in one unit; its refused samples go to ``refused`` line by line."""
+        self.samples += len(examined.entries)
+        for entry in examined.entries:
+            self.inputs[str(len(entry.inputs))] += 1
+            self.sides[side_class(min(entry.width, entry.height))] += 1
+            self.shapes[shape(entry.width, entry.height)] += 1
+        for item in examined.refused:
+            self.refused[item.reason] += 1
+            names = self.refused_first.setdefault(item.reason, [])
+            if len(names) < FIRST_NAMES:
+                names.append(item.key)
+            refused.write(json.dumps(asdict(item)) + "\n")
+        self.converted += examined.converted
+        self.notes += examined.notes
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest keeps: nothing that depends on time or place of the index."""
+        kept = ("name", "layout", "check", "inputs", "refused", "converted", "notes")
+        return {key: getattr(self, key) for key in kept}
+
+    def write(self, folder: Path) -> None:
+        """``report.json``."""
+        facts = vars(self) | {"samples_per_second": round(self.rate(), 1)}
+        (folder / "report.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+    def rate(self) -> float:
+        """Samples looked at per second."""
+        return (self.samples + self.refused.total()) / max(self.seconds, 1e-9)
+
+    def why_nothing(self) -> str:
+        """Why there is no usable sample."""
+        reasons = [
+            f"{reason} ({count:,}, first {self.refused_first[reason][0]})"
+            for reason, count in self.refused.most_common(3)
+        ]
+        return "; ".join(reasons + self.notes[:3]) or "there is no sample"
+
+    def table(self) -> str:
+        """For people."""
+        lines = [f"{self.name}: {self.samples:,} samples ({self.layout}, {self.source})"]
+        lines += rows("input pictures", sorted(self.inputs.items()))
+        order = [side_class(side) for side in (1, *SIDES)]
+        lines += rows("shorter side", [(name, self.sides[name]) for name in order if self.sides[name]])
+        lines += rows("shape", self.shapes.most_common())
+        lines += rows("converted", self.converted.most_common())
+        for reason, count in self.refused.most_common():
+            names = ", ".join(self.refused_first[reason])
+            lines += rows("refused", [(reason, count)], f"  {names}{', …' if count > FIRST_NAMES else ''}")
+        lines += [f"  note: {note}" for note in self.notes]
+        lines.append(f"  {self.rate():,.0f} samples/s ({self.check}); index: {self.folder}")
+        return "\n".join(lines)
+
+
+def rows(title: str, counts: list[tuple[str, int]], tail: str = "") -> list[str]:
+    """Table lines of one kind."""
+    return [f"  {title if i == 0 else '':15}{name:32}{n:>12,}{tail}" for i, (name, n) in enumerate(counts)]
+
+
+def side_class(side: int) -> str:
+    """Name of the size class of a side, pixels."""
+    below = [limit for limit in SIDES if limit <= side]
+    above = [limit for limit in SIDES if limit > side]
+    if not below:
+        return f"below {above[0]}"
+    return f"{below[-1]} to {above[0] - 1}" if above else f"{below[-1]} and more"
+
+
+def shape(width: int, height: int) -> str:
+    """Tall, square or wide."""
+    if max(width, height) <= 1.05 * min(width, height):
+        return "square"
+    return "wide" if width > height else "tall"

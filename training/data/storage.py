@@ -1,0 +1,336 @@
+"""Bytes of one picture: a file, a part of a tar or a row of a table, on disk or behind a URL."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+OPEN_FILES = 64  # per process; the oldest is closed
+TABLE_CACHE = 256 * 2**20  # bytes of decoded row groups that one process keeps
+HEADER = 32 * 2**10  # bytes read at once where only the head of a picture is wanted
+GZIP_BUFFER = 2**20
+
+# "hqedit.tar.gz.part001", "x.tar.gz.aa", "x.tar.002"
+PART = re.compile(r"(?P<whole>.+\.(?:tar|tar\.gz|tgz))[._-]?(?:part)?[._-]?(?:\d+|[a-z]{2})", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Where the bytes of one picture lie.
+
+    Attributes:
+        path: local path or fsspec URL.
+        offset: first byte in the file, or in the uncompressed archive; of a table's row: number of the
+            picture where the cell is a list.
+        size: in bytes; -1 = to the end of the file.
+        row: row of a Parquet file; -1 = no table.
+        column: column of that table.
+        archive: file that describes a compressed or split archive (see :func:`describe_archive`), or "".
+    """
+
+    path: str
+    offset: int = 0
+    size: int = -1
+    row: int = -1
+    column: str = ""
+    archive: str = ""
+
+
+def is_url(path: str) -> bool:
+    """Whether fsspec has to read it: ``s3://…``, ``hf://…``, ``memory://…``."""
+    return "://" in path
+
+
+def join(folder: str, name: str) -> str:
+    """``name`` in ``folder``, both local or URL; a ``name`` that stands alone is returned as it is."""
+    if is_url(name) or os.path.isabs(name):
+        return name
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+
+
+def parent(path: str) -> str:
+    """The folder of a file."""
+    return path.rpartition("/")[0] if is_url(path) else os.path.dirname(path)
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it.
+
+    Raises:
+        ValueError: no such protocol, or its package is not installed.
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{url} cannot be opened ({error}); check the protocol of the URL.") from error
+
+
+def list_files(root: str) -> list[tuple[str, int]]:
+    """Every file below a folder as (path relative to it with ``/``, bytes), sorted by path.
+
+    Sorted, so that no file system decides the order; hidden files and folders are left out. A ``root`` that
+    is a file gives none.
+
+    Raises:
+        ValueError: there is nothing at ``root``.
+    """
+    if is_url(root):
+        files, inner = filesystem(root)
+        if not files.exists(inner):
+            raise ValueError(f"There is nothing at {root}; check the URL.")
+        start = inner.rstrip("/") + "/"
+        found = [
+            (path[len(start) :], int(facts["size"] or 0))
+            for path, facts in files.find(inner, detail=True).items()
+            if path.startswith(start)
+        ]
+    else:
+        if not os.path.exists(root):
+            raise ValueError(f"There is nothing at {root}; check the path.")
+        found = []
+        for folder, _, names in os.walk(root, followlinks=True):
+            below = os.path.relpath(folder, root).replace(os.sep, "/")
+            start = "" if below == "." else f"{below}/"
+            found += [(start + name, os.path.getsize(os.path.join(folder, name))) for name in names]
+    return sorted(item for item in found if not any(part.startswith(".") for part in item[0].split("/")))
+
+
+def describe_archive(path: str, parts: list[tuple[str, int]], seek_points: str | None) -> None:
+    """Write what :class:`Storage` needs to read a compressed or split archive at random.
+
+    Args:
+        path: of the description, a JSON file.
+        parts: (file name, bytes) of the parts in order; they lie in the folder of ``Ref.path``.
+        seek_points: name of indexed_gzip's file beside ``path``, or None if nothing is compressed.
+    """
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({"parts": parts, "seek_points": seek_points}, file)
+
+
+class Storage:
+    """Reads pictures by their :class:`Ref`. One per process; keeps files open.
+
+    It may be pickled and forked: a new process starts without open files.
+    """
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._open: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self._cells: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
+
+    def __getstate__(self) -> dict:
+        return {}
+
+    def __setstate__(self, state: dict) -> None:
+        self._forget()
+
+    def read(self, ref: Ref) -> bytes:
+        """The bytes of a picture.
+
+        Raises:
+            OSError: the file is gone, shorter than it was when it was indexed, or cannot be read.
+        """
+        if ref.row >= 0:
+            return self._read_cell(ref)
+        if ref.size < 0:
+            return self._read_file(ref.path)
+        return self.read_range(ref, 0, ref.size)
+
+    def open(self, ref: Ref) -> BinaryIO:
+        """A picture as a seekable file that is read piece by piece; a table's cell is read at once."""
+        if ref.row >= 0:
+            return io.BytesIO(self._read_cell(ref))
+        size = self.size(ref.path) if ref.size < 0 else ref.size
+        whole = Ref(ref.path, ref.offset, size, archive=ref.archive)
+        return io.BufferedReader(
+            Pieces(lambda start, count: self.read_range(whole, start, count), size), HEADER
+        )
+
+    def size(self, path: str) -> int:
+        """Bytes of a file. Raises OSError."""
+        if not is_url(path):
+            return os.path.getsize(path)
+        files, inner = self._filesystem(path)
+        return int(files.size(inner))
+
+    def read_range(self, ref: Ref, start: int, count: int) -> bytes:
+        """``count`` bytes from byte ``start`` of a picture on. Raises OSError where there are fewer."""
+        first = ref.offset + start
+        if ref.archive:
+            file = self._handle("archive", ref.archive, lambda: self._open_archive(ref))
+            file.seek(first)
+            data = file.read(count)
+        elif is_url(ref.path):
+            files, inner = self._filesystem(ref.path)
+            data = files.cat_file(inner, start=first, end=first + count)
+        else:
+            file = self._handle("file", ref.path, lambda: open(ref.path, "rb", buffering=0))  # noqa: SIM115
+            file.seek(first)
+            data = read_fully(file, count)
+        if len(data) != count:
+            raise OSError(f"{ref.path} ends {count - len(data)} bytes too early; index it again.")
+        return data
+
+    def _read_file(self, path: str) -> bytes:
+        if is_url(path):
+            files, inner = self._filesystem(path)
+            return files.cat_file(inner)
+        with open(path, "rb") as file:
+            return file.read()
+
+    def _read_cell(self, ref: Ref) -> bytes:
+        """One cell of a Parquet file.
+
+        Cost: Parquet has no random access to a row. The whole column of the row's group (100 rows in what
+        `datasets` writes, about 100 MB of OmniEdit) is read and decoded, and kept while memory allows. In
+        random order that is read for each picture: where it limits a run, rewrite the set as tars.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = self._handle("table", ref.path, lambda: pq.ParquetFile(self._open_source(ref.path)))
+            group, row = find_group(table.metadata, ref.row)
+            key = (ref.path, group, ref.column)
+            if key not in self._cells:
+                self._cells[key] = table.read_row_group(group, columns=[ref.column]).column(0)
+                while len(self._cells) > 1 and sum(c.nbytes for c in self._cells.values()) > TABLE_CACHE:
+                    self._cells.popitem(last=False)
+            self._cells.move_to_end(key)
+            cell = self._cells[key][row].as_py()
+        except (pa.ArrowException, IndexError) as error:
+            raise OSError(f"Row {ref.row} of {ref.path} cannot be read ({error}).") from error
+        if isinstance(cell, list):
+            cell = cell[ref.offset]
+        data = cell["bytes"] if isinstance(cell, dict) else cell
+        if not isinstance(data, bytes):
+            raise OSError(f"Row {ref.row} of {ref.path} holds no picture in column {ref.column}.")
+        return data
+
+    def _open_source(self, path: str) -> Any:
+        """A table for pyarrow."""
+        if not is_url(path):
+            return path
+        files, inner = self._filesystem(path)
+        return files.open(inner, "rb")
+
+    def _open_archive(self, ref: Ref) -> BinaryIO:
+        """An archive as the one uncompressed file that it was."""
+        with open(ref.archive, encoding="utf-8") as file:
+            description = json.load(file)
+        folder = parent(ref.path)
+        parts = [(join(folder, name), size) for name, size in description["parts"]]
+        whole = self.open_parts(parts)
+        if description["seek_points"] is None:
+            return whole
+        points = os.path.join(os.path.dirname(ref.archive), description["seek_points"])
+        return open_gzip(whole, points)
+
+    def open_parts(self, parts: list[tuple[str, int]]) -> BinaryIO:
+        """Files of known size as one file, never copied."""
+        ends, total = [], 0
+        for _, size in parts:
+            total += size
+            ends.append(total)
+
+        def read(start: int, count: int) -> bytes:
+            # the part that holds the first byte gives what it has; the caller asks again for the rest
+            number = next(i for i, end in enumerate(ends) if start < end)
+            path, size = parts[number]
+            within = start - (ends[number] - size)
+            return self.read_range(Ref(path), within, min(count, size - within))
+
+        return io.BufferedReader(Pieces(read, total), GZIP_BUFFER)
+
+    def _filesystem(self, url: str) -> tuple[Any, str]:
+        """The file system of a URL, made once; fsspec's own objects must not cross a fork."""
+        protocol, _, rest = url.partition("://")
+        files, _ = self._handle(
+            "filesystem", f"{protocol}://{rest.partition('/')[0]}", lambda: filesystem(url)
+        )
+        return files, files._strip_protocol(url)
+
+    def _handle(self, kind: str, name: str, opened: Callable[[], Any]) -> Any:
+        """What was opened under this name before, or now."""
+        if self._process != os.getpid():
+            self._forget()
+        key = (kind, name)
+        if key not in self._open:
+            self._open[key] = opened()
+            while len(self._open) > OPEN_FILES:
+                oldest = self._open.popitem(last=False)[1]
+                if hasattr(oldest, "close"):
+                    oldest.close()
+        self._open.move_to_end(key)
+        return self._open[key]
+
+
+class Pieces(io.RawIOBase):
+    """A read-only file over a function (start, count) → bytes."""
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        super().__init__()
+        self._read, self._size, self._position = read, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), self._size - self._position)
+        if count <= 0:
+            return 0
+        data = self._read(self._position, count)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def read_fully(file: BinaryIO, count: int) -> bytes:
+    """``count`` bytes of an unbuffered file, fewer at its end."""
+    data = file.read(count)
+    while len(data) < count and (more := file.read(count - len(data))):
+        data += more
+    return data
+
+
+def open_gzip(file: BinaryIO, seek_points: str | None = None) -> BinaryIO:
+    """A gzip file with random access.
+
+    Without ``seek_points`` they are collected while it is read to its end (``export_index`` saves them).
+    One every 16 MiB costs 32 KiB of disk, and a read decodes at most 16 MiB that nobody asked for.
+    """
+    from indexed_gzip import IndexedGzipFile
+
+    return IndexedGzipFile(fileobj=file, index_file=seek_points, spacing=2**24, buffer_size=GZIP_BUFFER)
+
+
+def find_group(metadata: Any, row: int) -> tuple[int, int]:
+    """Row group of a row of a Parquet file, and its number in it. Raises IndexError."""
+    for group in range(metadata.num_row_groups):
+        count = metadata.row_group(group).num_rows
+        if row < count:
+            return group, row
+        row -= count
+    raise IndexError(f"there are only {metadata.num_rows} rows")

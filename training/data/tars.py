@@ -1,0 +1,126 @@
+"""Tars in the WebDataset layout: files of one key are one sample.
+
+``<key>.jpg`` (or png, webp …) with ``<key>.txt`` or ``<key>.json`` is a picture with its caption;
+``<key>.input.jpg`` (several: ``.input0.``, ``.input_1.``; also ``.source.``), ``<key>.output.jpg`` (also
+``.target.``) and the text are an edit. Keys may contain dots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .archives import Archive, Torn, find_archives, members
+from .found import Found, Note, Place, Refused, read_text, text_of
+from .pictures import SUFFIXES
+from .storage import Ref, Storage
+
+NAME = "tars"
+SUMMARY = "tars of <key>.jpg + <key>.txt or .json, or of <key>.input.jpg + <key>.output.jpg + text"
+
+MEMBER = re.compile(
+    r"(?P<key>.+?)(?:\.(?P<role>input|source|output|target)_?(?P<number>\d*))?(?P<suffix>\.[^./]+)", re.DOTALL
+)
+
+
+@dataclass
+class Group:
+    """Files of one key by role: ``text``, ``json``, ``target``, or ``input`` with a number."""
+
+    key: str
+    files: dict[tuple[str, int], Ref] = field(default_factory=dict)
+
+
+def recognise(place: Place) -> bool:
+    """Whether there are tars."""
+    return bool(find_archives(place.source, place.files))
+
+
+def units(place: Place) -> Iterator[tuple[Archive, str]]:
+    """One tar each, with the path for its description."""
+    for archive in find_archives(place.source, place.files):
+        number = hashlib.blake2b(archive.name.encode(), digest_size=8).hexdigest()
+        yield archive, str(place.scratch / f"archive-{number}.json")
+
+
+def scan(unit: tuple[Archive, str], storage: Storage) -> Iterator[Found | Refused | Note]:
+    """The samples of one tar, in the order in which their keys first appear."""
+    archive, description = unit
+    groups, torn, ignored = collect(archive, storage, Path(description))
+    shard = re.sub(r"\.(tar|tar\.gz|tgz)$", "", archive.name, flags=re.IGNORECASE)
+    for group in groups:
+        yield make_sample(f"{shard}/{group.key}", group, storage)
+    if torn:
+        yield Note(f"{archive.name}: {torn}; {len(groups):,} samples before that were found.")
+    if ignored:
+        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(ignored.items()))
+        yield Note(f"{archive.name}: other files were ignored ({kinds}).")
+
+
+def collect(
+    archive: Archive, storage: Storage, description: Path
+) -> tuple[list[Group], Torn | None, Counter[str]]:
+    """The groups of a tar, where it is torn, and how many other files it holds by suffix.
+
+    A file whose role its key already has opens another group, ``key#2``.
+    """
+    groups: dict[str, Group] = {}
+    ignored: Counter[str] = Counter()
+    torn = None
+    try:
+        for member, ref in members(archive, storage, description):
+            parsed = parse(member.name)
+            if parsed is None:
+                ignored[Path(member.name).suffix or "without suffix"] += 1
+                continue
+            key, role = parsed
+            name, number = key, 1
+            while name in groups and role in groups[name].files:
+                number += 1
+                name = f"{key}#{number}"
+            groups.setdefault(name, Group(name)).files[role] = ref
+    except Torn as error:
+        torn = error
+    return list(groups.values()), torn, ignored
+
+
+def parse(name: str) -> tuple[str, tuple[str, int]] | None:
+    """Key and role of a member; None if it is neither picture nor text."""
+    match = MEMBER.fullmatch(name)
+    if match is None:
+        return None
+    suffix = match["suffix"].lower()
+    if suffix in (".txt", ".json"):
+        return name[: -len(suffix)], ("text" if suffix == ".txt" else "json", 0)
+    if suffix not in SUFFIXES:
+        return None
+    if match["role"] in ("input", "source"):
+        return match["key"], ("input", int(match["number"] or 0))
+    return match["key"], ("target", 0)
+
+
+def make_sample(key: str, group: Group, storage: Storage) -> Found | Refused:
+    """A group as a sample, with its text read."""
+    inputs = [ref for (role, _), ref in sorted(group.files.items()) if role == "input"]
+    target = group.files.get(("target", 0))
+    if target is None:
+        return Refused(key, "no target picture" if inputs else "text without a picture")
+    text = None
+    if ("text", 0) in group.files:
+        text = read_text(storage.read(group.files["text", 0]))
+    elif ("json", 0) in group.files:
+        try:
+            record = json.loads(storage.read(group.files["json", 0]))
+        except ValueError as error:
+            return Refused(key, "text is no JSON", str(error))
+        text = text_of(record, bool(inputs)) if isinstance(record, dict) else None
+    else:
+        return Refused(key, "no text")
+    if text is None:
+        return Refused(key, "text is not readable", "not UTF-8, or no field of a known name")
+    return Found(key, text, target, tuple(inputs))
