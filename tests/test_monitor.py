@@ -136,7 +136,7 @@ def test_shift_rolls_back_and_then_gives_up() -> None:
         step += 20
     assert monitor.skips == 80 and len(monitor.closed) == 4
     told = monitor.explain()
-    assert "4 times for 20 steps in a row" in told and "3 roll-backs" in told
+    assert "for 20 steps in a row, also after 3 roll-backs (" in told
     assert "steps 1000 to 1019: norms up to 1" in told and "steps 1060 to 1079" in told
     assert "against a threshold of" in told and "init=" in told and "learning_rate" in told
 
@@ -144,7 +144,7 @@ def test_shift_rolls_back_and_then_gives_up() -> None:
 def test_explanation_of_steps_that_are_not_finite() -> None:
     monitor = grown(trips=2, rollbacks=0)
     assert feed(monitor, [NAN, NAN], 1000) == [SKIP, GIVE_UP]
-    assert "steps 1000 to 1001: not finite" in monitor.explain()
+    assert "for 2 steps in a row (steps 1000 to 1001: not finite)" in monitor.explain()
     assert "precision=fp32" in monitor.explain()
 
 

@@ -243,18 +243,17 @@ class GradientMonitor:
         return self.settings.deviations * max(math.sqrt(self.statistics.variance), self.settings.floor)
 
     def explain(self) -> str:
-        """Why the run is given up, and what to try; for people."""
-        count = len(self.closed)
+        """Why the run cannot go on after the latest run of trips, and what to try; for people."""
         what = "; ".join(run.describe() for run in self.closed)
-        if sum(run.not_finite for run in self.closed) * 2 > sum(run.trips for run in self.closed):
-            hints = "a lower train.learning_rate, train.precision=fp32, or without the samples"
-        else:
-            hints = "a lower train.learning_rate, a longer train.warmup, or without the samples"
+        undone = len(self.closed) - 1
+        helped = {0: "", 1: ", also after a roll-back"}.get(undone, f", also after {undone} roll-backs")
+        not_finite = sum(run.not_finite for run in self.closed)
+        mostly = not_finite * 2 > sum(run.trips for run in self.closed)
+        hint = "train.precision=fp32" if mostly else "a longer train.warmup"
         return (
-            f"The gradients left their range {count} times for {self.settings.trips} steps in a row, and "
-            f"{self.settings.rollbacks} roll-backs did not help ({what}). The last checkpoint is intact. Try "
-            f"{hints} that skips.jsonl names; if the new level is sound, start a new run from the checkpoint "
-            "(init=), which learns the range afresh."
+            f"The gradients left their range for {self.settings.trips} steps in a row{helped} ({what}). Look "
+            f"at the samples that skips.jsonl names; try a lower train.learning_rate or {hint}; if the new "
+            "level is sound, start a new run from the last checkpoint (init=), which learns the range afresh."
         )
 
     def state_dict(self) -> dict[str, Any]:
