@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tarfile
 from collections.abc import Iterator
@@ -67,6 +68,11 @@ def find_archives(root: str, files: list[tuple[str, int]]) -> list[Archive]:
         paths = tuple((join(root, part), size) for part, size in parts)
         archives.append(Archive(name, join(root, name), paths))
     return archives
+
+
+def description_path(scratch: Path, archive: Archive) -> Path:
+    """Where a compressed or split archive is described in the index that is being written."""
+    return scratch / f"archive-{hashlib.blake2b(archive.name.encode(), digest_size=8).hexdigest()}.json"
 
 
 def check_numbers(name: str, parts: list[str]) -> None:

@@ -15,14 +15,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from . import folders, tars
+from . import folders, lists, parquet, saved, tars
 from .found import MAX_INPUTS, Found, Layout, Note, Place, Refused
 from .index import Entry, IndexWriter, absolute
 from .pictures import BadPicture, Facts, examine
 from .report import Report
-from .storage import Ref, Storage, is_url, list_files
+from .storage import Ref, Storage, is_url, list_files, parent
 
-LAYOUTS: dict[str, Layout] = {module.NAME: module for module in (tars, folders)}
+LAYOUTS: dict[str, Layout] = {module.NAME: module for module in (saved, lists, parquet, tars, folders)}
 STORAGE = Storage()  # one per process
 
 
@@ -46,6 +46,7 @@ def build(
     check: str = "decode",
     workers: int = 1,
     progress: Callable[[int], Any] = lambda count: None,
+    say: Callable[[str], Any] = lambda text: None,
 ) -> Report:
     """Index one data set into ``out/name``, in place of an index that is there.
 
@@ -60,6 +61,7 @@ def build(
         check: ``decode`` decodes every picture, ``header`` only reads its head.
         workers: processes; 1 = this one.
         progress: called with the number of samples that were just looked at.
+        say: called with what is being read where that may take long.
 
     Returns:
         Report: counts, and where the index is.
@@ -68,7 +70,7 @@ def build(
         ValueError: no layout fits, nothing is usable, or ``out`` cannot be written to.
     """
     source = absolute(source)
-    name = name or source.rstrip("/").rpartition("/")[2].partition(".")[0] or "data"
+    name = name or name_of(source)
     target = out / name
     if target.exists() and not (target / "manifest.json").is_file():
         raise ValueError(f"{target} is there and no index; give another name with --name.")
@@ -76,9 +78,9 @@ def build(
     started = time.monotonic()
     scratch = make_scratch(out, name)
     try:
-        place = Place(source, files, absolute(images) if images else None, scratch)
+        place = Place(source, files, absolute(images) if images else None, scratch, say)
         module = LAYOUTS[layout] if layout else recognise(place)
-        writer = IndexWriter(scratch, source if files else source.rpartition("/")[0])
+        writer = IndexWriter(scratch, source if files else parent(source))
         report = Report(name=name, source=source, layout=module.NAME, check=check, folder=str(target))
         with open(scratch / "refused.jsonl", "w", encoding="utf-8") as refused:
             for examined in examine_all(module, place, check == "decode", workers):
@@ -95,6 +97,11 @@ def build(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return report
+
+
+def name_of(source: str) -> str:
+    """What the index of a data set is called: the last part of its path, without suffixes."""
+    return os.path.basename(absolute(source)).partition(".")[0] or "data"
 
 
 def recognise(place: Place) -> Layout:

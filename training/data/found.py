@@ -71,12 +71,14 @@ class Place:
         files: (relative path, bytes) of all files below ``source``, sorted; empty if it is a file.
         images: folder or URL where pictures lie that a list names, or None: beside the list.
         scratch: folder of the index that is being written.
+        say: told what is being read where that may take long.
     """
 
     source: str
     files: list[tuple[str, int]] = field(repr=False)
     images: str | None
     scratch: Path
+    say: Callable[[str], Any] = field(default=lambda text: None, repr=False)
 
 
 class Layout(Protocol):
@@ -125,17 +127,3 @@ def chunked(items: Iterable[Any], size: int = CHUNK) -> Iterator[list[Any]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-class Distinct:
-    """Makes names distinct: the second ``cat`` becomes ``cat#2``."""
-
-    def __init__(self, is_taken: Callable[[str], bool]) -> None:
-        self._is_taken = is_taken
-
-    def __call__(self, name: str) -> str:
-        number, free = 1, name
-        while self._is_taken(free):
-            number += 1
-            free = f"{name}#{number}"
-        return free

@@ -87,7 +87,7 @@ class Report:
             f"{reason} ({count:,}, first {self.refused_first[reason][0]})"
             for reason, count in self.refused.most_common(3)
         ]
-        return "; ".join(reasons + self.notes[:3]) or "there is no sample"
+        return "; ".join(reasons + self.notes[:3]).rstrip(".") or "there is no sample"
 
     def table(self) -> str:
         """For people."""
@@ -103,6 +103,18 @@ class Report:
         lines += [f"  note: {note}" for note in self.notes]
         lines.append(f"  {self.rate():,.0f} samples/s ({self.check}); index: {self.folder}")
         return "\n".join(lines)
+
+
+def read_report(folder: Path) -> Report:
+    """The report that lies in an index. Raises ValueError."""
+    path = folder / "report.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts.pop("samples_per_second")
+        counted = ("inputs", "refused", "converted", "sides", "shapes")
+        return Report(**facts | {name: Counter(facts[name]) for name in counted} | {"folder": str(folder)})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error}); index the data set again.") from error
 
 
 def rows(title: str, counts: list[tuple[str, int]], tail: str = "") -> list[str]:

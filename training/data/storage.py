@@ -9,7 +9,11 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 OPEN_FILES = 64  # per process; the oldest is closed
 TABLE_CACHE = 256 * 2**20  # bytes of decoded row groups that one process keeps
@@ -17,7 +21,9 @@ HEADER = 32 * 2**10  # bytes read at once where only the head of a picture is wa
 GZIP_BUFFER = 2**20
 
 # "hqedit.tar.gz.part001", "x.tar.gz.aa", "x.tar.002"
-PART = re.compile(r"(?P<whole>.+\.(?:tar|tar\.gz|tgz))[._-]?(?:part)?[._-]?(?:\d+|[a-z]{2})", re.IGNORECASE)
+PART = re.compile(
+    r"(?P<whole>.+\.(?:tar|tar\.gz|tgz))[._-]?(?:part)?[._-]?(?:\d+|(?!gz|xz)[a-z]{2})", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,7 @@ class Storage:
     def _forget(self) -> None:
         self._process = os.getpid()
         self._open: OrderedDict[tuple[str, str], Any] = OrderedDict()
-        self._cells: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
+        self._groups: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
 
     def __getstate__(self) -> dict:
         return {}
@@ -190,33 +196,46 @@ class Storage:
             return file.read()
 
     def _read_cell(self, ref: Ref) -> bytes:
-        """One cell of a Parquet file.
-
-        Cost: Parquet has no random access to a row. The whole column of the row's group (100 rows in what
-        `datasets` writes, about 100 MB of OmniEdit) is read and decoded, and kept while memory allows. In
-        random order that is read for each picture: where it limits a run, rewrite the set as tars.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            table = self._handle("table", ref.path, lambda: pq.ParquetFile(self._open_source(ref.path)))
-            group, row = find_group(table.metadata, ref.row)
-            key = (ref.path, group, ref.column)
-            if key not in self._cells:
-                self._cells[key] = table.read_row_group(group, columns=[ref.column]).column(0)
-                while len(self._cells) > 1 and sum(c.nbytes for c in self._cells.values()) > TABLE_CACHE:
-                    self._cells.popitem(last=False)
-            self._cells.move_to_end(key)
-            cell = self._cells[key][row].as_py()
-        except (pa.ArrowException, IndexError) as error:
-            raise OSError(f"Row {ref.row} of {ref.path} cannot be read ({error}).") from error
+        """One picture of a Parquet file; see :meth:`group` for the cost."""
+        group, row = find_group(self.table(ref.path).metadata, ref)
+        cell = self.group(ref.path, group, ref.column)[row].as_py()
         if isinstance(cell, list):
-            cell = cell[ref.offset]
+            cell = cell[ref.offset] if ref.offset < len(cell) else None
         data = cell["bytes"] if isinstance(cell, dict) else cell
         if not isinstance(data, bytes):
             raise OSError(f"Row {ref.row} of {ref.path} holds no picture in column {ref.column}.")
         return data
+
+    def table(self, path: str) -> pq.ParquetFile:
+        """A Parquet file, kept open. Raises OSError."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return self._handle("table", path, lambda: pq.ParquetFile(self._open_source(path)))
+        except pa.ArrowException as error:
+            raise OSError(f"{path} is no whole Parquet file ({error}).") from error
+
+    def group(self, path: str, number: int, column: str) -> pa.ChunkedArray:
+        """A column of one row group of a Parquet file, kept while there is memory. Raises OSError.
+
+        Cost: Parquet has no random access to a row. The whole column of the row's group (100 rows in what
+        `datasets` writes, about 100 MB of OmniEdit) is read and decoded. In random order that happens for
+        nearly every picture: where it limits a run, rewrite the set as tars.
+        """
+        import pyarrow as pa
+
+        table = self.table(path)
+        key = (path, number, column)
+        if key not in self._groups:
+            try:
+                self._groups[key] = table.read_row_group(number, columns=[column]).column(0)
+            except pa.ArrowException as error:
+                raise OSError(f"Row group {number} of {path} cannot be read ({error}).") from error
+            while len(self._groups) > 1 and sum(g.nbytes for g in self._groups.values()) > TABLE_CACHE:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(key)
+        return self._groups[key]
 
     def _open_source(self, path: str) -> Any:
         """A table for pyarrow."""
@@ -326,11 +345,12 @@ def open_gzip(file: BinaryIO, seek_points: str | None = None) -> BinaryIO:
     return IndexedGzipFile(fileobj=file, index_file=seek_points, spacing=2**24, buffer_size=GZIP_BUFFER)
 
 
-def find_group(metadata: Any, row: int) -> tuple[int, int]:
-    """Row group of a row of a Parquet file, and its number in it. Raises IndexError."""
+def find_group(metadata: Any, ref: Ref) -> tuple[int, int]:
+    """Row group of a row of a Parquet file, and its number in it. Raises OSError."""
+    row = ref.row
     for group in range(metadata.num_row_groups):
         count = metadata.row_group(group).num_rows
         if row < count:
             return group, row
         row -= count
-    raise IndexError(f"there are only {metadata.num_rows} rows")
+    raise OSError(f"{ref.path} has {metadata.num_rows} rows, so no row {ref.row}; index it again.")

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .archives import Archive, Torn, find_archives, members
+from .archives import Archive, Torn, description_path, find_archives, members
 from .found import Found, Note, Place, Refused, read_text, text_of
 from .pictures import SUFFIXES
 from .storage import Ref, Storage
@@ -41,17 +40,16 @@ def recognise(place: Place) -> bool:
     return bool(find_archives(place.source, place.files))
 
 
-def units(place: Place) -> Iterator[tuple[Archive, str]]:
+def units(place: Place) -> Iterator[tuple[Archive, Path]]:
     """One tar each, with the path for its description."""
     for archive in find_archives(place.source, place.files):
-        number = hashlib.blake2b(archive.name.encode(), digest_size=8).hexdigest()
-        yield archive, str(place.scratch / f"archive-{number}.json")
+        yield archive, description_path(place.scratch, archive)
 
 
-def scan(unit: tuple[Archive, str], storage: Storage) -> Iterator[Found | Refused | Note]:
+def scan(unit: tuple[Archive, Path], storage: Storage) -> Iterator[Found | Refused | Note]:
     """The samples of one tar, in the order in which their keys first appear."""
     archive, description = unit
-    groups, torn, ignored = collect(archive, storage, Path(description))
+    groups, torn, ignored = collect(archive, storage, description)
     shard = re.sub(r"\.(tar|tar\.gz|tgz)$", "", archive.name, flags=re.IGNORECASE)
     for group in groups:
         yield make_sample(f"{shard}/{group.key}", group, storage)

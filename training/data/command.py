@@ -1,0 +1,113 @@
+"""``tbac-uniimage data``: index data sets, and look at what an index holds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+LAYOUTS = ("datasets", "lists", "parquet", "tars", "folder")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The commands below ``data``. Imports nothing heavy."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    index = commands.add_parser("index", help="find the samples of data sets and check their pictures")
+    index.add_argument(
+        "datasets",
+        nargs="+",
+        metavar="DATASET",
+        help="folder, list, Parquet file or fsspec URL; each gets an index of its own",
+    )
+    index.add_argument(
+        "-o", "--out", type=Path, default=Path("index"), metavar="DIR", help="default: %(default)s"
+    )
+    index.add_argument("--name", help="of the index, if only one is made (default: that of the data set)")
+    index.add_argument("--format", choices=LAYOUTS, help="layout of the data (default: as recognised)")
+    index.add_argument("--images", metavar="DIR", help="where the pictures of a list lie, if not beside it")
+    index.add_argument(
+        "--check",
+        choices=["decode", "header"],
+        default="decode",
+        help="decode every picture, or read its header only, which misses damage (default: %(default)s)",
+    )
+    index.add_argument(
+        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="default: %(default)s"
+    )
+    index.set_defaults(run=run, data_command=index_all)
+
+    show = commands.add_parser("show", help="summary and a contact sheet of an index")
+    show.add_argument("index", type=Path, metavar="INDEX", help="folder that `data index` wrote")
+    show.add_argument("--samples", type=positive, default=24, metavar="N", help="default: %(default)s")
+    show.add_argument("--seed", type=int, default=0, metavar="N", help="which samples (default: %(default)s)")
+    show.add_argument(
+        "-o", "--out", type=Path, metavar="PNG", help="contact sheet (default: sheet.png in INDEX)"
+    )
+    show.set_defaults(run=run, data_command=show_index)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1. Raises ArgumentTypeError."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not possible; give a whole number of at least 1")
+    return int(text)
+
+
+def run(options: argparse.Namespace) -> None:
+    """What the options ask for. Raises ValueError."""
+    options.data_command(options)
+
+
+def index_all(options: argparse.Namespace) -> None:
+    """Index every data set, and print a table of each."""
+    if options.name and len(options.datasets) > 1:
+        raise ValueError(
+            f"{len(options.datasets)} data sets cannot share the name {options.name}; leave it out."
+        )
+
+    from tqdm import tqdm
+
+    from .build import build, name_of
+
+    names = [options.name or name_of(source) for source in options.datasets]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"Two data sets are called {name}; index them one by one, with --name.")
+    for source, name in zip(options.datasets, names, strict=True):
+        with tqdm(desc=name, unit=" samples", disable=None) as bar:
+            report = build(
+                source,
+                options.out,
+                name=name,
+                layout=options.format,
+                images=options.images,
+                check=options.check,
+                workers=options.workers,
+                progress=bar.update,
+                say=bar.set_postfix_str,
+            )
+        print(report.table())
+
+
+def show_index(options: argparse.Namespace) -> None:
+    """Print the summary of an index, and draw samples that are spread over it at random."""
+    from random import Random
+
+    from .index import Index
+    from .report import read_report
+    from .sheet import contact_sheet
+
+    index = Index(options.index)
+    path = options.out or options.index / "sheet.png"
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path} is no .png; give the contact sheet such a name.")
+    if not path.parent.is_dir():
+        raise ValueError(f"There is no folder {path.parent}; make it first.")
+    print(read_report(options.index).table())
+    count = min(options.samples, len(index))
+    numbers = sorted(Random(options.seed).sample(range(len(index)), count))
+    partial = path.with_name(f".{path.name}.partial")
+    contact_sheet(index, numbers).save(partial, format="PNG")
+    os.replace(partial, path)
+    print(f"{count} of them: {path}")
