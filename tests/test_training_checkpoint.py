@@ -386,6 +386,12 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path):
         prune(tmp_path, 0)
 
 
+def test_newest_before_a_step(two):
+    assert newest(two, before=5)[0].name == newest(two, before=2)[0].name == "step-00000002"
+    assert newest(two, before=1)[0].name == "step-00000001"
+    assert newest(two, before=0) == (None, [])
+
+
 # Processes that die
 
 

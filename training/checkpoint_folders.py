@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +119,21 @@ def read_state(path: str | Path) -> dict[str, Any]:
     return read_complete(path)["state"]
 
 
-def newest(run: str | Path) -> tuple[Path | None, list[str]]:
+def newest(run: str | Path, before: int | None = None) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, and one sentence for each newer folder that is not whole.
+
+    Args:
+        run: folder of the run.
+        before: only those that know nothing of this optimizer step, counted from 0: they are of at most so
+            many steps done.
 
     Returns:
         The folder, or None if there is none, and the sentences, newest first.
     """
     refused = []
-    for folder in _folders(Path(run)):
+    for step, folder in _folders(Path(run)):
+        if before is not None and step > before:
+            continue
         try:
             check(folder)
         except ValueError as error:
@@ -150,7 +156,7 @@ def prune(run: str | Path, keep: int, best: str | None = None) -> None:
     """
     if keep < 1:
         raise ValueError(f"checkpoint.keep is {keep}; keep at least 1 checkpoint.")
-    whole = [folder for folder in _folders(Path(run)) if _is_whole(folder)]
+    whole = [folder for _, folder in _folders(Path(run)) if _is_whole(folder)]
     for folder in whole[keep:]:
         if folder.name != best:
             remove(folder)
@@ -225,15 +231,15 @@ def flush(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _folders(run: Path) -> Iterable[Path]:
-    """Folders that have the name of a checkpoint, newest first; one that was replaced after its successor."""
+def _folders(run: Path) -> list[tuple[int, Path]]:
+    """Steps and folders named as checkpoints, newest first; replaced ones after their successors."""
     checkpoints = run / CHECKPOINTS
     found = []
     for folder in checkpoints.iterdir() if checkpoints.is_dir() else ():
         match = FOLDER_NAME.fullmatch(folder.name)
         if match:
             found.append((int(match[1] or match[2]), match[1] is not None, folder))
-    return [folder for _, _, folder in sorted(found, reverse=True)]
+    return [(step, folder) for step, _, folder in sorted(found, reverse=True)]
 
 
 def _is_whole(folder: Path) -> bool:
