@@ -1,0 +1,481 @@
+"""Micro-batches as a function of their number: which samples, their pictures, and everything random.
+
+A sample's draws follow from (seed, stage, position). Nothing here knows of processes, workers or what was
+read before.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import get_all_start_methods
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ...core.inputs import LadderInputs, LadderProcessor
+from ..order import Order, Place, Source, generator, uniform
+from ..recipe import Recipe
+from ..settings import DropSettings
+from ..stops import BAD_DATA, Stop
+from .index import Entry, Index
+from .pictures import BadPicture, aspect_buckets, decode, fit, nearest_buckets
+from .storage import Storage
+from .stored import Cache, black_path, refuse_random_crops, transform_name
+
+ALIGNED = 100  # aspect ratios that differ by a hundredth or less: input and target show the same frame
+BELOW_ONE = 1 - 2**-24  # largest float32 under 1
+CENTRE = (0.5, 0.5)
+PREFETCH = 4  # micro-batches per worker
+# what torch says, which has no exception of its own for it
+WORKER_DIED = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by (signal: \w+)|exited)"
+)
+
+
+@dataclass
+class TrainBatch:
+    """A micro-batch.
+
+    Attributes:
+        positions: of the samples in the stage; held-out samples have negative ones.
+        keys: ``index name/sample key``.
+        inputs: what the MLLM reads.
+        pixels: targets ``[batch, 3, height, width]`` float32 in -1 … 1, or None where there are latents.
+        latents: scaled latents of the targets ``[batch, c, h, w]`` float32 from the cache, or None.
+        noise: standard normal ``[batch, c, h, w]`` float32.
+        u: draws in [0, 1) ``[batch]`` float32.
+        weight: ``[batch]`` float32, 1, or 0 for a sample that could not be read: its text is empty and its
+            pictures are zeros, and it must not count.
+        bad: one line for each of those.
+    """
+
+    positions: list[int]
+    keys: list[str]
+    inputs: LadderInputs
+    pixels: Tensor | None
+    latents: Tensor | None
+    noise: Tensor
+    u: Tensor
+    weight: Tensor
+    bad: list[str]
+
+    def pin_memory(self) -> TrainBatch:
+        """Page-lock what is copied to the device; the loader calls this."""
+        for name in ("pixels", "latents", "noise", "u", "weight"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, value.pin_memory())
+        return self
+
+
+@dataclass
+class Sample:
+    """One sample before it is put into a batch: ``images``, or ``features`` and ``grid`` of the cache."""
+
+    key: str
+    text: str = ""
+    target: Tensor | None = None
+    images: list[Image.Image] = field(default_factory=list)
+    features: Tensor | None = None
+    grid: Tensor | None = None
+    bad: str = ""
+
+
+@dataclass
+class TrainSet:
+    """The samples of one index that are trained on, by bucket.
+
+    Attributes:
+        index: opened lazily by every process.
+        rows: row numbers per bucket ``[n]`` int32 in shared memory, which workers map and do not copy.
+    """
+
+    index: Index
+    rows: list[Tensor | range]
+
+
+class MicroBatches(Dataset):
+    """All micro-batches of a stage by their global number; number k has positions k·m … k·m + m - 1.
+
+    Can be sent to other processes; files are opened when first read.
+
+    Args:
+        recipe: the resolved recipe.
+        processor: prompts and images to tensors.
+        latent_channels: channels of the autoencoder's latents.
+        factor: pixels per latent along each side.
+        latents: cache of the targets' latents.
+        vision: cache of the input pictures' vision tokens.
+
+    Attributes:
+        order: which sample is where.
+        sizes: (width, height) of every bucket.
+
+    Raises:
+        ValueError: a bad index, a resolution that the autoencoder cannot take, no samples, or a cache beside
+            random crops.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        processor: LadderProcessor,
+        latent_channels: int,
+        factor: int,
+        latents: Cache | None = None,
+        vision: Cache | None = None,
+    ) -> None:
+        if latents or vision:
+            refuse_random_crops(recipe.data.crop)
+        self.processor = processor
+        self.latent_channels, self.factor = latent_channels, factor
+        self.latents, self.vision = latents, vision
+        self.seed, self.stage = recipe.seed, recipe.stage
+        self.batch, self.micro_batch = recipe.train.batch, recipe.train.micro_batch
+        self.drop, self.random_crop = recipe.data.drop, recipe.data.crop == "random"
+        self.sizes = target_sizes(recipe, factor)
+        self.sets = open_sets(recipe, self.sizes)
+        sources = [
+            Source(data.index.name, tuple(len(rows) for rows in data.rows), settings.weight)
+            for data, settings in zip(self.sets, recipe.data.sets, strict=True)
+        ]
+        self.order = Order(sources, self.batch, self.seed, self.stage, recipe.validation.held_out)
+        self.storage = Storage()
+
+    def __getitem__(self, number: int) -> TrainBatch:
+        """The micro-batch of a global number."""
+        first = number * self.micro_batch
+        positions = list(range(first, first + self.micro_batch))
+        draws = [uniform(self.seed, self.stage, position, "timestep") for position in positions]
+        samples = []
+        for position in positions:
+            drop = uniform(self.seed, self.stage, position, "drop")
+            samples.append(self.sample(self.order.place(position), drop, self.crop(position)))
+        size = self.sizes[self.order.bucket(first // self.batch)]
+        return self.collate(positions, samples, size, draws)
+
+    def held_out(self) -> list[TrainBatch]:
+        """Micro-batches of the samples that training never sees.
+
+        They are the same at every call: nothing is dropped, crops are central, and the noise levels are
+        spread evenly. Their noise is that of negative positions.
+        """
+        places = self.order.held_out()
+        batches = []
+        for bucket, size in enumerate(self.sizes):
+            mine = [number for number, place in enumerate(places) if place.bucket == bucket]
+            for first in range(0, len(mine), self.micro_batch):
+                numbers = mine[first : first + self.micro_batch]
+                samples = [self.sample(places[number], None, CENTRE) for number in numbers]
+                draws = [(number + 0.5) / len(places) for number in numbers]
+                batches.append(self.collate([-1 - number for number in numbers], samples, size, draws))
+        return batches
+
+    def key(self, position: int) -> str:
+        """``index name/sample key`` of the sample at a position."""
+        data, row = self.locate(self.order.place(position))
+        return f"{data.index.name}/{data.index[row].key}"
+
+    def locate(self, place: Place) -> tuple[TrainSet, int]:
+        """Data set and row of a place."""
+        data = self.sets[place.source]
+        return data, int(data.rows[place.bucket][place.index])
+
+    def crop(self, position: int) -> tuple[float, float]:
+        """Where the sample at a position is cut, along x and y."""
+        if not self.random_crop:
+            return CENTRE
+        x, y = (uniform(self.seed, self.stage, position, f"crop {axis}") for axis in "xy")
+        return x, y
+
+    def sample(self, place: Place, drop: float | None, crop: tuple[float, float]) -> Sample:
+        """Read one sample; one whose pictures cannot be read comes back with ``bad`` and nothing else.
+
+        Args:
+            place: which one.
+            drop: draw in [0, 1) that decides which conditions it loses; None keeps all.
+            crop: where it is cut.
+        """
+        data, row = self.locate(place)
+        entry = data.index[row]
+        name = f"{data.index.name}/{entry.key}"
+        width, height = self.sizes[place.bucket]
+        no_text, black = dropped(drop, bool(entry.inputs), self.drop)
+        sample = Sample(name, "" if no_text else entry.text)
+        try:
+            sample.target = self.read_target(data.index, entry, name, (width, height), crop)
+            if entry.inputs and self.vision:
+                sample.features, sample.grid = self.read_features(data.index, entry, name, (width, height))
+                if black:
+                    sample.features = self.black_features(sample.grid, name)
+            elif entry.inputs:
+                sample.images = read_inputs(self.storage, entry, (width, height), crop)
+                if black:
+                    sample.images = [Image.new("RGB", image.size) for image in sample.images]
+        except (BadPicture, OSError) as error:
+            return Sample(name, bad=f"{name}: {error}")
+        return sample
+
+    def read_target(
+        self, index: Index, entry: Entry, name: str, size: tuple[int, int], crop: tuple[float, float]
+    ) -> Tensor:
+        """Pixels ``[3, height, width]`` in -1 … 1, or latents ``[c, h, w]`` of the cache; both float32."""
+        if self.latents is None:
+            return to_pixels(fit(decode(self.storage.read(entry.target)), *size, crop))
+        path = self.latents.path(index.fingerprint, entry.key, transform_name(*size))
+        if not path.exists():  # was it left out because the picture is bad?
+            decode(self.storage.read(entry.target))
+        return self.latents.read(path, name)["latents"].float()
+
+    def read_features(
+        self, index: Index, entry: Entry, name: str, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Vision tokens ``[tokens, mllm_dim]`` and grid ``[images, 3]`` of the cache."""
+        path = self.vision.path(index.fingerprint, entry.key, transform_name(*size))
+        if not path.exists():
+            read_inputs(self.storage, entry, size, CENTRE)
+        stored = self.vision.read(path, name)
+        return stored["features"], stored["grid"]
+
+    def black_features(self, grid: Tensor, name: str) -> Tensor:
+        """Vision tokens of black pictures of these grids."""
+        paths = [black_path(self.vision, tuple(row)) for row in grid.tolist()]
+        return torch.cat(
+            [self.vision.read(path, f"black pictures as in {name}")["features"] for path in paths]
+        )
+
+    def collate(
+        self, positions: list[int], samples: Sequence[Sample], size: tuple[int, int], draws: Sequence[float]
+    ) -> TrainBatch:
+        """Put samples of one size into a batch."""
+        shape = (self.latent_channels, size[1] // self.factor, size[0] // self.factor)
+        noise = [
+            torch.randn(shape, generator=generator(self.seed, self.stage, position, "noise"))
+            for position in positions
+        ]
+        blank = torch.zeros(shape if self.latents else (3, size[1], size[0]))
+        targets = torch.stack([blank if s.target is None else s.target for s in samples])
+        return TrainBatch(
+            positions=positions,
+            keys=[sample.key for sample in samples],
+            inputs=self.ladder_inputs(samples),
+            pixels=None if self.latents else targets,
+            latents=targets if self.latents else None,
+            noise=torch.stack(noise),
+            u=torch.tensor(draws, dtype=torch.float32).clamp(max=BELOW_ONE),
+            weight=torch.tensor([0.0 if sample.bad else 1.0 for sample in samples]),
+            bad=[sample.bad for sample in samples if sample.bad],
+        )
+
+    def ladder_inputs(self, samples: Sequence[Sample]) -> LadderInputs:
+        """What the MLLM reads of a batch."""
+        texts = [sample.text for sample in samples]
+        if self.vision is None:
+            return self.processor(texts, [sample.images for sample in samples])
+        counts = [0 if sample.grid is None else len(sample.grid) for sample in samples]
+        cached = [sample for sample in samples if sample.grid is not None]
+        features = torch.cat([sample.features for sample in cached]) if cached else None
+        grid = torch.cat([sample.grid for sample in cached]) if cached else None
+        ids, mask = self.processor.tokenize(texts, counts, grid)
+        return LadderInputs(ids, mask, image_grid_thw=grid, features=features)
+
+
+def target_sizes(recipe: Recipe, factor: int) -> list[tuple[int, int]]:
+    """(width, height) of the targets of every bucket. Raises ValueError."""
+    resolution = recipe.data.resolution
+    if resolution % factor:
+        raise ValueError(
+            f"data.resolution is {resolution}, no multiple of the {factor} pixels that the autoencoder makes "
+            "one latent of; give one that is."
+        )
+    return (
+        [(resolution, resolution)] if recipe.data.aspect == "square" else aspect_buckets(resolution, factor)
+    )
+
+
+def open_sets(recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> list[TrainSet]:
+    """The data sets of a recipe, their samples sorted into buckets. Raises ValueError."""
+    sets = []
+    for settings in recipe.data.sets:
+        index = Index(settings.folder)
+        if len(sizes) == 1 and not settings.exclude:
+            sets.append(TrainSet(index, [range(len(index))]))
+            continue
+        rows = index.selected(settings.exclude)
+        nearest = np.zeros(len(rows), dtype=int)
+        if len(sizes) > 1:
+            nearest = nearest_buckets(index.sizes()[rows], sizes)
+        parts = [rows[nearest == bucket] for bucket in range(len(sizes))]
+        sets.append(TrainSet(index, [torch.from_numpy(part.astype(np.int32)) for part in parts]))
+    return sets
+
+
+def dropped(draw: float | None, edit: bool, shares: DropSettings) -> tuple[bool, bool]:
+    """Which conditions a draw in [0, 1) takes away: the text, the pictures."""
+    if draw is None:
+        return False, False
+    if not edit:
+        return draw < shares.caption, False
+    text_only, image_only = shares.text - shares.both, shares.image - shares.both
+    if draw < text_only:
+        return True, False
+    if draw < text_only + image_only:
+        return False, True
+    both = draw < text_only + image_only + shares.both
+    return both, both
+
+
+def read_inputs(
+    storage: Storage, entry: Entry, size: tuple[int, int], crop: tuple[float, float]
+) -> list[Image.Image]:
+    """The input pictures of an edit.
+
+    Those that have the target's proportions show the same frame, and are cut as the target is: an edit that
+    always came out larger would teach the model to zoom. Others are references, and stay whole.
+
+    Raises:
+        BadPicture, OSError: one cannot be read.
+    """
+    pictures = [decode(storage.read(ref)) for ref in entry.inputs]
+    return [
+        cut(picture, size, crop) if aligned(picture.size, (entry.width, entry.height)) else picture
+        for picture in pictures
+    ]
+
+
+def aligned(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes have the same proportions."""
+    a, b = size[0] * other[1], size[1] * other[0]
+    return ALIGNED * abs(a - b) <= b
+
+
+def cut(picture: Image.Image, size: tuple[int, int], crop: tuple[float, float]) -> Image.Image:
+    """What :func:`.pictures.fit` keeps of a picture, unscaled: the image processor scales it anyway."""
+    scale = min(picture.width / size[0], picture.height / size[1])
+    width, height = (max(1, min(round(s * scale), p)) for s, p in zip(size, picture.size, strict=True))
+    left, top = round((picture.width - width) * crop[0]), round((picture.height - height) * crop[1])
+    return picture.crop((left, top, left + width, top + height))
+
+
+def to_pixels(picture: Image.Image) -> Tensor:
+    """RGB to ``[3, height, width]`` float32, -1 (black) to 1 (white)."""
+    values = torch.from_numpy(np.array(picture, dtype=np.float32))
+    return (values / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+class Answers(Dataset):
+    """A dataset that hands a ValueError over as an answer: torch would bury its sentence in a traceback."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.dataset[number]
+        except ValueError as error:
+            return error
+
+
+def loader(
+    dataset: MicroBatches, rank: int, world: int, first_step: int, end_step: int, workers: int
+) -> Iterator[TrainBatch]:
+    """This rank's micro-batches of the optimizer steps ``first_step`` … ``end_step - 1``, in order.
+
+    Micro-batch k of a step goes to rank k mod ``world``.
+
+    Args:
+        dataset: the micro-batches.
+        rank: of this process.
+        world: number of processes.
+        first_step: to begin with.
+        end_step: behind the last one.
+        workers: processes that read; 0 reads in this one.
+
+    Raises:
+        ValueError: the micro-batches of a step cannot be shared evenly; or, when iterated, a cache entry is
+            missing or damaged.
+        Stop: when iterated: a worker died.
+    """
+    per_step = dataset.batch // dataset.micro_batch
+    if per_step % world:
+        raise ValueError(
+            f"A step has {per_step} micro-batches, which {world} processes cannot share evenly; change "
+            "train.batch or train.micro_batch."
+        )
+    return read_ahead(dataset, range(first_step * per_step + rank, end_step * per_step, world), workers)
+
+
+def read_ahead(dataset: Dataset, numbers: Sequence[int], workers: int) -> Iterator[Any]:
+    """The items of these numbers, in this order; ``workers`` processes work ahead.
+
+    Workers are started afresh, since a fork would copy a CUDA context that it must not use; each computes
+    with one thread. Raises what reading an item raised, and Stop if a worker died.
+    """
+    parallel = {}
+    if workers:
+        parallel = {
+            "multiprocessing_context": start_method(),
+            "prefetch_factor": PREFETCH,
+            "worker_init_fn": leave_signals,
+        }
+    items = DataLoader(
+        Answers(dataset),
+        batch_size=None,
+        sampler=numbers,
+        collate_fn=unchanged,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        **parallel,
+    )
+    try:
+        for item in items:
+            if isinstance(item, ValueError):
+                raise item
+            yield item
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        stop = as_stop(error)
+        if stop is None:
+            raise
+        raise stop from error
+
+
+def as_stop(error: Exception) -> Stop | None:
+    """The sentence for a loader whose worker died, None for any other error.
+
+    torch raises its RuntimeError from a signal handler, so it may come up anywhere in the main thread, not
+    only where the loader is asked. A worker that dies while it hands over a batch shows as a lost connection.
+    """
+    found = WORKER_DIED.search(str(error))
+    lost = isinstance(error, (ConnectionError, EOFError)) and not str(error).startswith("Caught ")
+    if found is None and not lost:
+        return None
+    process = f" (process {found[1]})" if found else ""
+    cause = f" by {found[2]}" if found and found[2] else ""
+    return Stop(
+        f"A data worker{process} was ended{cause} from outside, most often for lack of memory; give the "
+        "machine more, or lower data.workers. The same command goes on from the last checkpoint.",
+        BAD_DATA,
+    )
+
+
+def start_method() -> str:
+    """How workers start: never by a fork of this process."""
+    return "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+
+
+def leave_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM go to all processes; the training process decides and still needs its data."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def unchanged(batch: Any) -> Any:
+    """Collated already."""
+    return batch
