@@ -15,6 +15,10 @@ from tbac_uniimage.training.data.records import Broken, Named, parse_record, rea
 
 def test_sharegpt_4o_image(tmp_path):
     """Two JSON arrays, tars at the root that nobody extracted, and pictures that are named but not there."""
+
+    def edit(text: str, inputs: str | list[str]) -> dict:
+        return {"input_prompt": text, "input_image": inputs, "output_image": "editing/out_1.png"}
+
     files = {
         "text_to_image.json": json.dumps(
             [
@@ -24,13 +28,15 @@ def test_sharegpt_4o_image(tmp_path):
         ),
         "text_and_image_to_image.json": json.dumps(
             [
-                {"input_prompt": "blue", "input_image": ["editing/in_1.png"], "output_image": "editing/out_1.png"},
-                {"input_prompt": "both", "input_image": ["editing/in_1.png", "./editing//in_2.png"], "output_image": "editing/out_1.png"},
-                {"input_prompt": "x", "input_image": "editing/gone.png", "output_image": "editing/out_1.png"},
+                edit("blue", ["editing/in_1.png"]),
+                edit("both", ["editing/in_1.png", "./editing//in_2.png"]),
+                edit("x", "editing/gone.png"),
             ]
         ),
         "text_to_image_part_0.tar": pack({"text_to_image/1.png": picture(RED)}),
-        "editing_part_0.tar": pack({"./editing/in_1.png": picture(GREEN), "editing/out_1.png": picture(BLUE)}),
+        "editing_part_0.tar": pack(
+            {"./editing/in_1.png": picture(GREEN), "editing/out_1.png": picture(BLUE)}
+        ),
         "editing_part_1.tar": pack({"editing/in_2.png": picture(RED)}),
         "README.md": "# ShareGPT-4o-Image",
     }  # fmt: skip
@@ -81,7 +87,7 @@ def test_gpt_image_edit(tmp_path):
 
     def row(text: str, *images: str) -> dict:
         said = [{"from": "human", "value": text}, {"from": "gpt", "value": "<image>"}]
-        return {"image": list(images), "conversations": said}
+        return {"image": [f"hqedit/edit/{name}.png" for name in images], "conversations": said}
 
     names = {
         f"hqedit/edit/{side}/{i:08}.png": color
@@ -94,17 +100,18 @@ def test_gpt_image_edit(tmp_path):
         for i in range(-(-len(packed) // 200))
     }
     annotations = {
-        "data.txt": "../data/gpt-edit,training_json/hqedit.json,true\n\n../data/gpt-edit, training_json/omni.json, false\n",
+        "data.txt": "../data/gpt-edit,training_json/hqedit.json,true\n\n"
+        "../data/gpt-edit, training_json/omni.json, false\n",
         "training_json/hqedit.json": json.dumps(
             [
-                row("<image>Make it blue.", "hqedit/edit/input/00000000.png", "hqedit/edit/output/00000000.png"),
-                row("<image>Lost", "hqedit/edit/input/00000009.png", "hqedit/edit/output/00000009.png"),
+                row("<image>Make it blue.", "input/00000000", "output/00000000"),
+                row("<image>Lost", "input/00000009", "output/00000009"),
             ]
         ),
         "training_json/omni.json": json.dumps(
             [
-                row("<image>\n<image>\nMerge", *[f"hqedit/edit/{n}.png" for n in ("input/00000001", "output/00000002", "output/00000001")]),
-                row("Draw it", "hqedit/edit/output/00000001.png"),
+                row("<image>\n<image>\nMerge", "input/00000001", "output/00000002", "output/00000001"),
+                row("Draw it", "output/00000001"),
             ]
         ),
     }  # fmt: skip
@@ -126,7 +133,8 @@ def test_gpt_image_edit(tmp_path):
 
 def test_image_folder_of_datasets(tmp_path):
     files = {
-        "train/metadata.jsonl": '{"file_name": "1.png", "text": "one"}\n{"file_name": "sub/2.png", "text": "two"}\n',
+        "train/metadata.jsonl": '{"file_name": "1.png", "text": "one"}\n'
+        '{"file_name": "sub/2.png", "text": "two"}\n',
         "train/1.png": picture(RED),
         "train/sub/2.png": picture(BLUE),
     }

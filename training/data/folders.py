@@ -6,11 +6,10 @@ the place of ``cat.jpg``. A ``.caption`` or ``.json`` file may take that of ``ca
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
-from .found import Found, Place, Refused, chunked, read_text, text_of
+from .found import Found, Place, Refused, chunked, load_text
 from .pictures import SUFFIXES
 from .storage import Ref, Storage, join
 from .tars import MEMBER
@@ -36,16 +35,10 @@ def units(place: Place) -> Iterator[list[dict[str, Any]]]:
     texts: dict[str, str] = {}
     inputs: dict[str, list[tuple[int, str]]] = {}
     targets: list[tuple[str, str]] = []
+    for kind in reversed(TEXTS):  # so that of several texts .txt is the one that stays
+        texts |= {name[: -len(kind)]: name for name, _ in place.files if name.lower().endswith(kind)}
     for name, _ in place.files:
-        lower = name.lower()
-        if lower.endswith(TEXTS):
-            stem, dot, suffix = name.rpartition(".")
-            known = texts.get(stem)
-            if known is None or TEXTS.index(dot + suffix.lower()) < TEXTS.index(
-                "." + known.rpartition(".")[2].lower()
-            ):
-                texts[stem] = name
-        elif lower.endswith(SUFFIXES):
+        if name.lower().endswith(SUFFIXES):
             match = MEMBER.fullmatch(name)
             if match["role"] in ("input", "source"):
                 inputs.setdefault(match["key"], []).append((int(match["number"] or 0), name))
@@ -66,21 +59,9 @@ def units(place: Place) -> Iterator[list[dict[str, Any]]]:
 def scan(unit: list[dict[str, Any]], storage: Storage) -> Iterator[Found | Refused]:
     """The samples with their texts."""
     for sample in unit:
-        key, path = sample["key"], sample["text"]
+        key, path, inputs = sample["key"], sample["text"], tuple(Ref(path) for path in sample["inputs"])
         if path is None:
             yield Refused(key, "no text")
             continue
-        data = storage.read(Ref(path))
-        if path.lower().endswith(".json"):
-            try:
-                record = json.loads(data)
-            except ValueError as error:
-                yield Refused(key, "text is no JSON", str(error))
-                continue
-            text = text_of(record, bool(sample["inputs"])) if isinstance(record, dict) else None
-        else:
-            text = read_text(data)
-        if text is None:
-            yield Refused(key, "text is not readable", path)
-            continue
-        yield Found(key, text, Ref(sample["target"]), tuple(Ref(path) for path in sample["inputs"]))
+        text = load_text(key, Ref(path), path.lower().endswith(".json"), bool(inputs), storage)
+        yield text if isinstance(text, Refused) else Found(key, text, Ref(sample["target"]), inputs)

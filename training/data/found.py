@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,12 +110,21 @@ def text_of(record: Mapping[str, Any], edits: bool) -> str | None:
     return value.strip() if isinstance(value, str) else None
 
 
-def read_text(data: bytes) -> str | None:
-    """A text file without its byte-order mark and surrounding blanks; None if it is not UTF-8."""
+def load_text(key: str, ref: Ref, is_json: bool, edits: bool, storage: Storage) -> str | Refused:
+    """The text of sample ``key``, without surrounding blanks, from a text file or a JSON object."""
     try:
-        return data.decode("utf-8-sig").strip()
+        text = storage.read(ref).decode("utf-8-sig").strip()
+        if not is_json:
+            return text
+        record = json.loads(text)
     except UnicodeDecodeError:
-        return None
+        return Refused(key, "text is not UTF-8", ref.path)
+    except OSError as error:
+        return Refused(key, "text cannot be read", str(error))
+    except ValueError as error:
+        return Refused(key, "text is no JSON", f"{ref.path}: {error}")
+    found = text_of(record, edits) if isinstance(record, dict) else None
+    return Refused(key, "JSON without a text", ref.path) if found is None else found
 
 
 def chunked(items: Iterable[Any], size: int = CHUNK) -> Iterator[list[Any]]:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .storage import Ref, is_url, join
+from .storage import Ref, Storage, is_url, join
 
 FORMAT = 1
 BATCH = 8192  # rows of a record batch
@@ -36,7 +36,8 @@ SAMPLES = pa.schema(
         "row": pa.list_(pa.int32()),
     }
 )
-FILES = pa.schema({"path": pa.string(), "column": pa.string(), "archive": pa.string()})
+# "bytes": of a file that holds many pictures, else -1
+FILES = pa.schema({"path": pa.string(), "column": pa.string(), "archive": pa.string(), "bytes": pa.int64()})
 ARROW_FILES = {"samples.arrow": SAMPLES, "files.arrow": FILES}
 
 
@@ -120,6 +121,24 @@ class Index:
         ]
         return np.flatnonzero(~np.concatenate([np.zeros(0, bool), *hits])).astype(np.int64)
 
+    def check_source(self) -> None:
+        """Look whether the tars and tables that hold the pictures are those that were indexed, by their size.
+
+        Raises:
+            ValueError: one is gone or has changed.
+        """
+        storage, table = Storage(), self._table("files.arrow")
+        for batch in table.batches():
+            for path, size in zip(
+                *(batch.column(name).to_pylist() for name in ("path", "bytes")), strict=True
+            ):
+                try:
+                    now = -1 if size < 0 else storage.size(join(self.source, path))
+                except OSError as error:
+                    raise ValueError(f"{path} of {self.source} cannot be read ({error}).") from error
+                if now != size:
+                    raise ValueError(f"{path} of {self.source} has changed; index the data set again.")
+
     def _ref(self, file: int, offset: int, size: int, row: int) -> Ref:
         place = self._table("files.arrow").row(file)
         archive = str(self.folder / place["archive"]) if place["archive"] else ""
@@ -197,6 +216,7 @@ class IndexWriter:
         self._files = RowWriter(folder / "files.arrow", FILES)
         self._known: dict[tuple[str, str, str], int] = {}
         self._hash = hashlib.blake2b(digest_size=16)
+        self._storage = Storage()
 
     def add(self, entry: Entry) -> None:
         """Append a sample."""
@@ -214,7 +234,8 @@ class IndexWriter:
         holds_one = ref.size < 0 and ref.row < 0
         number = None if holds_one else self._known.get(row)
         if number is None:
-            number = self._files.add(row)
+            size = -1 if holds_one or ref.archive else self._storage.size(ref.path)
+            number = self._files.add((*row, size))
             self._hash.update(repr(row).encode("utf-8"))
             if not holds_one:
                 self._known[row] = number

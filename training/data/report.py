@@ -62,7 +62,8 @@ class Report:
             self.refused[item.reason] += 1
             names = self.refused_first.setdefault(item.reason, [])
             if len(names) < FIRST_NAMES:
-                names.append(item.key)
+                # file names may be no Unicode, and such a string cannot be printed
+                names.append(item.key.encode(errors="backslashreplace").decode())
             refused.write(json.dumps(asdict(item)) + "\n")
         self.converted += examined.converted
         self.notes += examined.notes

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -101,12 +101,24 @@ def list_files(root: str) -> list[tuple[str, int]]:
     else:
         if not os.path.exists(root):
             raise ValueError(f"There is nothing at {root}; check the path.")
-        found = []
-        for folder, _, names in os.walk(root, followlinks=True):
-            below = os.path.relpath(folder, root).replace(os.sep, "/")
-            start = "" if below == "." else f"{below}/"
-            found += [(start + name, os.path.getsize(os.path.join(folder, name))) for name in names]
+        found = list(walk_folder(root))
     return sorted(item for item in found if not any(part.startswith(".") for part in item[0].split("/")))
+
+
+def walk_folder(root: str) -> Iterator[tuple[str, int]]:
+    """Files below a local folder, in no order. Raises ValueError for what cannot be looked at."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"{error.filename} cannot be read ({error.strerror}).") from error
+
+    for folder, _, names in os.walk(root, followlinks=True, onerror=None if os.path.isfile(root) else refuse):
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
+        start = "" if below == "." else f"{below}/"
+        for name in names:
+            try:
+                yield start + name, os.path.getsize(os.path.join(folder, name))
+            except OSError as error:  # such as a link to nothing
+                refuse(error)
 
 
 def describe_archive(path: str, parts: list[tuple[str, int]], seek_points: str | None) -> None:
@@ -175,11 +187,13 @@ class Storage:
         first = ref.offset + start
         if ref.archive:
             file = self._handle("archive", ref.archive, lambda: self._open_archive(ref))
-            file.seek(first)
-            data = file.read(count)
+            try:
+                file.seek(first)
+                data = file.read(count)
+            except ValueError as error:  # indexed_gzip's, of a place beyond the end
+                raise OSError(f"{ref.path} cannot be read at byte {first} ({error}).") from error
         elif is_url(ref.path):
-            files, inner = self._filesystem(ref.path)
-            data = files.cat_file(inner, start=first, end=first + count)
+            data = self._fetch(ref.path, first, first + count)
         else:
             file = self._handle("file", ref.path, lambda: open(ref.path, "rb", buffering=0))  # noqa: SIM115
             file.seek(first)
@@ -190,10 +204,19 @@ class Storage:
 
     def _read_file(self, path: str) -> bytes:
         if is_url(path):
-            files, inner = self._filesystem(path)
-            return files.cat_file(inner)
+            return self._fetch(path)
         with open(path, "rb") as file:
             return file.read()
+
+    def _fetch(self, url: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Bytes of a URL. Raises OSError, whatever the file system's own client raises."""
+        files, inner = self._filesystem(url)
+        try:
+            return files.cat_file(inner, start=start, end=end)
+        except OSError:
+            raise
+        except Exception as error:  # of aiohttp, httpx, botocore …: nothing they share
+            raise OSError(f"{url} cannot be read ({error}).") from error
 
     def _read_cell(self, ref: Ref) -> bytes:
         """One picture of a Parquet file; see :meth:`group` for the cost."""

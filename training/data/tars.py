@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .archives import Archive, Torn, description_path, find_archives, members
-from .found import Found, Note, Place, Refused, read_text, text_of
+from .found import Found, Note, Place, Refused, load_text
 from .pictures import SUFFIXES
 from .storage import Ref, Storage
 
@@ -108,17 +107,8 @@ def make_sample(key: str, group: Group, storage: Storage) -> Found | Refused:
     target = group.files.get(("target", 0))
     if target is None:
         return Refused(key, "no target picture" if inputs else "text without a picture")
-    text = None
-    if ("text", 0) in group.files:
-        text = read_text(storage.read(group.files["text", 0]))
-    elif ("json", 0) in group.files:
-        try:
-            record = json.loads(storage.read(group.files["json", 0]))
-        except ValueError as error:
-            return Refused(key, "text is no JSON", str(error))
-        text = text_of(record, bool(inputs)) if isinstance(record, dict) else None
-    else:
+    role = next((role for role in (("text", 0), ("json", 0)) if role in group.files), None)
+    if role is None:
         return Refused(key, "no text")
-    if text is None:
-        return Refused(key, "text is not readable", "not UTF-8, or no field of a known name")
-    return Found(key, text, target, tuple(inputs))
+    text = load_text(key, group.files[role], role[0] == "json", bool(inputs), storage)
+    return text if isinstance(text, Refused) else Found(key, text, target, tuple(inputs))
