@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from .stops import DISK, Stop
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 METRICS, SKIPS, BAD_SAMPLES = "metrics.jsonl", "skips.jsonl", "bad_samples.jsonl"
 
