@@ -60,6 +60,8 @@ class RungAttnProcessor:
 class LadderTransformer2DModel(SanaTransformer2DModel):
     """SANA whose block i is conditioned on rung i. Parameters and their names are SANA's own."""
 
+    _repeated_blocks = ["SanaTransformerBlock"]  # what diffusers' compile_repeated_blocks compiles
+
     @functools.wraps(SanaTransformer2DModel.__init__)  # diffusers reads the configuration's keys off it
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)

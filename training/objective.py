@@ -27,7 +27,25 @@ def flow_timesteps(u: torch.Tensor, shift: float = 1.0) -> tuple[torch.Tensor, t
     return sigma, sigma * TRAIN_TIMESTEPS
 
 
-def flow_matching_loss(
+def spread(u: torch.Tensor, timesteps: str) -> torch.Tensor:
+    """Turn uniform draws into draws of the named distribution over (0, 1).
+
+    Args:
+        u: uniform draws in [0, 1).
+        timesteps: ``uniform`` (the published recipe), or ``logit_normal``, which prefers the middle.
+
+    Returns:
+        float32 in [0, 1), of the shape of ``u``.
+    """
+    if timesteps == "uniform":
+        return u
+    if timesteps == "logit_normal":
+        below_one = 1 - torch.finfo(torch.float32).eps
+        return torch.special.ndtri(u.double()).sigmoid().float().clamp(max=below_one)
+    raise ValueError(f"There is no distribution of timesteps named {timesteps}; use uniform or logit_normal.")
+
+
+def flow_matching_losses(
     transformer: LadderTransformer2DModel,
     condition: LadderCondition,
     latents: torch.Tensor,
@@ -35,15 +53,15 @@ def flow_matching_loss(
     u: torch.Tensor,
     shift: float = 1.0,
 ) -> torch.Tensor:
-    """Mean squared error of the predicted velocity.
+    """Mean squared error of the predicted velocity of every sample.
 
     Args:
         latents: scaled latents of the target pictures ``[batch, channels, height, width]``.
         noise: standard normal, same shape.
-        u: uniform draws in [0, 1) that choose the timesteps, ``[batch]``.
+        u: draws in [0, 1) that choose the timesteps, ``[batch]``.
 
     Returns:
-        float32 scalar.
+        float32 ``[batch]``.
     """
     sigma, timestep = flow_timesteps(u, shift)
     sigma = sigma[:, None, None, None].to(latents)
@@ -51,4 +69,9 @@ def flow_matching_loss(
     velocity = transformer(
         noisy, condition.states, timestep, encoder_attention_mask=condition.mask, return_dict=False
     )[0]
-    return F.mse_loss(velocity.float(), (noise - latents).float())
+    return F.mse_loss(velocity.float(), (noise - latents).float(), reduction="none").flatten(1).mean(1)
+
+
+def flow_matching_loss(*args, **kwargs) -> torch.Tensor:
+    """The mean of :func:`flow_matching_losses`, a float32 scalar."""
+    return flow_matching_losses(*args, **kwargs).mean()

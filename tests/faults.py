@@ -1,0 +1,95 @@
+"""Faults that a test puts into a process of a run before it starts."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import signal
+
+import torch
+from tbac_uniimage.training import loop
+from tbac_uniimage.training.data import samples
+from torch.utils.data import get_worker_info
+
+
+def stop_at(step: int) -> None:
+    """SIGTERM to this process at the end of a step."""
+    after_step = loop.Trainer.after_step
+
+    def wrapped(self: loop.Trainer, sums: loop.StepSums) -> None:
+        after_step(self, sums)
+        if self.done == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    loop.Trainer.after_step = wrapped
+
+
+def stop_at_3() -> None:
+    stop_at(3)
+
+
+def stop_at_6() -> None:
+    stop_at(6)
+
+
+def stop_at_9() -> None:
+    stop_at(9)
+
+
+def stop_at_12() -> None:
+    """Not stopped: 12 steps are all."""
+
+
+def scaled_losses(factors: dict[int, float], rank: int | None = None) -> None:
+    """Multiply the losses of steps (from 0), on one rank or on all."""
+    losses = loop.Trainer.losses
+
+    def wrapped(self: loop.Trainer, batch: loop.TrainBatch) -> torch.Tensor:
+        mine = rank is None or self.accelerator.process_index == rank
+        return losses(self, batch) * (factors.get(self.done, 1.0) if mine else 1.0)
+
+    loop.Trainer.losses = wrapped
+
+
+def nan_on_rank_1() -> None:
+    scaled_losses({4: math.nan}, rank=1)
+
+
+def spike() -> None:
+    scaled_losses({20: 100.0})
+
+
+def young_spike() -> None:
+    scaled_losses({6: 100.0})
+
+
+def shift() -> None:
+    """Gradients 1,000 times as large from step 20 on, for 5 steps."""
+    scaled_losses(dict.fromkeys(range(20, 25), 1000.0))
+
+
+def broken_for_good() -> None:
+    scaled_losses(dict.fromkeys(range(20, 1000), math.nan))
+
+
+class DyingBatches(samples.MicroBatches):
+    """Ends the worker that is asked for the tenth micro-batch, as a system short of memory would."""
+
+    def __getitem__(self, number: int) -> samples.TrainBatch:
+        if number == 10 and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(number)
+
+
+def dying_worker() -> None:
+    samples.MicroBatches = DyingBatches
+
+
+def full_disk() -> None:
+    """No file of this process gets larger than 1 MB, which logs need and a checkpoint exceeds."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+
+def nan_at_4() -> None:
+    scaled_losses({4: math.nan})

@@ -1,0 +1,170 @@
+"""What goes wrong in real runs: each ends right, or stops with one sentence and an exit code of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from data_files import pack, picture
+from tbac_uniimage.training import checkpoint
+from tbac_uniimage.training.data.build import build
+from training_runs import losses, make_data, metrics, recipe, run, train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list[Path]:
+    return [make_data(tmp_path_factory.mktemp("data"))]
+
+
+def settings_of(tmp_path: Path, data: list[Path], monitor: dict | None = None, **train: object) -> dict:
+    """A run of 30 steps of 2 samples with a monitor that is soon grown up."""
+    settings = recipe(tmp_path / "run", data, monitor={"young": 10} | (monitor or {}))
+    settings["train"] |= {"steps": 30, "batch": 2, "learning_rate": 1e-4} | train
+    settings["checkpoint"] = {"every": 5}
+    return settings
+
+
+def skips(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "skips.jsonl").read_text().splitlines()]
+
+
+def skipped(run: Path) -> list[int]:
+    """Numbers of the steps that were not applied, from 0."""
+    return [line["step"] - 1 for line in metrics(run) if line["skipped"]]
+
+
+def sentence(output: str) -> str:
+    """The one sentence that a run ends with."""
+    assert "Traceback" not in output
+    (found,) = [line for line in output.splitlines() if line.startswith("tbac-uniimage: ")]
+    return found
+
+
+def test_nan_on_one_rank_only(tmp_path, data):
+    """Both ranks skip that step and stay in step with each other."""
+    settings = settings_of(tmp_path, data, steps=8)
+    train(settings, world=2, prepare="nan_on_rank_1")
+    assert skipped(tmp_path / "run") == [4]
+    (line,) = skips(tmp_path / "run")
+    assert line["finite"] is False and line["positions"] == [8, 10] and len(line["samples"]) == 2
+    lines = metrics(tmp_path / "run")
+    assert lines[4]["update_rms"] is None and lines[4]["loss"] is None
+    assert all(
+        math.isfinite(line["loss"]) and line["update_rms"] > 0 for line in lines if line is not lines[4]
+    )
+
+
+def test_a_skipped_step_changes_nothing(tmp_path, data):
+    """Weights, moments and averages after a skipped step are those before it, to the bit."""
+    settings = settings_of(tmp_path, data, steps=6, ema=0.9)
+    settings["checkpoint"] = {"every": 1}
+    train(settings, prepare="nan_at_4")
+    before, after, later = (
+        checkpoint.read_tensors(tmp_path / "run" / "checkpoints" / f"step-{step:08d}", "")
+        for step in (4, 5, 6)
+    )
+    assert before.keys() == after.keys()
+    assert all(before[name].equal(after[name]) for name in before)
+    assert not any(after[name].equal(later[name]) for name in before if name.startswith("trained/"))
+
+
+def test_gradient_spike(tmp_path, data):
+    train(settings_of(tmp_path, data), prepare="spike")
+    assert skipped(tmp_path / "run") == [20]
+    (line,) = skips(tmp_path / "run")
+    assert line["norm"] > line["threshold"] > 0
+    assert all(sample.startswith("pictures/") for sample in line["samples"])
+    after = metrics(tmp_path / "run")[21]
+    assert after["threshold"] == pytest.approx(line["threshold"], rel=1e-6)  # the spike taught it nothing
+
+
+def test_spike_while_the_statistics_are_young(tmp_path, data):
+    train(settings_of(tmp_path, data, monitor={"young": 100}), prepare="young_spike")
+    assert skipped(tmp_path / "run") == [6]
+
+
+def test_shift_rolls_back_and_goes_on(tmp_path, data):
+    train(settings_of(tmp_path, data, monitor={"trips": 3}), prepare="shift")
+    assert skipped(tmp_path / "run") == [20, 21, 22, 23, 24]
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "rolled_back_to" in line] == [23]
+    assert lines[22]["rolled_back_to"] == 20
+    assert [line["decision"] for line in skips(tmp_path / "run")] == [
+        "skip",
+        "skip",
+        "roll_back",
+        "skip",
+        "skip",
+    ]
+    assert len(lines) == 30  # the data were not rewound
+    assert [line["positions"][0] for line in skips(tmp_path / "run")] == [40, 42, 44, 46, 48]
+
+
+def test_gives_up_with_an_explanation(tmp_path, data):
+    settings = settings_of(tmp_path, data, monitor={"trips": 3, "rollbacks": 1})
+    codes, output = run(settings, prepare="broken_for_good")
+    assert codes == [3]
+    assert "skips.jsonl" in sentence(output)
+    assert skipped(tmp_path / "run") == [20, 21, 22, 23, 24, 25]
+    found, refused = checkpoint.newest(tmp_path / "run")
+    assert found is not None and not refused
+
+
+def test_dead_worker(tmp_path, data):
+    settings = settings_of(tmp_path, data)
+    settings["data"] |= {"workers": 1}
+    codes, output = run(settings, prepare="dying_worker")
+    assert codes == [4]
+    assert "data worker" in sentence(output)
+    train(settings)
+    reference = settings_of(tmp_path, data) | {"run": str(tmp_path / "reference")}
+    train(reference)
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "reference"), rel=1e-6)
+
+
+def test_truncated_tar(tmp_path):
+    """Torn after it was indexed: what is lost counts for nothing, is named, and ends a run that is strict."""
+    files = {}
+    for i in range(40):
+        files |= {f"{i:02d}.png": picture((i, 90, 160), (64, 64)), f"{i:02d}.txt": f"number {i}".encode()}
+    tar = tmp_path / "source" / "shard.tar"
+    tar.parent.mkdir()
+    tar.write_bytes(pack(files))
+    build(str(tar.parent), tmp_path / "index", name="torn")
+    with open(tar, "r+b") as file:
+        file.truncate(tar.stat().st_size // 2)
+    settings = settings_of(tmp_path, [tmp_path / "index" / "torn"], steps=10, batch=4)
+    settings["data"] |= {"max_bad": 1.0}
+    train(settings)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]
+    used = metrics(tmp_path / "run")[-1]["samples"]
+    assert 10 <= len(lines) <= 30 and used == 40 - len(lines)
+    assert all(line["sample"].startswith("torn/") for line in lines)
+    assert all(math.isfinite(loss) for loss in losses(tmp_path / "run"))
+
+    settings |= {"run": str(tmp_path / "strict")}
+    settings["data"] |= {"max_bad": 0.0005}  # 5 of the first 10,000
+    codes, output = run(settings)
+    assert codes == [4]
+    bad, read = map(int, re.search(r"(\d+) of the (\d+) samples", sentence(output)).groups())
+    assert 6 <= bad <= 9 and bad <= read <= 40 and "bad_samples.jsonl" in sentence(output)
+
+
+def test_disk_that_fills(tmp_path, data):
+    """The run says so and goes on; at the end it stops with the code for it. Nothing saved before is lost."""
+    settings = settings_of(tmp_path, data, steps=12)
+    settings["checkpoint"] = {"every": 3}
+    assert run(settings, prepare="stop_at_3")[0] == [75]
+    codes, output = run(settings, prepare="full_disk")
+    assert codes == [5]
+    assert "goes on" in output and "step-00000012" in sentence(output)
+    folders = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert folders == ["step-00000003"]
+    train(settings)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, 13))
+    assert checkpoint.newest(tmp_path / "run")[0].name == "step-00000012"

@@ -1,0 +1,173 @@
+"""A run is a function of recipe and seed, whatever the number of processes and however often it is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from training_runs import (
+    LIMIT,
+    finish,
+    losses,
+    make_data,
+    make_edits,
+    metrics,
+    recipe,
+    run,
+    start,
+    train,
+    write_recipe,
+)
+
+ROUNDING = 2e-6  # relative, of float32 sums in another order
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("data")
+    return [make_data(folder), make_edits(folder)]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, data) -> Path:
+    """An uninterrupted run in one process, four micro-batches a step."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    train(recipe(folder, data, train=recipe(folder, data)["train"] | {"ema": 0.9}))
+    return folder
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """All tensors of the last checkpoint, whole."""
+    from tbac_uniimage.training.checkpoint import read_tensors
+
+    return read_tensors(run / "last", "")
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    assert losses(run) == pytest.approx(losses(reference), rel=ROUNDING)
+    expected = weights(reference)
+    found = weights(run)
+    assert found.keys() == expected.keys()
+    for kind in ("trained/", "ema/"):
+        # all together: Adam turns the rounding of a gradient of zero into a step of either sign
+        pairs = [(found[name], expected[name]) for name in expected if name.startswith(kind)]
+        error = sum((a - b).square().sum() for a, b in pairs).sqrt()
+        assert error < 1e-5 * sum(b.square().sum() for _, b in pairs).sqrt()
+
+
+def test_run_leaves_what_it_should(reference):
+    lines = metrics(reference)
+    assert len(lines) == 12 and lines[-1]["samples"] == 48
+    assert all(line["loss"] > 0 and line["grad_norm"] > 0 and not line["skipped"] for line in lines)
+    assert lines[0]["lr"] < lines[2]["lr"] == pytest.approx(2e-3)
+    assert set(lines[0]["part_norms"]) == {"queries", "connector", "transformer"}
+    names = {name.split("/")[0] for name in weights(reference)}
+    assert names == {"trained", "optimizer", "ema", "ema_updates"}
+    assert not any("mllm" in name or "vae" in name for name in weights(reference))
+    assert [path.name for path in sorted((reference / "checkpoints").iterdir())] == [
+        f"step-{step:08d}" for step in (6, 9, 12)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "parallel"), [(2, "ddp"), (4, "ddp"), (2, "fsdp2")])
+def test_number_of_processes_does_not_matter(tmp_path, data, reference, world, parallel):
+    settings = recipe(tmp_path / "run", data)
+    settings["train"] |= {"ema": 0.9, "parallel": parallel}
+    train(settings, world)
+    assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(tmp_path, data, reference):
+    """SIGKILL at random moments, at least 20 times, then to the end: the same losses as in one go."""
+    settings = recipe(tmp_path / "run", data, checkpoint={"every": 1})
+    settings["train"] |= {"ema": 0.9}
+    path, output, random = write_recipe(settings), tmp_path / "log", Random(5)
+    kills, limit = 0, 0.5
+    while kills < 20:
+        (process,) = start([path], output)
+        before = progress(tmp_path / "run")
+        process.join(random.uniform(0.1, limit))
+        if process.exitcode is not None:
+            assert process.exitcode == 0, output.read_text()
+            break
+        process.kill()
+        process.join(LIMIT)
+        kills += 1
+        # from runs that never get to their first new checkpoint to ones that make several
+        limit = limit * 1.5 if progress(tmp_path / "run") == before else max(0.5, limit / 1.2)
+    assert kills == 20, "the run was through before it was killed 20 times"
+    assert finish(start([path], output)) == [0], output.read_text()
+    assert_same_run(tmp_path / "run", reference)
+
+
+def progress(run: Path) -> int:
+    """Newest checkpoint of a run."""
+    return max((int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")), default=0)
+
+
+@pytest.mark.slow
+def test_goes_on_with_another_number_of_processes(tmp_path, data, reference):
+    """Begun by one process, gone on with by two with FSDP2, then by two with DDP, ended by one."""
+    settings = recipe(tmp_path / "run", data)
+    settings["train"] |= {"ema": 0.9}
+    path, output = write_recipe(settings), tmp_path / "log"
+    for world, parallel, steps in ((1, "ddp", 3), (2, "fsdp2", 6), (2, "ddp", 9), (1, "ddp", 12)):
+        processes = start([path, f"train.parallel={parallel}"], output, world, f"stop_at_{steps}")
+        codes = finish(processes)
+        assert set(codes) == {75 if steps < 12 else 0}, output.read_text()
+    assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_has_its_own_exit_code(tmp_path, data, reference):
+    settings = recipe(tmp_path / "run", data, checkpoint={"every": 1000})
+    settings["train"] |= {"ema": 0.9}
+    path, output = write_recipe(settings), tmp_path / "log"
+    (process,) = start([path], output)
+    while not (tmp_path / "run" / "metrics.jsonl").exists() or not metrics(tmp_path / "run"):
+        process.join(0.05)
+        assert process.exitcode is None, output.read_text()
+    os.kill(process.pid, signal.SIGTERM)
+    assert finish([process]) == [75]
+    assert "the same command goes on" in output.read_text()
+    assert 0 < progress(tmp_path / "run") < 12
+    assert finish(start([path], output)) == [0], output.read_text()
+    assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+def test_accelerate_launches_it(tmp_path, data, reference):
+    """The documented command, in two real processes."""
+    settings = recipe(tmp_path / "run", data)
+    settings["train"] |= {"ema": 0.9}
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["-m", "tbac_uniimage.training.train", str(write_recipe(settings)), "log.tensorboard=true"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=LIMIT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr
+    assert_same_run(tmp_path / "run", reference)
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_another_recipe_is_not_gone_on_with(tmp_path, data):
+    settings = recipe(tmp_path / "run", data, train=recipe(tmp_path, data)["train"] | {"steps": 2})
+    train(settings)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    settings["train"]["learning_rate"] = 1e-3
+    codes, output = run(settings)
+    assert codes == [2]
+    assert "train.learning_rate" in output and "Traceback" not in output
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    settings["train"]["learning_rate"] = 2e-3
+    assert train(settings)  # nothing left to do
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before

@@ -1,0 +1,174 @@
+"""Real training runs on the tiny reference model: processes that are started, killed, and started again.
+
+Processes are forked off a server that has the libraries loaded, so that one starts in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import yaml
+from conftest import PARITY, QWEN, SANA
+from data_files import picture, write
+from tbac_uniimage.training.data.build import build
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["preload_training"])
+LIMIT = 300  # seconds that a test waits before it fails
+
+
+def make_data(folder: Path, number: int = 24) -> Path:
+    """An index of captioned pictures of different sizes."""
+    random = Random(0)
+    files: dict[str, bytes | str] = {}
+    for i in range(number):
+        color = tuple(random.randrange(256) for _ in range(3))
+        files[f"{i:03d}.png"] = picture(color, (random.randrange(64, 90), random.randrange(64, 90)))
+        files[f"{i:03d}.txt"] = f"a picture in {color[0]} {'and more ' * random.randrange(4)}"
+    build(str(write(folder / "pictures", files)), folder / "index", name="pictures")
+    return folder / "index" / "pictures"
+
+
+def make_edits(folder: Path, number: int = 8) -> Path:
+    """An index of edits, one of them with two input pictures."""
+    random = Random(1)
+    files: dict[str, bytes | str] = {}
+    lines = []
+    for i in range(number):
+        colors = [tuple(random.randrange(256) for _ in range(3)) for _ in range(3)]
+        for name, color in zip(("a", "b", "out"), colors, strict=True):
+            files[f"{i}-{name}.png"] = picture(color, (64, 64))
+        sources = [f"{i}-a.png", f"{i}-b.png"] if i == 0 else [f"{i}-a.png"]
+        line = {"input_prompt": f"make it {i}", "input_image": sources, "output_image": f"{i}-out.png"}
+        lines.append(line)
+    files["text_and_image_to_image.json"] = json.dumps(lines)
+    build(str(write(folder / "edits", files)), folder / "index", name="edits")
+    return folder / "index" / "edits"
+
+
+def recipe(run: Path, data: Sequence[Path], **sections: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe for the tiny model on a CPU; sections are merged into it."""
+    settings: dict[str, Any] = {
+        "stage": "tiny",
+        "run": str(run),
+        "seed": 3,
+        "base": {"mllm": str(QWEN), "sana": str(SANA), "num_queries": 8},
+        "data": {"sets": [{"index": str(path)} for path in data], "resolution": 64, "workers": 0},
+        "train": {
+            "steps": 12,
+            "batch": 4,
+            "micro_batch": 1,
+            "learning_rate": 2e-3,
+            "warmup": 2,
+            "precision": "fp32",
+            "gradient_checkpointing": False,
+        },
+        "checkpoint": {"every": 3},
+        "validation": {"every": 0, "held_out": 0},
+        "log": {"every": 1, "tensorboard": False},
+    }
+    for name, section in sections.items():
+        if isinstance(section, Mapping):
+            settings[name] = settings.get(name, {}) | section
+        else:
+            settings[name] = section
+    return settings
+
+
+def write_recipe(settings: Mapping[str, Any]) -> Path:
+    """The recipe as a file beside its run."""
+    path = Path(settings["run"]).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(dict(settings)))
+    return path
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def body(argv: list[str], environment: dict[str, str], output: str, prepare: str | None) -> None:
+    """What a process of a run does: the command, its output in a file."""
+    os.environ.update(environment)
+    with open(output, "a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if prepare:
+        import faults
+
+        getattr(faults, prepare)()
+    from tbac_uniimage.training.train import main
+
+    sys.exit(main(argv))
+
+
+def start(argv: Sequence[str], output: Path, world: int = 1, prepare: str | None = None) -> list[BaseProcess]:
+    """Start the processes of a run. ``prepare`` names a function of ``faults`` that each calls first."""
+    common = {"OMP_NUM_THREADS": "1"}
+    if world > 1:
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
+        common |= {"LOCAL_WORLD_SIZE": str(world), "GLOO_SOCKET_IFNAME": "lo"}
+    processes = []
+    for rank in range(world):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
+        arguments = ([str(a) for a in argv], common | own, str(output), prepare)
+        process = FORKS.Process(target=body, args=arguments)
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def finish(processes: Sequence[BaseProcess]) -> list[int]:
+    """Wait for the processes; their exit codes. When one fails the others are ended, as a launcher would."""
+    for process in processes:
+        process.join(LIMIT)
+        if process.exitcode != 0:
+            break
+    if any(process.exitcode not in (0, None) for process in processes):
+        for process in processes:
+            process.join(5)
+            process.kill()
+    for process in processes:
+        process.join(LIMIT)
+        assert process.exitcode is not None, "the run did not end"
+    return [process.exitcode for process in processes]
+
+
+def train(settings: Mapping[str, Any], world: int = 1, prepare: str | None = None) -> str:
+    """Run a recipe to its end. Returns what it printed."""
+    codes, output = run(settings, world, prepare)
+    assert codes == [0] * world, output
+    return output
+
+
+def run(settings: Mapping[str, Any], world: int = 1, prepare: str | None = None) -> tuple[list[int], str]:
+    """Run a recipe. Returns exit codes and output."""
+    output = Path(settings["run"]).with_suffix(".log")
+    codes = finish(start([write_recipe(settings)], output, world, prepare))
+    return codes, output.read_text()
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log."""
+    return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    """Losses by step; every step is there once."""
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line["loss"] for line in lines]
+
+
+assert PARITY.is_dir()

@@ -1,0 +1,455 @@
+"""The loop: one optimizer step after another, each a function of the recipe, the seed and its number.
+
+A step reads ``train.batch`` positions in micro-batches. All its gradients are reduced, the monitor decides on
+their one global norm, and then either everything is updated or nothing is.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from torch import Tensor
+from tqdm import tqdm
+
+from ..core.checkpoints import LadderParts
+from . import checkpoint, engine, optimizer, validation
+from .data.samples import MicroBatches, TrainBatch, loader
+from .ema import AveragedWeights
+from .ladder import LadderTrainee, trained_parameters
+from .metrics import RunLog
+from .monitor import Decision, GradientMonitor, MonitorSettings
+from .objective import spread
+from .order import generator
+from .recipe import Recipe
+from .stops import BAD_DATA, DISK, INTERRUPTED, UNSTABLE, Stop
+from .throughput import Throughput
+
+BINS = 10  # of the noise level, for the loss per bin
+FIRST_SAMPLES = 10_000  # the share of bad samples is not judged on fewer
+
+
+@dataclass
+class StepSums:
+    """What all processes saw in one step, summed; one tensor, so that one reduction does."""
+
+    loss: float
+    weight: float
+    broken: float  # micro-batches whose loss was not finite
+    interrupted: float  # processes that were asked to stop
+    wait: float  # seconds that processes waited for data
+    bin_losses: list[float]
+    bin_weights: list[float]
+
+    @classmethod
+    def of(cls, values: Tensor) -> StepSums:
+        """From a reduced tensor ``[5 + 2 * BINS]``."""
+        numbers = values.tolist()
+        return cls(*numbers[:5], numbers[5 : 5 + BINS], numbers[5 + BINS :])
+
+    @property
+    def bins(self) -> list[float | None]:
+        """Mean loss of every bin of the noise level, None where no sample fell."""
+        return [
+            loss / weight if weight else None
+            for loss, weight in zip(self.bin_losses, self.bin_weights, strict=True)
+        ]
+
+
+class Trainer:
+    """A run between its first and its last step.
+
+    Args:
+        recipe: the resolved recipe.
+        accelerator: the processes.
+        parts: the model on the accelerator's device; trained parts float32.
+        dataset: micro-batches by their number.
+        held_out: micro-batches that training never sees, the same for every validation.
+        steps: optimizer steps in all.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        parts: LadderParts,
+        dataset: MicroBatches,
+        held_out: list[TrainBatch],
+        steps: int,
+    ) -> None:
+        settings = recipe.train
+        self.recipe = recipe
+        self.run = Path(recipe.run).expanduser()
+        self.accelerator = accelerator
+        self.parts = parts
+        self.dataset = dataset
+        self.held_out = held_out
+        self.steps = steps
+        self.trainee = LadderTrainee(parts, recipe.objective.timesteps, recipe.objective.shift)
+        self.module = engine.wrap(accelerator, self.trainee, engine.wanted_parallel(settings.parallel))
+        self.named = trained_parameters(self.trainee)
+        self.parameters = list(self.named.values())
+        self.optimizer = optimizer.make_optimizer(
+            optimizer.parameter_groups(self.trainee, settings.weight_decay), settings
+        )
+        self.ema = AveragedWeights(self.named, settings.ema) if settings.ema else None
+        self.monitor = GradientMonitor(MonitorSettings(**recipe.monitor.model_dump()))
+        self.requests = validation.read_requests(
+            recipe.validation.prompts, [(edit.image, edit.instruction) for edit in recipe.validation.edits]
+        )
+        self.saving: checkpoint.Saving | None = None
+        self.done = 0  # steps
+        self.samples = 0
+        self.bad = 0
+        self.best: dict[str, Any] | None = None
+        self.stop_asked = False
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a step changes, by name, as it is used: loading into these restores the run."""
+        tensors = {f"trained/{name}": parameter.detach() for name, parameter in self.named.items()}
+        tensors |= optimizer.optimizer_tensors(self.named, self.optimizer)
+        return tensors | (self.ema.tensors() if self.ema else {})
+
+    def state(self) -> dict[str, Any]:
+        """Everything else that a resumed run goes on from."""
+        return {
+            "step": self.done,
+            "samples": self.samples,
+            "bad": self.bad,
+            "best": self.best,
+            "monitor": self.monitor.state_dict(),
+            "data": fingerprints(self.dataset),
+        }
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint of this run."""
+        state = checkpoint.read_state(path)
+        if state["data"] != fingerprints(self.dataset):
+            raise ValueError(
+                f"The data sets of {self.run} have changed since {path.name} was saved, so the run cannot go "
+                "on with them; bring the old indices back, or start a new run (run=) from it (init=)."
+            )
+        checkpoint.load(path, self.tensors())
+        self.done, self.samples, self.bad = state["step"], state["samples"], state["bad"]
+        self.best = state["best"]
+        self.monitor.load_state_dict(state["monitor"])
+
+    def fit(self) -> None:
+        """Run to the last step.
+
+        Raises:
+            Stop: the monitor gave up, the data are too bad, no checkpoint can be written, or SIGTERM came.
+        """
+        settings = self.recipe
+        self.log = RunLog(
+            self.run,
+            self.done,
+            tensorboard=settings.log.tensorboard,
+            wandb=settings.log.wandb,
+            config=settings.model_dump(mode="json"),
+            enabled=self.accelerator.is_main_process,
+        )
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self.batches = loader(self.dataset, rank, world, self.done, self.steps, workers=settings.data.workers)
+        self.throughput = Throughput(self.parts, self.accelerator.device, world)
+        previous = {s: signal.signal(s, self.ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        bar = tqdm(
+            total=self.steps,
+            initial=self.done,
+            desc=settings.stage,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        )
+        try:
+            while self.done < self.steps:
+                sums = self.step(self.done, bar)
+                bar.update()
+                self.after_step(sums)
+        finally:
+            bar.close()
+            self.log.close()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        """The first signal lets the step end and saves; a second Ctrl-C ends at once."""
+        if self.stop_asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stop_asked = True
+
+    def step(self, step: int, bar: tqdm) -> StepSums:
+        """One optimizer step, applied or refused as a whole."""
+        train = self.recipe.train
+        rate = optimizer.learning_rate(
+            step, self.steps, train.learning_rate, train.min_learning_rate, train.warmup
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.throughput.begin()
+        sums = self.gradients()
+        if 0 < sums.weight < train.batch:  # the mean is over the samples that were there
+            torch._foreach_mul_([p.grad for p in self.parameters], train.batch / sums.weight)
+        norm = broadcast(optimizer.global_norm(self.parameters)).item()
+        finite = math.isfinite(norm) and not sums.broken
+        threshold = self.monitor.threshold
+        logged = (step + 1) % self.recipe.log.every == 0 or step + 1 == self.steps
+        part_norms = optimizer.part_norms(self.named) if logged else {}
+        decision = self.monitor.decide(norm, finite, step)
+        update_rms = None
+        if decision is Decision.ACCEPT and sums.weight:
+            update = optimizer.UpdateRMS(self.parameters) if logged else None
+            optimizer.clip(self.parameters, norm, train.clip)
+            self.optimizer.step()
+            if self.ema:
+                self.ema.update()
+            update_rms = update.value() if update else None
+        self.optimizer.zero_grad(set_to_none=True)
+        self.throughput.count(train.batch, sums.wait)
+        self.done = step + 1
+        self.samples += int(sums.weight)
+        loss = sums.loss / sums.weight if sums.weight else math.nan
+        skipped = decision is not Decision.ACCEPT
+        if skipped:
+            self.log_skip(step, norm, threshold, finite, decision)
+        bar.set_postfix(loss=f"{loss:.4f}", norm=f"{norm:.3f}", skips=self.monitor.skips, refresh=False)
+        self.line = {
+            "step": self.done,
+            "epoch": self.done / self.dataset.order.steps_per_epoch,
+            "samples": self.samples,
+            "loss": loss,
+            "loss_bins": sums.bins,
+            "grad_norm": norm,
+            "threshold": threshold,
+            "skipped": skipped,
+            "lr": rate,
+            "part_norms": part_norms,
+            "update_rms": update_rms,
+        }
+        self.logged = logged or skipped
+        self.act_on(decision)
+        return sums
+
+    def gradients(self) -> StepSums:
+        """Run the step's micro-batches forward and backward; gradients are reduced at the end."""
+        train, device = self.recipe.train, self.accelerator.device
+        world = self.accelerator.num_processes
+        rounds = train.batch // train.micro_batch // world
+        sums = torch.zeros(5 + 2 * BINS, dtype=torch.float64)
+        bad: list[str] = []
+        for i in range(rounds):
+            began = time.perf_counter()
+            batch = next(self.batches)
+            sums[4] += time.perf_counter() - began
+            weight = batch.weight.to(device)
+            with engine.accumulating(self.module, last=i == rounds - 1):
+                losses = self.losses(batch)
+                losses = torch.where(weight > 0, losses, 0.0)  # of a sample that is not there
+                self.throughput.see(batch.inputs, batch.noise.shape)
+                # processes average their gradients, so their number cancels
+                self.accelerator.backward(losses.sum() * (world / train.batch))
+            losses = losses.detach().double().cpu()
+            sums[0] += losses.sum()
+            sums[1] += batch.weight.sum()
+            sums[2] += not losses.isfinite().all()
+            bins = (spread(batch.u, self.recipe.objective.timesteps) * BINS).long()
+            sums[5 : 5 + BINS].index_add_(0, bins, losses)
+            sums[5 + BINS :].index_add_(0, bins, batch.weight.double())
+            bad += batch.bad
+        sums[3] = self.stop_asked
+        reduced = StepSums.of(engine.total(sums.to(device)).cpu())
+        missing = train.batch - round(reduced.weight)
+        if missing:
+            self.report_bad(gather_object(bad) if world > 1 else bad, missing)
+        return reduced
+
+    def losses(self, batch: TrainBatch) -> Tensor:
+        """Losses of a micro-batch, float32 ``[batch]`` on the device."""
+        device = self.accelerator.device
+        # what layers draw (dropout of a LoRA) follows from the position too
+        torch.manual_seed(position_seed(self.recipe.seed, self.recipe.stage, batch.positions[0]))
+        with self.accelerator.autocast():
+            latents = batch.latents
+            if latents is None:
+                latents = encode_latents(self.parts.vae, batch.pixels.to(device, non_blocking=True))
+            return self.module(
+                batch.inputs,
+                latents.to(device, torch.float32, non_blocking=True),
+                batch.noise.to(device, non_blocking=True),
+                batch.u.to(device, non_blocking=True),
+            )
+
+    def report_bad(self, lines: list[str], missing: int) -> None:
+        """Log samples that could not be read, and stop when there are too many."""
+        self.bad += missing
+        self.log.bad_samples(self.done + 1, lines)
+        read = self.samples + self.bad
+        share = self.recipe.data.max_bad
+        if self.bad > share * max(read, FIRST_SAMPLES):
+            raise Stop(
+                f"{self.bad} of the {read} samples read so far could not be used, more than the share "
+                f"data.max_bad={share} allows; bad_samples.jsonl in {self.run} names them. Index the data "
+                "again, or raise the share.",
+                BAD_DATA,
+            )
+
+    def log_skip(self, step: int, norm: float, threshold: float, finite: bool, decision: Decision) -> None:
+        """Name the samples of a step that was not applied."""
+        batch = self.recipe.train.batch
+        positions = range(step * batch, (step + 1) * batch)
+        keys = [self.dataset.key(position) for position in positions] if self.log.enabled else []
+        self.log.skip(
+            {
+                "step": step + 1,
+                "decision": decision.name.lower(),
+                "norm": norm,
+                "threshold": threshold,
+                "finite": finite,
+                "positions": [positions.start, positions.stop],
+                "samples": keys,
+            }
+        )
+
+    def act_on(self, decision: Decision) -> None:
+        """Roll back or end the run where the monitor says so."""
+        if decision is Decision.GIVE_UP:
+            raise Stop(self.monitor.explain(), UNSTABLE)
+        if decision is not Decision.ROLL_BACK:
+            return
+        self.finish_saving()
+        first = self.monitor.first_trip_step
+        path, _ = checkpoint.newest(self.run, before=first)
+        if path is None:
+            raise Stop(
+                f"{self.monitor.explain()} There is no checkpoint from before step {first} to roll back to.",
+                UNSTABLE,
+            )
+        checkpoint.load(path, self.tensors())
+        self.monitor.restore_statistics(checkpoint.read_state(path)["monitor"])
+        self.line["rolled_back_to"] = checkpoint.read_state(path)["step"]
+        self.say(f"Step {self.done}: rolled back to the weights of {path.name}; the data go on.")
+
+    def after_step(self, sums: StepSums) -> None:
+        """Log, validate and save where it is time to, and end if someone asked."""
+        recipe, done, last = self.recipe, self.done, self.done == self.steps
+        if recipe.validation.every and (done % recipe.validation.every == 0 or last):
+            self.line["validation_loss"] = self.validate()
+            self.logged = True
+        if self.logged:
+            self.log.line(self.line | self.throughput.figures())
+        stopping = sums.interrupted > 0
+        if done % recipe.checkpoint.every == 0 or last or stopping:
+            self.save(final=last or stopping)
+        if stopping:
+            raise Stop(
+                f"Asked to stop: saved after step {done} of {self.steps}; the same command goes on there.",
+                INTERRUPTED,
+            )
+
+    def save(self, final: bool) -> None:
+        """Begin a checkpoint; ``final`` waits for it."""
+        self.finish_saving()
+        loss = self.line.get("validation_loss")
+        if loss is not None and (self.best is None or loss < self.best["loss"]):
+            self.best = {"loss": loss, "step": self.done}
+        asynchronous = self.recipe.checkpoint.asynchronous and not final
+        self.log.flush()
+        self.saving = checkpoint.save(
+            self.run, self.done, self.tensors(), self.state(), asynchronous=asynchronous
+        )
+        if final:
+            self.finish_saving(final=True)
+
+    def finish_saving(self, final: bool = False) -> None:
+        """Wait for the checkpoint being written. If it failed the run goes on and tries again later."""
+        saving, self.saving = self.saving, None
+        if saving is None:
+            return
+        try:
+            saving.wait()
+        except checkpoint.CheckpointError as error:
+            if final:
+                raise Stop(str(error), DISK) from error
+            self.say(f"{error} The run goes on and tries again at the next checkpoint.")
+            return
+        if self.accelerator.is_main_process:
+            best = self.best if self.recipe.checkpoint.best else None
+            checkpoint.prune(self.run, self.recipe.checkpoint.keep, best and f"step-{best['step']:08d}")
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """Held-out loss and sample grid, with the averaged weights where the run keeps them."""
+        self.trainee.eval()
+        try:
+            if self.ema is None:
+                return self.judge()
+            with self.ema.applied():
+                return self.judge()
+        finally:
+            self.trainee.train()
+
+    def judge(self) -> float | None:
+        """Loss over the held-out samples, each at its own noise level; draws the sample grid."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        sums = torch.zeros(2, dtype=torch.float64)
+        for first in range(0, len(self.held_out), world):
+            mine = first + rank
+            # all processes run as often: FSDP2 gathers weights in every pass
+            batch = self.held_out[min(mine, len(self.held_out) - 1)]
+            losses = engine.call_within(self.trainee, lambda batch=batch: self.losses(batch))
+            if mine < len(self.held_out):
+                sums += torch.stack([(losses.cpu() * batch.weight).sum(), batch.weight.sum()]).double()
+        loss, weight = engine.total(sums.to(self.accelerator.device)).tolist()
+        if self.requests:
+            self.draw_samples()
+        return loss / weight if weight else None
+
+    def draw_samples(self) -> None:
+        """Pictures of the fixed prompts and edits, by all processes alike; the first writes them."""
+        settings = self.recipe.validation
+
+        def draw() -> list:
+            with self.accelerator.autocast():
+                return validation.draw(
+                    self.parts,
+                    self.requests,
+                    size=self.recipe.data.resolution,
+                    steps=settings.steps,
+                    guidance=settings.guidance,
+                    image_guidance=settings.image_guidance,
+                    seed=settings.seed,
+                )
+
+        pictures = engine.call_within(self.trainee, draw)
+        if self.accelerator.is_main_process:
+            sheet = validation.grid(self.requests, pictures)
+            validation.save_grid(sheet, self.run / "samples", self.done)
+            self.log.image("samples", sheet, self.done)
+
+    def say(self, sentence: str) -> None:
+        """Print above the progress bar, once."""
+        if self.accelerator.is_main_process:
+            tqdm.write(sentence)
+
+
+def position_seed(seed: int, stage: str, position: int) -> int:
+    """Seed of torch's generators while the micro-batch that begins at a position is computed."""
+    return generator(seed, stage, position, "layers").initial_seed()
+
+
+def fingerprints(dataset: MicroBatches) -> list[str]:
+    """What tells whether data sets are the same."""
+    return [data.index.fingerprint for data in dataset.sets]
+
+
+@torch.no_grad()
+def encode_latents(vae: torch.nn.Module, pixels: Tensor) -> Tensor:
+    """Scaled latents of pictures ``[batch, 3, height, width]`` in -1 … 1."""
+    return vae.encode(pixels.to(vae.dtype)).latent * vae.config.scaling_factor

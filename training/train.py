@@ -1,0 +1,201 @@
+"""Run a stage of the recipe: ``accelerate launch -m tbac_uniimage.training.train RECIPE [key=value …]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..core.checkpoints import LadderParts
+    from .data.samples import MicroBatches
+    from .recipe import Recipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``train run``."""
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file as in training/recipes")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="in place of what the file says: train.batch=64"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print recipe, parameters, data and the memory estimate; start nothing",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m tbac_uniimage.training.train`` is ``tbac-uniimage train run``. Returns the exit code."""
+    from ..cli import main
+
+    return main(["train", "run", *map(str, sys.argv[1:] if argv is None else argv)])
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the stage to its end, going on from the newest whole checkpoint of its folder.
+
+    Raises:
+        ValueError: bad recipe, model or data, before anything is computed.
+        Stop: the run ended before its last step.
+    """
+    from .recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    if options.dry_run:
+        from .summary import dry_run
+
+        print(dry_run(recipe))
+    else:
+        train(recipe)
+
+
+def train(recipe: Recipe) -> None:
+    """Everything between a recipe and the loop."""
+    from . import engine
+    from .loop import Trainer
+    from .models import RECIPE_FILE
+    from .recipe import save_recipe, total_steps
+
+    accelerator = engine.start(recipe.train.precision)
+    check_engine(recipe, accelerator)
+    folder = Path(recipe.run).expanduser()
+    found = find_checkpoint(folder, recipe, accelerator)
+    parts = prepare_parts(recipe, accelerator)
+    dataset = open_data(recipe, parts)
+    steps = total_steps(recipe.train, dataset.order.steps_per_epoch)
+    trainer = Trainer(recipe, accelerator, parts, dataset, dataset.held_out(), steps)
+    if found is not None:
+        trainer.resume(found)
+    if trainer.done >= steps:
+        trainer.say(f"{folder} has all of its {steps} steps; there is nothing left to do.")
+        return
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, folder / RECIPE_FILE)
+    trainer.fit()
+    accelerator.end_training()
+
+
+def check_engine(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Raise ValueError if the processes cannot do what the recipe says."""
+    from . import engine
+
+    settings, world = recipe.train, accelerator.num_processes
+    micro_batches = settings.batch // settings.micro_batch
+    if micro_batches % world:
+        raise ValueError(
+            f"A step of train.batch={settings.batch} has {micro_batches} micro-batches of "
+            f"train.micro_batch={settings.micro_batch}, which {world} processes cannot share evenly; change "
+            "one of the three."
+        )
+    if settings.optimizer == "adamw_8bit" and engine.wanted_parallel(settings.parallel) == "fsdp2":
+        raise ValueError(
+            "train.optimizer=adamw_8bit cannot be sharded by train.parallel=fsdp2; take adamw, whose state "
+            "is sharded, or ddp."
+        )
+
+
+def find_checkpoint(folder: Path, recipe: Recipe, accelerator: Accelerator) -> Path | None:
+    """The checkpoint to go on from, None for a run that begins.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe, or checkpoints of which none is whole.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    from . import checkpoint
+    from .models import RECIPE_FILE
+    from .recipe import differences, load_recipe
+
+    saved = folder / RECIPE_FILE
+    if not saved.exists():
+        return None
+    changed = differences(load_recipe(saved), recipe)
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run of another recipe ({'; '.join(changed)}); name another folder with run=, "
+            "or take the recipe of that run."
+        )
+    answer = [checkpoint.newest(folder)] if accelerator.is_main_process else [None]
+    newest, refused = broadcast_object_list(answer)[0]
+    if accelerator.is_main_process:
+        for sentence in refused:
+            print(f"Passed over: {sentence}", file=sys.stderr)
+    if newest is None and refused:
+        raise ValueError(
+            f"No checkpoint of {folder} is whole; remove them to begin again, or name another run=."
+        )
+    return newest
+
+
+def prepare_parts(recipe: Recipe, accelerator: Accelerator) -> LadderParts:
+    """The model on its device, what is trained in float32 and all else frozen."""
+    import torch
+
+    from . import engine
+    from .models import load_base
+
+    settings = recipe.train
+    frozen = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    parts = load_base(recipe, frozen)
+    parts.mllm.to(accelerator.device)
+    parts.vae.to(accelerator.device)
+    choose_parameters(recipe, parts)
+    if settings.gradient_checkpointing:
+        parts.transformer.enable_gradient_checkpointing()
+    if settings.compile:
+        engine.compile_blocks(parts.transformer)
+    return parts
+
+
+def choose_parameters(recipe: Recipe, parts: LadderParts) -> None:
+    """Say what takes gradients: queries, connector and diffusion transformer, or a LoRA of the latter."""
+    settings = recipe.train
+    for module in (parts.mllm, parts.vae):
+        module.eval().requires_grad_(False)
+    if settings.parts == "lora":
+        from .lora import add_lora
+
+        parts.connector.requires_grad_(False)
+        lora = settings.lora
+        add_lora(parts.transformer, lora.rank, lora.alpha, lora.dropout, lora.targets, seed=recipe.seed)
+    else:
+        parts.connector.requires_grad_(True)
+        parts.connector.reserved_rows.requires_grad_(False)
+        parts.transformer.requires_grad_(True)
+    parts.connector.train()
+    parts.transformer.train()
+
+
+def open_data(recipe: Recipe, parts: LadderParts) -> MicroBatches:
+    """The recipe's data as micro-batches for this model, from the caches it names."""
+    from ..core.inputs import LadderProcessor
+    from .data.samples import MicroBatches
+    from .data.stored import latent_cache, vision_cache
+
+    cache = recipe.data.cache
+    visual = parts.mllm.model.visual
+    return MicroBatches(
+        recipe,
+        LadderProcessor(
+            parts.tokenizer,
+            parts.image_processor,
+            num_queries=parts.connector.config.num_queries,
+            first_query_id=parts.mllm.config.text_config.vocab_size,
+            system_prompt=parts.system_prompt,
+            max_text_tokens=parts.max_text_tokens,
+        ),
+        latent_channels=parts.transformer.config.in_channels,
+        factor=parts.vae.spatial_compression_ratio,
+        latents=latent_cache(cache.latents, parts.vae) if cache.latents else None,
+        vision=vision_cache(cache.vision, visual, parts.image_processor) if cache.vision else None,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
