@@ -19,13 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from tbac_uniimage.core.inputs import LadderProcessor
 from tbac_uniimage.training.data.build import build
+from tbac_uniimage.training.data.loading import as_stop, loader
 from tbac_uniimage.training.data.samples import (
     MicroBatches,
     aligned,
-    as_stop,
     cut,
     dropped,
-    loader,
     to_pixels,
 )
 from tbac_uniimage.training.order import generator, uniform
@@ -337,7 +336,7 @@ def test_a_bad_picture_stays_in_its_place_with_weight_0(tmp_path, processor):
         assert batch.bad == [f"{key}: not a picture" for key in bad]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_truncated_tar_costs_its_last_samples(tmp_path, processor, workers):
     source = write_captions(tmp_path / "captions", 8)
     batches = make(make_recipe([source], tmp_path / "index", drop=NO_DROP), processor)
@@ -380,6 +379,7 @@ class Suicidal(MicroBatches):
         return super().__getitem__(number)
 
 
+@pytest.mark.slow
 def test_a_dead_worker_ends_in_one_sentence(mixed, processor):
     batches = Suicidal(mixed, processor, CHANNELS, FACTOR)
     with pytest.raises(Stop, match="A data worker.* was ended.*lower data.workers") as caught:

@@ -6,37 +6,29 @@ read before.
 
 from __future__ import annotations
 
-import re
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing import get_all_start_methods
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ...core.inputs import LadderInputs, LadderProcessor
 from ..order import Order, Place, Source, generator, uniform
 from ..recipe import Recipe
 from ..settings import DropSettings
-from ..stops import BAD_DATA, Stop
 from .index import Entry, Index
-from .pictures import BadPicture, aspect_buckets, decode, fit, nearest_buckets
+from .loading import loader  # noqa: F401  the loop takes it from here
+from .pictures import BadPicture, decode, fit
+from .sets import TrainSet, open_sets, target_sizes
 from .storage import Storage
-from .stored import Cache, black_path, refuse_random_crops, transform_name
+from .stored import Cache, black_path, transform_name
 
 ALIGNED = 100  # aspect ratios that differ by a hundredth or less: input and target show the same frame
 BELOW_ONE = 1 - 2**-24  # largest float32 under 1
 CENTRE = (0.5, 0.5)
-PREFETCH = 4  # micro-batches per worker
-# what torch says, which has no exception of its own for it
-WORKER_DIED = re.compile(
-    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by (signal: \w+)|exited)"
-)
 
 
 @dataclass
@@ -88,19 +80,6 @@ class Sample:
     bad: str = ""
 
 
-@dataclass
-class TrainSet:
-    """The samples of one index that are trained on, by bucket.
-
-    Attributes:
-        index: opened lazily by every process.
-        rows: row numbers per bucket ``[n]`` int32 in shared memory, which workers map and do not copy.
-    """
-
-    index: Index
-    rows: list[Tensor | range]
-
-
 class MicroBatches(Dataset):
     """All micro-batches of a stage by their global number; number k has positions k·m … k·m + m - 1.
 
@@ -119,8 +98,7 @@ class MicroBatches(Dataset):
         sizes: (width, height) of every bucket.
 
     Raises:
-        ValueError: a bad index, a resolution that the autoencoder cannot take, no samples, or a cache beside
-            random crops.
+        ValueError: a bad index, a resolution that the autoencoder cannot take, or no samples.
     """
 
     def __init__(
@@ -132,8 +110,6 @@ class MicroBatches(Dataset):
         latents: Cache | None = None,
         vision: Cache | None = None,
     ) -> None:
-        if latents or vision:
-            refuse_random_crops(recipe.data.crop)
         self.processor = processor
         self.latent_channels, self.factor = latent_channels, factor
         self.latents, self.vision = latents, vision
@@ -229,20 +205,24 @@ class MicroBatches(Dataset):
         """Pixels ``[3, height, width]`` in -1 … 1, or latents ``[c, h, w]`` of the cache; both float32."""
         if self.latents is None:
             return to_pixels(fit(decode(self.storage.read(entry.target)), *size, crop))
-        path = self.latents.path(index.fingerprint, entry.key, transform_name(*size))
-        if not path.exists():  # was it left out because the picture is bad?
-            decode(self.storage.read(entry.target))
-        return self.latents.read(path, name)["latents"].float()
+        return self.read_entry(self.latents, index, entry, name, size)["latents"].float()
 
     def read_features(
         self, index: Index, entry: Entry, name: str, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
         """Vision tokens ``[tokens, mllm_dim]`` and grid ``[images, 3]`` of the cache."""
-        path = self.vision.path(index.fingerprint, entry.key, transform_name(*size))
-        if not path.exists():
-            read_inputs(self.storage, entry, size, CENTRE)
-        stored = self.vision.read(path, name)
+        stored = self.read_entry(self.vision, index, entry, name, size)
         return stored["features"], stored["grid"]
+
+    def read_entry(
+        self, cache: Cache, index: Index, entry: Entry, name: str, size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """A sample's entry in a cache. A bad sample has none: its pictures say what is wrong with them."""
+        path = cache.path(index.fingerprint, entry.key, transform_name(*size))
+        if not path.exists():
+            for ref in (entry.target, *entry.inputs):
+                decode(self.storage.read(ref))
+        return cache.read(path, name)
 
     def black_features(self, grid: Tensor, name: str) -> Tensor:
         """Vision tokens of black pictures of these grids."""
@@ -285,36 +265,6 @@ class MicroBatches(Dataset):
         grid = torch.cat([sample.grid for sample in cached]) if cached else None
         ids, mask = self.processor.tokenize(texts, counts, grid)
         return LadderInputs(ids, mask, image_grid_thw=grid, features=features)
-
-
-def target_sizes(recipe: Recipe, factor: int) -> list[tuple[int, int]]:
-    """(width, height) of the targets of every bucket. Raises ValueError."""
-    resolution = recipe.data.resolution
-    if resolution % factor:
-        raise ValueError(
-            f"data.resolution is {resolution}, no multiple of the {factor} pixels that the autoencoder makes "
-            "one latent of; give one that is."
-        )
-    return (
-        [(resolution, resolution)] if recipe.data.aspect == "square" else aspect_buckets(resolution, factor)
-    )
-
-
-def open_sets(recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> list[TrainSet]:
-    """The data sets of a recipe, their samples sorted into buckets. Raises ValueError."""
-    sets = []
-    for settings in recipe.data.sets:
-        index = Index(settings.folder)
-        if len(sizes) == 1 and not settings.exclude:
-            sets.append(TrainSet(index, [range(len(index))]))
-            continue
-        rows = index.selected(settings.exclude)
-        nearest = np.zeros(len(rows), dtype=int)
-        if len(sizes) > 1:
-            nearest = nearest_buckets(index.sizes()[rows], sizes)
-        parts = [rows[nearest == bucket] for bucket in range(len(sizes))]
-        sets.append(TrainSet(index, [torch.from_numpy(part.astype(np.int32)) for part in parts]))
-    return sets
 
 
 def dropped(draw: float | None, edit: bool, shares: DropSettings) -> tuple[bool, bool]:
@@ -368,114 +318,3 @@ def to_pixels(picture: Image.Image) -> Tensor:
     """RGB to ``[3, height, width]`` float32, -1 (black) to 1 (white)."""
     values = torch.from_numpy(np.array(picture, dtype=np.float32))
     return (values / 127.5 - 1).permute(2, 0, 1).contiguous()
-
-
-class Answers(Dataset):
-    """A dataset that hands a ValueError over as an answer: torch would bury its sentence in a traceback."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return self.dataset[number]
-        except ValueError as error:
-            return error
-
-
-def loader(
-    dataset: MicroBatches, rank: int, world: int, first_step: int, end_step: int, workers: int
-) -> Iterator[TrainBatch]:
-    """This rank's micro-batches of the optimizer steps ``first_step`` … ``end_step - 1``, in order.
-
-    Micro-batch k of a step goes to rank k mod ``world``.
-
-    Args:
-        dataset: the micro-batches.
-        rank: of this process.
-        world: number of processes.
-        first_step: to begin with.
-        end_step: behind the last one.
-        workers: processes that read; 0 reads in this one.
-
-    Raises:
-        ValueError: the micro-batches of a step cannot be shared evenly; or, when iterated, a cache entry is
-            missing or damaged.
-        Stop: when iterated: a worker died.
-    """
-    per_step = dataset.batch // dataset.micro_batch
-    if per_step % world:
-        raise ValueError(
-            f"A step has {per_step} micro-batches, which {world} processes cannot share evenly; change "
-            "train.batch or train.micro_batch."
-        )
-    return read_ahead(dataset, range(first_step * per_step + rank, end_step * per_step, world), workers)
-
-
-def read_ahead(dataset: Dataset, numbers: Sequence[int], workers: int) -> Iterator[Any]:
-    """The items of these numbers, in this order; ``workers`` processes work ahead.
-
-    Workers are started afresh, since a fork would copy a CUDA context that it must not use; each computes
-    with one thread. Raises what reading an item raised, and Stop if a worker died.
-    """
-    parallel = {}
-    if workers:
-        parallel = {
-            "multiprocessing_context": start_method(),
-            "prefetch_factor": PREFETCH,
-            "worker_init_fn": leave_signals,
-        }
-    items = DataLoader(
-        Answers(dataset),
-        batch_size=None,
-        sampler=numbers,
-        collate_fn=unchanged,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        **parallel,
-    )
-    try:
-        for item in items:
-            if isinstance(item, ValueError):
-                raise item
-            yield item
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        stop = as_stop(error)
-        if stop is None:
-            raise
-        raise stop from error
-
-
-def as_stop(error: Exception) -> Stop | None:
-    """The sentence for a loader whose worker died, None for any other error.
-
-    torch raises its RuntimeError from a signal handler, so it may come up anywhere in the main thread, not
-    only where the loader is asked. A worker that dies while it hands over a batch shows as a lost connection.
-    """
-    found = WORKER_DIED.search(str(error))
-    lost = isinstance(error, (ConnectionError, EOFError)) and not str(error).startswith("Caught ")
-    if found is None and not lost:
-        return None
-    process = f" (process {found[1]})" if found else ""
-    cause = f" by {found[2]}" if found and found[2] else ""
-    return Stop(
-        f"A data worker{process} was ended{cause} from outside, most often for lack of memory; give the "
-        "machine more, or lower data.workers. The same command goes on from the last checkpoint.",
-        BAD_DATA,
-    )
-
-
-def start_method() -> str:
-    """How workers start: never by a fork of this process."""
-    return "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-
-
-def leave_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM go to all processes; the training process decides and still needs its data."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def unchanged(batch: Any) -> Any:
-    """Collated already."""
-    return batch

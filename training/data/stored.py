@@ -111,12 +111,3 @@ def transform_name(width: int, height: int) -> str:
 def black_path(cache: Cache, grid: tuple[int, int, int]) -> Path:
     """The entry of an all-black picture of a grid; it stands for every blackened picture of that grid."""
     return cache.path("", "", "black " + "x".join(map(str, grid)))
-
-
-def refuse_random_crops(crop: str) -> None:
-    """Raise ValueError unless crops are the same at every visit of a sample."""
-    if crop == "random":
-        raise ValueError(
-            "data.crop=random cuts a sample elsewhere at every visit, and a cache holds one cut of it; use "
-            "data.crop=center, or set data.cache.latents and data.cache.vision to null."
-        )
