@@ -52,7 +52,7 @@ __all__ = [
     "stored",
 ]
 
-SHARD_BYTES = 1 << 30  # of one process: a shard is held in memory twice more while it is written
+SHARD_BYTES = 1 << 30  # of one process: a shard is held in memory once more while it is written
 SPARE_BYTES = 16 << 20  # left free on the disk, for logs and file names
 
 # one process without a group is a case of its own for us, and no mistake
