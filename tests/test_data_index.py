@@ -22,7 +22,8 @@ from tbac_uniimage.training.data import command, found, storage
 from tbac_uniimage.training.data import index as index_module
 from tbac_uniimage.training.data.build import build
 from tbac_uniimage.training.data.index import Index
-from tbac_uniimage.training.data.storage import Ref, Storage, list_files
+from tbac_uniimage.training.data.paths import list_files
+from tbac_uniimage.training.data.storage import Ref, Storage
 
 
 def pairs(count: int) -> dict[str, bytes]:
@@ -124,6 +125,21 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
     assert samples(one) == samples(two) and len(one) == 30
     assert sum(seen) == 31
     assert report_one.refused == report_two.refused == {"not a picture": 1}
+
+
+class Deadly:
+    """Ends the process that receives it."""
+
+    def __reduce__(self) -> tuple:
+        return os._exit, (1,)
+
+
+def test_a_worker_that_dies_is_an_error(tmp_path, monkeypatch):
+    write(tmp_path / "d", {f"{n}.tar": pack(pairs(1)) for n in range(3)})
+    monkeypatch.setattr(build_module.tars, "units", lambda place: [Deadly()] * 3)
+    with pytest.raises(ValueError, match="A worker process died, likely for want of memory"):
+        index(tmp_path / "d", tmp_path / "out", workers=2)
+    assert os.listdir(tmp_path / "out") == []
 
 
 def test_batches_are_crossed(tmp_path, monkeypatch):

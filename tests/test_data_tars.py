@@ -100,7 +100,8 @@ def test_what_is_refused_is_counted_and_named(tmp_path):
         "more than 4 input pictures": 1,
     }
     assert dict(report.converted) == {"L to RGB": 1}
-    assert report.notes == ["s.tar: other files were ignored (1 .cls)."]
+    assert dict(report.ignored) == {".cls": 1} and report.notes == []
+    assert "other files    .cls" in report.table()
     lines = [json.loads(line) for line in open(tmp_path / "out/set/refused.jsonl")]
     assert [line["key"] for line in lines] == [f"s/{key}" for key in "abcdefghij"]
     assert lines[0]["reason"] == "not a picture" and lines[0]["detail"].endswith("s.tar")
@@ -178,6 +179,11 @@ def test_split(tmp_path, compress):
         index(tmp_path / "d", tmp_path / "out")
 
 
+def bmps(data: bytes) -> bytes:
+    """A tar of four samples with this picture."""
+    return pack([(f"{i}.{kind}", d) for i in range(4) for kind, d in (("bmp", data), ("txt", b"t"))])
+
+
 def test_torn_gzip(tmp_path):
     noise = picture((3, 4, 5), size=(500, 500), kind="BMP")
     data = gzip.compress(
@@ -187,6 +193,18 @@ def test_torn_gzip(tmp_path):
         write(tmp_path / "d", {"s.tar.gz": data[: len(data) // 2 + 9000]}), tmp_path / "out"
     )
     assert samples(found) == {f"s/{i}": ("t", (3, 4, 5)) for i in range(2)}
+    assert report.notes[0].startswith("s.tar.gz: torn at byte 15")
+
+
+def test_corrupt_gzip(tmp_path):
+    """Between the last seek point and the damage nothing can be read at random: such samples are refused."""
+    noise = picture((3, 4, 5), (500, 500), "BMP")
+    data = bytearray(gzip.compress(bmps(noise), 0))
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    files = {"s.tar.gz": bytes(data), "t.tar": pack({"a.png": picture(RED), "a.txt": b"t"})}
+    found, report = index(write(tmp_path / "d", files), tmp_path / "out")
+    assert samples(found) == {"t/a": ("t", RED)}
+    assert report.refused_first == {"text cannot be read": ["s/0", "s/1"]}
     assert report.notes[0].startswith("s.tar.gz: torn at byte 15")
 
 

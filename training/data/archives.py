@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
+import json
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from .storage import PART, Ref, Storage, describe_archive, join, open_gzip
+from .paths import join
+from .storage import Ref, Storage, open_gzip
 
+# "hqedit.tar.gz.part001", "x.tar.gz.aa", "x.tar.002"
+PART = re.compile(
+    r"(?P<whole>.+\.(?:tar|tar\.gz|tgz))[._-]?(?:part)?[._-]?(?:\d+|(?!gz|xz)[a-z]{2})", re.IGNORECASE
+)
 ARCHIVE = re.compile(r".+\.(tar|tar\.gz|tgz)", re.IGNORECASE)
 
 
@@ -83,22 +92,12 @@ def check_numbers(name: str, parts: list[str]) -> None:
             raise ValueError(f"Part {expected} of {name} is missing (there is {parts[0]}, …); fetch it.")
 
 
-def open_archive(archive: Archive, storage: Storage) -> tuple[BinaryIO, int | None]:
-    """The archive as one uncompressed file, and its size where that is known beforehand."""
-    if len(archive.parts) == 1 and not archive.compressed:
-        path, size = archive.parts[0]
-        return storage.open(Ref(path, 0, size)), size
-    whole = storage.open_parts(list(archive.parts))
-    if archive.compressed:
-        return open_gzip(whole), None
-    return whole, sum(size for _, size in archive.parts)
-
-
 def members(archive: Archive, storage: Storage, description: Path) -> Iterator[tuple[Member, Ref]]:
     """Every regular file of an archive with its place, in the order of the archive.
 
-    A plain tar is walked from header to header. A compressed one has to be decompressed once, which gives the
-    seek points for reading it at random later.
+    A plain tar is walked from header to header. A compressed one is decompressed twice from end to end: for
+    the seek points by which it is read at random later, and for its headers. That is 4 times as fast as once
+    with seeks, each of which would decompress from the last seek point on.
 
     Args:
         archive: what to walk.
@@ -108,20 +107,44 @@ def members(archive: Archive, storage: Storage, description: Path) -> Iterator[t
     Raises:
         Torn: after the last whole member.
     """
-    single = len(archive.parts) == 1 and not archive.compressed
-    file, size = open_archive(archive, storage)
-    with file:
-        try:
+    if len(archive.parts) == 1 and not archive.compressed:
+        path, size = archive.parts[0]
+        with storage.open(Ref(path, 0, size)) as file:
             for member in walk(file, size):
-                place = "" if single else str(description)
-                yield member, Ref(archive.path, member.offset, member.size, archive=place)
-        finally:
-            if not single:
-                points = description.with_suffix(".gzidx") if archive.compressed else None
-                if points:
-                    file.export_index(str(points))
-                parts = [(path.rpartition("/")[2], length) for path, length in archive.parts]
-                describe_archive(str(description), parts, points.name if points else None)
+                yield member, Ref(archive.path, member.offset, member.size)
+        return
+    points = description.with_suffix(".gzidx") if archive.compressed else None
+    whole, size = storage.open_parts(list(archive.parts)), sum(size for _, size in archive.parts)
+    if points:
+        save_seek_points(whole, points)
+        whole.seek(0)
+        whole, size = gzip.GzipFile(fileobj=whole), None
+    names = [(path.rpartition("/")[2], length) for path, length in archive.parts]
+    describe_archive(str(description), names, points.name if points else None)
+    with whole:
+        for member in walk(whole, size):
+            place = Ref(archive.path, member.offset, member.size, archive=str(description))
+            yield member, place
+
+
+def describe_archive(path: str, parts: list[tuple[str, int]], seek_points: str | None) -> None:
+    """Write what :class:`Storage` needs to read a compressed or split archive at random.
+
+    Args:
+        path: of the description, a JSON file.
+        parts: (file name, bytes) of the parts in order; they lie in the folder of ``Ref.path``.
+        seek_points: name of indexed_gzip's file beside ``path``, or None if nothing is compressed.
+    """
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({"parts": parts, "seek_points": seek_points}, file)
+
+
+def save_seek_points(file: BinaryIO, path: Path) -> None:
+    """Write the seek points of a gzip file; of a torn one those before the tear, which its walk will find."""
+    seekable = open_gzip(file)
+    with contextlib.suppress(OSError, ValueError):
+        seekable.build_full_index()
+    seekable.export_index(str(path))
 
 
 def walk(file: BinaryIO, size: int | None) -> Iterator[Member]:
@@ -129,7 +152,7 @@ def walk(file: BinaryIO, size: int | None) -> Iterator[Member]:
     try:
         # odd names become readable ones instead of strings that Arrow refuses
         tar = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="backslashreplace")
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise Torn(0, f"no tar: {error}") from error
     tar.offset = 0  # the constructor has read the first header
     while True:
@@ -147,7 +170,7 @@ def walk(file: BinaryIO, size: int | None) -> Iterator[Member]:
             return  # the block of zeros that ends a tar
         except tarfile.EmptyHeaderError:
             raise Torn(start, "the mark of its end is missing") from None
-        except (tarfile.HeaderError, OSError, EOFError, ValueError) as error:
+        except (tarfile.HeaderError, OSError, EOFError, ValueError, zlib.error) as error:
             raise Torn(start, str(error)) from error
         if ended:
             raise Torn(start, f"{info.name} is cut off")

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from . import folders, lists, parquet, saved, tars
-from .found import MAX_INPUTS, Found, Layout, Note, Place, Refused
-from .index import Entry, IndexWriter, absolute
+from .found import MAX_INPUTS, Found, Ignored, Layout, Note, Place, Refused
+from .index import Entry, IndexWriter
+from .paths import absolute, is_url, list_files, parent
 from .pictures import BadPicture, Facts, examine
 from .report import Report
-from .storage import Ref, Storage, is_url, list_files, parent
+from .storage import Ref, Storage
 
 LAYOUTS: dict[str, Layout] = {module.NAME: module for module in (saved, lists, parquet, tars, folders)}
 STORAGE = Storage()  # one per process
@@ -34,6 +35,7 @@ class Examined:
     refused: list[Refused] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     converted: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
 
 
 def build(
@@ -159,6 +161,8 @@ def examine_all(layout: Layout, place: Place, full: bool, workers: int) -> Itera
             raise ValueError(
                 "A worker process died, likely for want of memory; try fewer --workers."
             ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)  # when stopped, what was not begun is not done
 
 
 def in_order(pool: ProcessPoolExecutor, jobs: Iterable[tuple], ahead: int) -> Iterator[Examined]:
@@ -178,6 +182,8 @@ def examine_unit(layout: str, unit: Any, full: bool) -> Examined:
     for finding in LAYOUTS[layout].scan(unit, STORAGE):
         if isinstance(finding, Note):
             examined.notes.append(finding.text)
+        elif isinstance(finding, Ignored):
+            examined.ignored.update(finding.counts)
         elif isinstance(finding, Refused):
             examined.refused.append(finding)
         else:

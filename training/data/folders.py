@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from .found import Found, Place, Refused, chunked, load_text
+from .paths import join
 from .pictures import SUFFIXES
-from .storage import Ref, Storage, join
+from .storage import Ref, Storage
 from .tars import MEMBER
 
 NAME = "folder"

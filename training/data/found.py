@@ -60,7 +60,14 @@ class Note:
     text: str
 
 
-Finding = Found | Refused | Note
+@dataclass(frozen=True)
+class Ignored:
+    """Files that are neither pictures nor texts, by suffix."""
+
+    counts: dict[str, int]
+
+
+Finding = Found | Refused | Note | Ignored
 
 
 @dataclass(frozen=True)

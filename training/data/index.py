@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .storage import Ref, Storage, is_url, join
+from .paths import join
+from .storage import Ref, Storage
 
 FORMAT = 1
 BATCH = 8192  # rows of a record batch
@@ -292,8 +293,3 @@ class RowWriter:
         self._writer.close()
         self._file.close()
         return self._written
-
-
-def absolute(source: str) -> str:
-    """A data set's path as it is kept in the index: absolute, so that a run may start anywhere."""
-    return source.rstrip("/") if is_url(source) else os.path.abspath(source)

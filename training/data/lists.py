@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .found import CHUNK, Found, Note, Place, Refused, chunked
-from .index import absolute
 from .names import Names
+from .paths import absolute, join, list_files, parent
 from .pictures import SUFFIXES
 from .records import Broken, parse_record, read_records
-from .storage import Ref, Storage, join, list_files, parent
+from .storage import Ref, Storage
 
 NAME = "lists"
 SUMMARY = "JSON, JSON-lines or CSV lists of picture files and texts, or a data.txt of root,json,flag"

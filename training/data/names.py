@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .archives import Archive, Torn, description_path, find_archives, members
-from .storage import Ref, Storage, is_url, join
+from .paths import is_url, join
+from .storage import Ref, Storage
 
 INSERT = "INSERT INTO names VALUES (?, ?, ?, ?)"
 SAY_EVERY = 10_000  # members

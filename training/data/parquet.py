@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .found import Found, Note, Place, Refused
-from .storage import Ref, Storage, join
+from .paths import join
+from .storage import Ref, Storage
 from .tables import Columns, find_columns, is_list, make_sample
 
 NAME = "parquet"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .build import Examined
 
 FIRST_NAMES = 5
+SHOWN_NOTES = 20
 SIDES = (256, 512, 768, 1024, 2048)  # limits of the size classes, pixels of the shorter side
 
 
@@ -32,6 +33,7 @@ class Report:
         converted: pictures by what :func:`~.pictures.decode` changes.
         sides: samples by the size class of the target's shorter side.
         shapes: samples by tall, square and wide (within 5 %).
+        ignored: other files by suffix.
         notes: torn files and the like.
         seconds: it took.
     """
@@ -48,6 +50,7 @@ class Report:
     converted: Counter[str] = field(default_factory=Counter)
     sides: Counter[str] = field(default_factory=Counter)
     shapes: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -66,11 +69,12 @@ class Report:
                 names.append(item.key.encode(errors="backslashreplace").decode())
             refused.write(json.dumps(asdict(item)) + "\n")
         self.converted += examined.converted
+        self.ignored += examined.ignored
         self.notes += examined.notes
 
     def facts(self) -> dict[str, Any]:
         """What the manifest keeps: nothing that depends on time or place of the index."""
-        kept = ("name", "layout", "check", "inputs", "refused", "converted", "notes")
+        kept = ("name", "layout", "check", "inputs", "refused", "converted", "ignored", "notes")
         return {key: getattr(self, key) for key in kept}
 
     def write(self, folder: Path) -> None:
@@ -101,7 +105,10 @@ class Report:
         for reason, count in self.refused.most_common():
             names = ", ".join(self.refused_first[reason])
             lines += rows("refused", [(reason, count)], f"  {names}{', …' if count > FIRST_NAMES else ''}")
-        lines += [f"  note: {note}" for note in self.notes]
+        lines += rows("other files", self.ignored.most_common())
+        lines += [f"  note: {note}" for note in self.notes[:SHOWN_NOTES]]
+        if len(self.notes) > SHOWN_NOTES:
+            lines.append(f"  {len(self.notes) - SHOWN_NOTES:,} more notes: {self.folder}/report.json")
         lines.append(f"  {self.rate():,.0f} samples/s ({self.check}); index: {self.folder}")
         return "\n".join(lines)
 
@@ -112,7 +119,7 @@ def read_report(folder: Path) -> Report:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         facts.pop("samples_per_second")
-        counted = ("inputs", "refused", "converted", "sides", "shapes")
+        counted = ("inputs", "refused", "converted", "ignored", "sides", "shapes")
         return Report(**facts | {name: Counter(facts[name]) for name in counted} | {"folder": str(folder)})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); index the data set again.") from error

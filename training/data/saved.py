@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .found import Found, Note, Place, Refused
-from .storage import Ref, Storage, filesystem, is_url, join, parent
+from .paths import filesystem, is_url, join, parent
+from .storage import Ref, Storage
 from .tables import find_columns, is_list, make_sample
 
 NAME = "datasets"

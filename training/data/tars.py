@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .archives import Archive, Torn, description_path, find_archives, members
-from .found import Found, Note, Place, Refused, load_text
+from .found import Finding, Found, Ignored, Note, Place, Refused, load_text
 from .pictures import SUFFIXES
 from .storage import Ref, Storage
 
@@ -45,7 +45,7 @@ def units(place: Place) -> Iterator[tuple[Archive, Path]]:
         yield archive, description_path(place.scratch, archive)
 
 
-def scan(unit: tuple[Archive, Path], storage: Storage) -> Iterator[Found | Refused | Note]:
+def scan(unit: tuple[Archive, Path], storage: Storage) -> Iterator[Finding]:
     """The samples of one tar, in the order in which their keys first appear."""
     archive, description = unit
     groups, torn, ignored = collect(archive, storage, description)
@@ -55,8 +55,7 @@ def scan(unit: tuple[Archive, Path], storage: Storage) -> Iterator[Found | Refus
     if torn:
         yield Note(f"{archive.name}: {torn}; {len(groups):,} samples before that were found.")
     if ignored:
-        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(ignored.items()))
-        yield Note(f"{archive.name}: other files were ignored ({kinds}).")
+        yield Ignored(dict(ignored))
 
 
 def collect(

@@ -1,0 +1,85 @@
+"""Paths and fsspec URLs alike, and what lies below a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+
+def is_url(path: str) -> bool:
+    """Whether fsspec has to read it: ``s3://…``, ``hf://…``, ``memory://…``."""
+    return "://" in path
+
+
+def join(folder: str, name: str) -> str:
+    """``name`` in ``folder``, both local or URL; a ``name`` that stands alone is returned as it is."""
+    if is_url(name) or os.path.isabs(name):
+        return name
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
+
+
+def parent(path: str) -> str:
+    """The folder of a file."""
+    return path.rpartition("/")[0] if is_url(path) else os.path.dirname(path)
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it.
+
+    Raises:
+        ValueError: no such protocol, or its package is not installed.
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        return url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{url} cannot be opened ({error}); check the protocol of the URL.") from error
+
+
+def list_files(root: str) -> list[tuple[str, int]]:
+    """Every file below a folder as (path relative to it with ``/``, bytes), sorted by path.
+
+    Sorted, so that no file system decides the order; hidden files and folders are left out. A ``root`` that
+    is a file gives none.
+
+    Raises:
+        ValueError: there is nothing at ``root``.
+    """
+    if is_url(root):
+        files, inner = filesystem(root)
+        if not files.exists(inner):
+            raise ValueError(f"There is nothing at {root}; check the URL.")
+        start = inner.rstrip("/") + "/"
+        found = [
+            (path[len(start) :], int(facts["size"] or 0))
+            for path, facts in files.find(inner, detail=True).items()
+            if path.startswith(start)
+        ]
+    else:
+        if not os.path.exists(root):
+            raise ValueError(f"There is nothing at {root}; check the path.")
+        found = list(walk_folder(root))
+    return sorted(item for item in found if not any(part.startswith(".") for part in item[0].split("/")))
+
+
+def walk_folder(root: str) -> Iterator[tuple[str, int]]:
+    """Files below a local folder, in no order. Raises ValueError for what cannot be looked at."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"{error.filename} cannot be read ({error.strerror}).") from error
+
+    for folder, _, names in os.walk(root, followlinks=True, onerror=None if os.path.isfile(root) else refuse):
+        below = os.path.relpath(folder, root).replace(os.sep, "/")
+        start = "" if below == "." else f"{below}/"
+        for name in names:
+            try:
+                yield start + name, os.path.getsize(os.path.join(folder, name))
+            except OSError as error:  # such as a link to nothing
+                refuse(error)
+
+
+def absolute(source: str) -> str:
+    """A data set's path as it is kept in the index: absolute, so that a run may start anywhere."""
+    return source.rstrip("/") if is_url(source) else os.path.abspath(source)
