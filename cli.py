@@ -1,4 +1,4 @@
-"""The shell command ``tbac-uniimage``: generate, edit, ask, info, score.
+"""The shell command ``tbac-uniimage``: generate, edit, ask, info, data, train, export, score.
 
 Whatever can be checked without torch is checked first, so that help and most mistakes answer at once. Bad
 input ends with one sentence and exit code 2; anything else is a bug and shows its traceback.
@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from . import commands
+from .training import export as exporter
+from .training import plot, train
+from .training.data import cache
+from .training.data import command as data_command
+from .training.stops import BAD_INPUT, DONE, Stop
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns the exit code: 0, 2 for bad input, 130 when stopped."""
+    """Run the command. Returns the exit code: 0, 2 for bad input, 130 when stopped, others of training."""
     try:
         argv = sys.argv[1:] if argv is None else list(argv)
         options = make_parser("score" in argv[:1]).parse_args(argv)
@@ -33,12 +39,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+    except Stop as stop:
+        report(stop)
+        return stop.code
     except (ValueError, OSError, ImportError) as error:
         if not raised_by_us(error):
             raise
+        report(error)
+        return BAD_INPUT
+    return DONE
+
+
+def report(error: BaseException) -> None:
+    """Print the sentence of an error; of several processes that a launcher started, the first does."""
+    if os.environ.get("RANK", "0") == "0":
         print(f"tbac-uniimage: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def raised_by_us(error: BaseException) -> bool:
@@ -92,6 +107,13 @@ def make_parser(for_score: bool = False) -> Parser:
     add_source(info)
     info.set_defaults(run=commands.info)
 
+    data = subparsers.add_parser("data", help="index data sets for training, and look into an index")
+    data_command.add_arguments(data)
+    add_training(subparsers)
+    export = subparsers.add_parser("export", help="turn a checkpoint of a run into a model")
+    exporter.add_arguments(export)
+    export.set_defaults(run=exporter.run)
+
     score = subparsers.add_parser("score", help="score a nano model on held-out scenes")
     if for_score:
         from .training.nano.score import add_arguments
@@ -99,6 +121,20 @@ def make_parser(for_score: bool = False) -> Parser:
         add_arguments(score)
     score.set_defaults(run=commands.score)
     return parser
+
+
+def add_training(subparsers: Any) -> None:
+    """``train run``, ``train cache`` and ``train plot``."""
+    parser = subparsers.add_parser("train", help="run a stage of the recipe, fill its caches, plot a run")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    for name, module, what in (
+        ("run", train, "run a stage in one process; `accelerate launch` runs it in several"),
+        ("cache", cache, "compute latents and vision features of a recipe's data once"),
+        ("plot", plot, "draw loss, gradient norm, skipped steps and speed of a run as one picture"),
+    ):
+        action = actions.add_parser(name, help=what)
+        module.add_arguments(action)
+        action.set_defaults(run=module.run)
 
 
 def add_pictures(parser: argparse.ArgumentParser) -> None:

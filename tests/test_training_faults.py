@@ -127,8 +127,11 @@ def test_dead_worker(tmp_path, data):
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "reference"), rel=1e-6)
 
 
-def test_truncated_tar(tmp_path):
-    """Torn after it was indexed: what is lost counts for nothing, is named, and ends a run that is strict."""
+def test_truncated_and_overwritten_tar(tmp_path):
+    """A tar that lost its end is noticed before anything starts; one that was written over, sample by sample.
+
+    Samples that cannot be read count for nothing, are named, and end a run that is strict.
+    """
     files = {}
     for i in range(40):
         files |= {f"{i:02d}.png": picture((i, 90, 160), (64, 64)), f"{i:02d}.txt": f"number {i}".encode()}
@@ -136,9 +139,15 @@ def test_truncated_tar(tmp_path):
     tar.parent.mkdir()
     tar.write_bytes(pack(files))
     build(str(tar.parent), tmp_path / "index", name="torn")
-    with open(tar, "r+b") as file:
-        file.truncate(tar.stat().st_size // 2)
+    whole = tar.read_bytes()
     settings = settings_of(tmp_path, [tmp_path / "index" / "torn"], steps=10, batch=4)
+    tar.write_bytes(whole[: len(whole) // 2])
+    codes, output = run(settings)
+    assert codes == [2] and "shard.tar" in sentence(output)
+    assert not (tmp_path / "run").exists()
+
+    half = len(whole) // 2
+    tar.write_bytes(whole[:half] + bytes(len(whole) - half))
     settings["data"] |= {"max_bad": 1.0}
     train(settings)
     lines = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]

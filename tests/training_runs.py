@@ -155,6 +155,7 @@ def train(settings: Mapping[str, Any], world: int = 1, prepare: str | None = Non
 def run(settings: Mapping[str, Any], world: int = 1, prepare: str | None = None) -> tuple[list[int], str]:
     """Run a recipe. Returns exit codes and output."""
     output = Path(settings["run"]).with_suffix(".log")
+    output.unlink(missing_ok=True)
     codes = finish(start([write_recipe(settings)], output, world, prepare))
     return codes, output.read_text()
 

@@ -12,17 +12,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor
 from tqdm import tqdm
 
 from ..core.checkpoints import LadderParts
 from . import checkpoint, engine, optimizer, validation
-from .data.samples import MicroBatches, TrainBatch, loader
+from .data.loading import as_stop, loader
+from .data.samples import MicroBatches, TrainBatch
 from .ema import AveragedWeights
 from .ladder import LadderTrainee, trained_parameters
 from .metrics import RunLog
@@ -173,6 +174,11 @@ class Trainer:
                 sums = self.step(self.done, bar)
                 bar.update()
                 self.after_step(sums)
+        except RuntimeError as error:
+            stop = as_stop(error)  # a data worker's death may be reported anywhere
+            if stop is None:
+                raise
+            raise stop from error
         finally:
             bar.close()
             self.log.close()
@@ -320,21 +326,27 @@ class Trainer:
     def act_on(self, decision: Decision) -> None:
         """Roll back or end the run where the monitor says so."""
         if decision is Decision.GIVE_UP:
-            raise Stop(self.monitor.explain(), UNSTABLE)
+            self.give_up(self.monitor.explain())
         if decision is not Decision.ROLL_BACK:
             return
         self.finish_saving()
         first = self.monitor.first_trip_step
-        path, _ = checkpoint.newest(self.run, before=first)
+        # the first process looks for all: another could see a folder that is just being removed
+        answer = [checkpoint.newest(self.run, before=first)[0]]
+        path = broadcast_object_list(answer)[0]
         if path is None:
-            raise Stop(
-                f"{self.monitor.explain()} There is no checkpoint from before step {first} to roll back to.",
-                UNSTABLE,
+            self.give_up(
+                f"{self.monitor.explain()} There is no checkpoint from before step {first} to roll back to."
             )
         checkpoint.load(path, self.tensors())
         self.monitor.restore_statistics(checkpoint.read_state(path)["monitor"])
         self.line["rolled_back_to"] = checkpoint.read_state(path)["step"]
         self.say(f"Step {self.done}: rolled back to the weights of {path.name}; the data go on.")
+
+    def give_up(self, explanation: str) -> NoReturn:
+        """Log the last step and end the run."""
+        self.log.line(self.line | self.throughput.figures())
+        raise Stop(explanation, UNSTABLE)
 
     def after_step(self, sums: StepSums) -> None:
         """Log, validate and save where it is time to, and end if someone asked."""
@@ -379,7 +391,8 @@ class Trainer:
                 raise Stop(str(error), DISK) from error
             self.say(f"{error} The run goes on and tries again at the next checkpoint.")
             return
-        if self.accelerator.is_main_process:
+        # while steps are refused nothing goes: a roll-back needs a checkpoint from before
+        if self.accelerator.is_main_process and self.monitor.first_trip_step is None:
             best = self.best if self.recipe.checkpoint.best else None
             checkpoint.prune(self.run, self.recipe.checkpoint.keep, best and f"step-{best['step']:08d}")
 

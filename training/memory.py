@@ -138,7 +138,8 @@ def on_meta(parts: LadderParts, recipe: Recipe, dtype: torch.dtype) -> LadderPar
 
 
 def again(module: ModelMixin) -> Any:
-    return type(module).from_config(module.config)
+    """A module of the same configuration; ``from_config`` would leave out what was said without a name."""
+    return type(module)(**{key: value for key, value in module.config.items() if not key.startswith("_")})
 
 
 def without_values(module: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,8 +48,6 @@ def run(options: argparse.Namespace) -> None:
 
     recipe = load_recipe(options.recipe, options.overrides)
     if options.dry_run:
-        from .summary import dry_run
-
         print(dry_run(recipe))
     else:
         train(recipe)
@@ -64,9 +63,11 @@ def train(recipe: Recipe) -> None:
     accelerator = engine.start(recipe.train.precision)
     check_engine(recipe, accelerator)
     folder = Path(recipe.run).expanduser()
+    recipe = pin_init(recipe, folder)
     found = find_checkpoint(folder, recipe, accelerator)
     parts = prepare_parts(recipe, accelerator)
     dataset = open_data(recipe, parts)
+    check_sources(dataset)
     steps = total_steps(recipe.train, dataset.order.steps_per_epoch)
     trainer = Trainer(recipe, accelerator, parts, dataset, dataset.held_out(), steps)
     if found is not None:
@@ -79,6 +80,25 @@ def train(recipe: Recipe) -> None:
         save_recipe(recipe, folder / RECIPE_FILE)
     trainer.fit()
     accelerator.end_training()
+
+
+def dry_run(recipe: Recipe) -> str:
+    """What a run would do: recipe, parameters, data and memory of a device. Nothing is started."""
+    from ..core.checkpoints import released_parts_on_meta
+    from .data.samples import MicroBatches
+    from .models import load_base
+    from .settings import BaseModels
+    from .summary import summarise
+
+    # the released sizes are known without their files
+    released = recipe.init is None and recipe.base == BaseModels()
+    parts = released_parts_on_meta() if released else load_base(recipe)
+    channels, factor = parts.transformer.config.in_channels, parts.vae.spatial_compression_ratio
+    dataset = MicroBatches(recipe, None, channels, factor)
+    check_sources(dataset)
+    images = max(int(data.index.input_counts().max(initial=0)) for data in dataset.sets)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return summarise(recipe, parts, dataset.order.sources, world, images)
 
 
 def check_engine(recipe: Recipe, accelerator: Accelerator) -> None:
@@ -98,6 +118,27 @@ def check_engine(recipe: Recipe, accelerator: Accelerator) -> None:
             "train.optimizer=adamw_8bit cannot be sharded by train.parallel=fsdp2; take adamw, whose state "
             "is sharded, or ddp."
         )
+
+
+def pin_init(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the checkpoint itself where ``init`` is ``last``, or the folder, of an earlier run.
+
+    A run that goes on keeps the one that it began with, though the earlier run may have gone on since.
+    """
+    from . import models
+    from .recipe import load_recipe
+
+    if recipe.init is None:
+        return recipe
+    found = models.find_checkpoint(recipe.init)
+    if found is None:
+        return recipe
+    saved = folder / models.RECIPE_FILE
+    if saved.exists():
+        began = load_recipe(saved).init
+        if began is not None and Path(began).parent == found.parent:
+            return recipe.model_copy(update={"init": began})
+    return recipe.model_copy(update={"init": str(found)})
 
 
 def find_checkpoint(folder: Path, recipe: Recipe, accelerator: Accelerator) -> Path | None:
@@ -195,6 +236,12 @@ def open_data(recipe: Recipe, parts: LadderParts) -> MicroBatches:
         latents=latent_cache(cache.latents, parts.vae) if cache.latents else None,
         vision=vision_cache(cache.vision, visual, parts.image_processor) if cache.vision else None,
     )
+
+
+def check_sources(dataset: MicroBatches) -> None:
+    """Raise ValueError if the files of a data set are no longer those that were indexed."""
+    for data in dataset.sets:
+        data.index.check_source()
 
 
 if __name__ == "__main__":
