@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tbac_uniimage.core.checkpoints import load_parts
+from tbac_uniimage.core.checkpoints import LadderParts, load_parts
 from tbac_uniimage.core.guidance import Guidance, branch_inputs
 from tbac_uniimage.core.pipeline import LadderPipeline
 from tbac_uniimage.core.requests import check_request
-from tbac_uniimage.training.objective import flow_matching_loss
+from tbac_uniimage.training.ladder import LadderTrainee, encode_latents
 
 # the largest error allowed, and whether the error is absolute or relative to the recorded norm
 TOLERANCES = {
@@ -136,16 +136,17 @@ class Parity:
         for module in trained.values():
             module.requires_grad_(True)
             module.zero_grad()
-        condition = self.inputs(name, case["captions"], self.images_of(case))
-        with torch.no_grad():
-            latents = pipe.vae.encode(self.recorded[f"{name}.target"]).latent * pipe.vae.config.scaling_factor
-        loss = flow_matching_loss(
-            pipe.transformer,
-            condition,
-            latents,
+        images = self.images_of(case)
+        self.inputs(name, case["captions"], images)
+        # the module that training runs, from what its data workers make
+        trainee = LadderTrainee(LadderParts(**pipe.components))
+        losses = trainee(
+            trainee.encoder.tokenize(case["captions"], images),
+            encode_latents(pipe.vae, self.recorded[f"{name}.target"]),
             noise=self.recorded[f"{name}.noise"],
             u=self.recorded[f"{name}.u"],
         )
+        loss = losses.mean()
         loss.backward()
         self.compare("training loss (relative)", loss.detach(), f"{name}.loss")
         gradients = {"queries": pipe.connector.queries.grad}

@@ -22,6 +22,8 @@ class LadderTrainee(nn.Module):
     Its parameters are those of ``connector`` (queries included) and ``transformer``. MLLM and autoencoder
     are reached through plain objects, so that no engine broadcasts, shards or saves them.
 
+    Where the transformer checkpoints its activations, so do the MLLM's layers at the queries.
+
     Args:
         parts: the model; MLLM frozen.
         timesteps: distribution of the noise levels, see :func:`.objective.spread`.
@@ -43,6 +45,8 @@ class LadderTrainee(nn.Module):
             system_prompt=parts.system_prompt,
             max_text_tokens=parts.max_text_tokens,
         )
+        self.encoder.gradient_checkpointing = parts.transformer.gradient_checkpointing
+        self.encoder.cache_vision = False
 
     def forward(
         self, inputs: LadderInputs, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor
@@ -67,3 +71,9 @@ class LadderTrainee(nn.Module):
 def trained_parameters(trainee: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that take a gradient, by name."""
     return {name: p for name, p in trainee.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def encode_latents(vae: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """Scaled latents of pictures ``[batch, 3, height, width]`` in -1 … 1."""
+    return vae.encode(pixels.to(vae.dtype)).latent * vae.config.scaling_factor

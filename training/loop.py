@@ -16,23 +16,25 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list, gather_object
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor
 from tqdm import tqdm
 
 from ..core.checkpoints import LadderParts
-from . import checkpoint, engine, optimizer, validation
+from . import checkpoint, engine, optimizer
 from .data.loading import as_stop, loader
 from .data.samples import MicroBatches, TrainBatch
 from .ema import AveragedWeights
-from .ladder import LadderTrainee, trained_parameters
+from .ladder import LadderTrainee, encode_latents, trained_parameters
 from .metrics import RunLog
 from .monitor import Decision, GradientMonitor, MonitorSettings
 from .objective import spread
 from .order import generator
 from .recipe import Recipe
-from .stops import BAD_DATA, DISK, INTERRUPTED, UNSTABLE, Stop
+from .saving import Keeper
+from .stops import BAD_DATA, INTERRUPTED, UNSTABLE, Stop
 from .throughput import Throughput
+from .validation import Validator
 
 BINS = 10  # of the noise level, for the loss per bin
 FIRST_SAMPLES = 10_000  # the share of bad samples is not judged on fewer
@@ -92,7 +94,6 @@ class Trainer:
         self.accelerator = accelerator
         self.parts = parts
         self.dataset = dataset
-        self.held_out = held_out
         self.steps = steps
         self.trainee = LadderTrainee(parts, recipe.objective.timesteps, recipe.objective.shift)
         self.module = engine.wrap(accelerator, self.trainee, engine.wanted_parallel(settings.parallel))
@@ -103,14 +104,17 @@ class Trainer:
         )
         self.ema = AveragedWeights(self.named, settings.ema) if settings.ema else None
         self.monitor = GradientMonitor(MonitorSettings(**recipe.monitor.model_dump()))
-        self.requests = validation.read_requests(
-            recipe.validation.prompts, [(edit.image, edit.instruction) for edit in recipe.validation.edits]
+        self.validator = Validator(recipe, accelerator, parts, self.trainee, self.ema, held_out, self.losses)
+        self.keeper = Keeper(
+            self.run,
+            recipe.checkpoint,
+            accelerator,
+            is_calm=lambda: self.monitor.first_trip_step is None,
+            say=self.say,
         )
-        self.saving: checkpoint.Saving | None = None
         self.done = 0  # steps
         self.samples = 0
         self.bad = 0
-        self.best: dict[str, Any] | None = None
         self.stop_asked = False
 
     def tensors(self) -> dict[str, Tensor]:
@@ -125,7 +129,7 @@ class Trainer:
             "step": self.done,
             "samples": self.samples,
             "bad": self.bad,
-            "best": self.best,
+            "best": self.keeper.best,
             "monitor": self.monitor.state_dict(),
             "data": fingerprints(self.dataset),
         }
@@ -140,7 +144,7 @@ class Trainer:
             )
         checkpoint.load(path, self.tensors())
         self.done, self.samples, self.bad = state["step"], state["samples"], state["bad"]
-        self.best = state["best"]
+        self.keeper.best = state["best"]
         self.monitor.load_state_dict(state["monitor"])
 
     def fit(self) -> None:
@@ -329,11 +333,8 @@ class Trainer:
             self.give_up(self.monitor.explain())
         if decision is not Decision.ROLL_BACK:
             return
-        self.finish_saving()
         first = self.monitor.first_trip_step
-        # the first process looks for all: another could see a folder that is just being removed
-        answer = [checkpoint.newest(self.run, before=first)[0]]
-        path = broadcast_object_list(answer)[0]
+        path = self.keeper.newest_before(first)
         if path is None:
             self.give_up(
                 f"{self.monitor.explain()} There is no checkpoint from before step {first} to roll back to."
@@ -352,99 +353,20 @@ class Trainer:
         """Log, validate and save where it is time to, and end if someone asked."""
         recipe, done, last = self.recipe, self.done, self.done == self.steps
         if recipe.validation.every and (done % recipe.validation.every == 0 or last):
-            self.line["validation_loss"] = self.validate()
+            self.line["validation_loss"] = self.validator.validate(done, self.log)
             self.logged = True
         if self.logged:
             self.log.line(self.line | self.throughput.figures())
         stopping = sums.interrupted > 0
         if done % recipe.checkpoint.every == 0 or last or stopping:
-            self.save(final=last or stopping)
+            self.log.flush()
+            self.keeper.consider(done, self.line.get("validation_loss"))
+            self.keeper.save(done, self.tensors(), self.state(), final=last or stopping)
         if stopping:
             raise Stop(
                 f"Asked to stop: saved after step {done} of {self.steps}; the same command goes on there.",
                 INTERRUPTED,
             )
-
-    def save(self, final: bool) -> None:
-        """Begin a checkpoint; ``final`` waits for it."""
-        self.finish_saving()
-        loss = self.line.get("validation_loss")
-        if loss is not None and (self.best is None or loss < self.best["loss"]):
-            self.best = {"loss": loss, "step": self.done}
-        asynchronous = self.recipe.checkpoint.asynchronous and not final
-        self.log.flush()
-        self.saving = checkpoint.save(
-            self.run, self.done, self.tensors(), self.state(), asynchronous=asynchronous
-        )
-        if final:
-            self.finish_saving(final=True)
-
-    def finish_saving(self, final: bool = False) -> None:
-        """Wait for the checkpoint being written. If it failed the run goes on and tries again later."""
-        saving, self.saving = self.saving, None
-        if saving is None:
-            return
-        try:
-            saving.wait()
-        except checkpoint.CheckpointError as error:
-            if final:
-                raise Stop(str(error), DISK) from error
-            self.say(f"{error} The run goes on and tries again at the next checkpoint.")
-            return
-        # while steps are refused nothing goes: a roll-back needs a checkpoint from before
-        if self.accelerator.is_main_process and self.monitor.first_trip_step is None:
-            best = self.best if self.recipe.checkpoint.best else None
-            checkpoint.prune(self.run, self.recipe.checkpoint.keep, best and f"step-{best['step']:08d}")
-
-    @torch.no_grad()
-    def validate(self) -> float | None:
-        """Held-out loss and sample grid, with the averaged weights where the run keeps them."""
-        self.trainee.eval()
-        try:
-            if self.ema is None:
-                return self.judge()
-            with self.ema.applied():
-                return self.judge()
-        finally:
-            self.trainee.train()
-
-    def judge(self) -> float | None:
-        """Loss over the held-out samples, each at its own noise level; draws the sample grid."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        sums = torch.zeros(2, dtype=torch.float64)
-        for first in range(0, len(self.held_out), world):
-            mine = first + rank
-            # all processes run as often: FSDP2 gathers weights in every pass
-            batch = self.held_out[min(mine, len(self.held_out) - 1)]
-            losses = engine.call_within(self.trainee, lambda batch=batch: self.losses(batch))
-            if mine < len(self.held_out):
-                sums += torch.stack([(losses.cpu() * batch.weight).sum(), batch.weight.sum()]).double()
-        loss, weight = engine.total(sums.to(self.accelerator.device)).tolist()
-        if self.requests:
-            self.draw_samples()
-        return loss / weight if weight else None
-
-    def draw_samples(self) -> None:
-        """Pictures of the fixed prompts and edits, by all processes alike; the first writes them."""
-        settings = self.recipe.validation
-
-        def draw() -> list:
-            with self.accelerator.autocast():
-                return validation.draw(
-                    self.parts,
-                    self.requests,
-                    size=self.recipe.data.resolution,
-                    steps=settings.steps,
-                    guidance=settings.guidance,
-                    image_guidance=settings.image_guidance,
-                    seed=settings.seed,
-                )
-
-        pictures = engine.call_within(self.trainee, draw)
-        if self.accelerator.is_main_process:
-            sheet = validation.grid(self.requests, pictures)
-            validation.save_grid(sheet, self.run / "samples", self.done)
-            self.log.image("samples", sheet, self.done)
 
     def say(self, sentence: str) -> None:
         """Print above the progress bar, once."""
@@ -460,9 +382,3 @@ def position_seed(seed: int, stage: str, position: int) -> int:
 def fingerprints(dataset: MicroBatches) -> list[str]:
     """What tells whether data sets are the same."""
     return [data.index.fingerprint for data in dataset.sets]
-
-
-@torch.no_grad()
-def encode_latents(vae: torch.nn.Module, pixels: Tensor) -> Tensor:
-    """Scaled latents of pictures ``[batch, 3, height, width]`` in -1 … 1."""
-    return vae.encode(pixels.to(vae.dtype)).latent * vae.config.scaling_factor

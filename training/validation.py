@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+from tqdm import tqdm
 
 from ..core.checkpoints import LadderParts
 from ..core.pipeline import LadderPipeline
+from . import engine
+from .data.samples import TrainBatch
+from .ema import AveragedWeights
+from .ladder import LadderTrainee
+from .metrics import RunLog
+from .recipe import Recipe
+from .settings import ValidationSettings
 
 CELL = 256  # side of a picture in the grid, pixels
 LINE = 14
@@ -45,32 +55,36 @@ def read_requests(prompts: Sequence[str], edits: Sequence[tuple[Path, str]]) -> 
     return requests
 
 
-def draw(
+def draw_all(
     parts: LadderParts,
     requests: Sequence[Request],
-    *,
+    settings: ValidationSettings,
     size: int,
-    steps: int,
-    guidance: float,
-    image_guidance: float,
-    seed: int,
-    advance: Callable[[], None] = lambda: None,
+    advance: Callable[[], object] = lambda: None,
 ) -> list[Image.Image]:
-    """Pictures of all requests, each of its own seed ``seed + i``, by the model as it is now."""
+    """Pictures of all requests by the model as it is now, request i with the seed ``settings.seed + i``.
+
+    Args:
+        parts: the model.
+        requests: what to draw.
+        settings: of the sampler.
+        size: side of a picture in pixels; an edit keeps the proportions of its source.
+        advance: called after each.
+    """
     pipeline = LadderPipeline(**vars(parts))
     pipeline.set_progress_bar_config(disable=True)
     pictures = []
     for i, request in enumerate(requests):
-        side = size if request.image is None else None  # an edit keeps the proportions of its source
+        side = size if request.image is None else None
         pictures += pipeline(
             request.text,
             image=request.image,
             height=side,
             width=side,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            image_guidance_scale=image_guidance if request.image is not None else 1.0,
-            generator=torch.Generator().manual_seed(seed + i),
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            image_guidance_scale=settings.image_guidance if request.image is not None else 1.0,
+            generator=torch.Generator().manual_seed(settings.seed + i),
         ).images
         advance()
     return pictures
@@ -119,3 +133,90 @@ def save_grid(sheet: Image.Image, folder: Path, step: int) -> Path:
     sheet.save(partial, format="PNG")
     os.replace(partial, path)
     return path
+
+
+class Validator:
+    """Judges a run now and then.
+
+    Args:
+        recipe: of the run.
+        accelerator: the processes.
+        parts: the model.
+        trainee: its trained parts.
+        ema: their averages, which are judged where a run keeps them.
+        held_out: micro-batches that training never sees.
+        losses: losses of a micro-batch ``[batch]``, as training computes them.
+
+    Raises:
+        ValueError: a picture of the recipe cannot be read.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Accelerator,
+        parts: LadderParts,
+        trainee: LadderTrainee,
+        ema: AveragedWeights | None,
+        held_out: Sequence[TrainBatch],
+        losses: Callable[[TrainBatch], torch.Tensor],
+    ) -> None:
+        self.settings = recipe.validation
+        self.size = recipe.data.resolution
+        self.folder = Path(recipe.run).expanduser() / "samples"
+        self.accelerator = accelerator
+        self.parts = parts
+        self.trainee = trainee
+        self.ema = ema
+        self.held_out = held_out
+        self.losses = losses
+        edits = [(Path(edit.image).expanduser(), edit.instruction) for edit in self.settings.edits]
+        self.requests = read_requests(self.settings.prompts, edits)
+
+    @torch.no_grad()
+    def validate(self, step: int, log: RunLog) -> float | None:
+        """Write the pictures of a step. Returns the held-out loss, None if nothing was held out."""
+        self.trainee.eval()
+        try:
+            with self.ema.applied() if self.ema else nullcontext():
+                if self.requests:
+                    self.draw(step, log)
+                return self.loss()
+        finally:
+            self.trainee.train()
+
+    def loss(self) -> float | None:
+        """Mean over the held-out samples, each at its own noise level; the processes share them."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        sums = torch.zeros(2, dtype=torch.float64)
+        for first in range(0, len(self.held_out), world):
+            mine = first + rank
+            # all processes run as often: FSDP2 gathers weights in every pass
+            batch = self.held_out[min(mine, len(self.held_out) - 1)]
+            losses = engine.call_within(self.trainee, lambda batch=batch: self.losses(batch))
+            if mine < len(self.held_out):
+                counted = torch.where(batch.weight > 0, losses.cpu(), 0.0)
+                sums += torch.stack([counted.sum(), batch.weight.sum()]).double()
+        loss, weight = engine.total(sums.to(self.accelerator.device)).tolist()
+        return loss / weight if weight else None
+
+    def draw(self, step: int, log: RunLog) -> None:
+        """Pictures of the fixed prompts and edits, by all processes alike; the first writes them."""
+        bar = tqdm(
+            total=len(self.requests),
+            desc="samples",
+            unit="picture",
+            leave=False,
+            disable=not self.accelerator.is_main_process,
+        )
+
+        def draw() -> list[Image.Image]:
+            with self.accelerator.autocast():
+                return draw_all(self.parts, self.requests, self.settings, self.size, bar.update)
+
+        pictures = engine.call_within(self.trainee, draw)
+        bar.close()
+        if self.accelerator.is_main_process:
+            sheet = grid(self.requests, pictures)
+            save_grid(sheet, self.folder, step)
+            log.image("samples", sheet, step)

@@ -1,0 +1,92 @@
+"""The checkpoints of a run that is going on: when they are through, which stay, and what if one fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from . import checkpoint
+from .settings import CheckpointSettings
+from .stops import DISK, Stop
+
+
+class Keeper:
+    """Writes checkpoints one after another and removes old ones.
+
+    Args:
+        run: folder of the run.
+        settings: how many stay, and whether they are written in the background.
+        accelerator: the processes.
+        is_calm: False while the monitor refuses steps. Nothing is removed then, for a roll-back needs a
+            checkpoint from before.
+        say: prints a sentence.
+
+    Attributes:
+        best: ``{"step", "loss"}`` of the checkpoint of the lowest validation loss, or None.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        settings: CheckpointSettings,
+        accelerator: Accelerator,
+        is_calm: Callable[[], bool],
+        say: Callable[[str], None],
+    ) -> None:
+        self.run = run
+        self.settings = settings
+        self.accelerator = accelerator
+        self.is_calm = is_calm
+        self.say = say
+        self.best: dict[str, Any] | None = None
+        self.saving: checkpoint.Saving | None = None
+
+    def consider(self, step: int, loss: float | None) -> None:
+        """Take the checkpoint of a step, which is about to be written, for the best if its loss is."""
+        if loss is not None and (self.best is None or loss < self.best["loss"]):
+            self.best = {"step": step, "loss": loss}
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any], final: bool) -> None:
+        """Begin a checkpoint after the one before is through.
+
+        Args:
+            step: optimizer steps done.
+            tensors: everything that a step changes.
+            state: everything else.
+            final: wait for it, and let the run fail if it does.
+
+        Raises:
+            Stop: the final one could not be written.
+        """
+        self.finish()
+        asynchronous = self.settings.asynchronous and not final
+        self.saving = checkpoint.save(self.run, step, tensors, state, asynchronous=asynchronous)
+        if final:
+            self.finish(final=True)
+
+    def finish(self, final: bool = False) -> None:
+        """Wait for the checkpoint being written. If it failed the run goes on and tries again later."""
+        saving, self.saving = self.saving, None
+        if saving is None:
+            return
+        try:
+            saving.wait()
+        except checkpoint.CheckpointError as error:
+            if final:
+                raise Stop(str(error), DISK) from error
+            self.say(f"{error} The run goes on and tries again at the next checkpoint.")
+            return
+        if self.accelerator.is_main_process and self.is_calm():
+            best = f"step-{self.best['step']:08d}" if self.best and self.settings.best else None
+            checkpoint.prune(self.run, self.settings.keep, best)
+
+    def newest_before(self, step: int) -> Path | None:
+        """The newest whole checkpoint that knows nothing of a step (from 0), the same on all processes."""
+        self.finish()
+        # the first process looks for all: another could see a folder that is just being removed
+        return broadcast_object_list([checkpoint.newest(self.run, before=step)[0]])[0]
