@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..core.checkpoints import LadderParts
 from ..core.pipeline import LadderPipeline
 from . import engine
+from .captions import wrap
 from .data.samples import TrainBatch
 from .ema import AveragedWeights
 from .ladder import LadderTrainee
@@ -111,18 +112,6 @@ def grid(requests: Sequence[Request], pictures: Sequence[Image.Image]) -> Image.
         for row, line in enumerate(wrap(text, CELL - 8, font)[:LINES]):
             draw.text((left + 4, top + CELL + row * LINE), line, fill="black", font=font)
     return sheet
-
-
-def wrap(text: str, width: int, font: ImageFont.ImageFont) -> list[str]:
-    """The words of a text in lines of at most ``width`` pixels."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
 
 
 def save_grid(sheet: Image.Image, folder: Path, step: int) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..captions import wrap
 from .index import Index
 from .pictures import BadPicture, decode
 from .storage import Ref, Storage
@@ -69,22 +70,6 @@ def draw_arrow(draw: ImageDraw.ImageDraw, x: int) -> None:
     left, right, y = x - GAP // 2, x + ARROW - GAP, SIDE // 2
     draw.line((left, y, right, y), fill="black", width=2)
     draw.polygon(((right, y - 5), (right + 6, y), (right, y + 5)), fill="black")
-
-
-def wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
-    """A text in lines of at most ``width`` pixels, broken between words, or in those that are longer."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-            continue
-        lines.append("")
-        for letter in word:  # not all languages put blanks between words
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return [line for line in lines if line]
 
 
 def cut_left(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..captions import wrap
 from .scenes import SIZE
 
 COLUMNS, SCALE = 8, 2
@@ -21,18 +22,6 @@ def place_all(widths: list[int]) -> list[tuple[int, int]]:
         places.append((column, row))
         column += width
     return places
-
-
-def wrap(text: str, width: int, font: ImageFont.ImageFont) -> list[str]:
-    """The words of a text in lines of at most `width` pixels."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
 
 
 def contact_sheet(shown: list[tuple[np.ndarray, str, bool]]) -> Image.Image:
