@@ -1,0 +1,149 @@
+"""What the query slots of the MLLM say of a scene, and what its vision tokens say of a picture.
+
+Trained to name the scene that is to be drawn, the slots give the diffusion transformer everything about it in
+one canonical form. There are 20: one for the background, one for the rest that is said once, and three for
+each of six items. A slot may be read by several heads, each with its own list of values; 0 is always
+"nothing".
+
+| slot | heads |
+|---|---|
+| 0 | background |
+| 1 | style, number (of items), line (of the word) |
+| 2, 5, 8 ... | what (object or letter), paint |
+| 3, 6, 9 ... | x, side |
+| 4, 7, 10 ... | y |
+
+A word's five letters take the slots of the items 2 to 6, whose place says nothing then: a scene with a word
+has one item at most.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import letters
+from .scene import (
+    BOTTOM_LINE,
+    FIRST,
+    HIGH,
+    HIGHER,
+    JITTER,
+    LARGE,
+    LAST,
+    LOW,
+    LOWER,
+    MEDIUM,
+    MIDDLE,
+    MOST_ITEMS,
+    SIZE,
+    SMALL,
+    TITLED,
+    TOP_LINE,
+    Item,
+    Scene,
+)
+from .words import BACKGROUNDS, OBJECTS, PAINTS, STYLES
+
+NOTHING, UNREAD = 0, -100  # no value; not read by this head, and ignored by cross-entropy
+COORDINATES = tuple(range(FIRST - JITTER, LAST + JITTER + 1))
+NOMINAL = (FIRST, LOW, HIGHER, MIDDLE, LOWER, HIGH, LAST)
+SIDES = tuple(side + delta for side in (SMALL, MEDIUM, TITLED, LARGE) for delta in (-JITTER, 0, JITTER))
+HEADS: dict[str, tuple] = {  # what every head can say, besides nothing
+    "background": tuple(BACKGROUNDS),
+    "style": STYLES,
+    "number": tuple(range(1, MOST_ITEMS + 1)),
+    "line": (TOP_LINE, MIDDLE, BOTTOM_LINE),
+    "what": (*OBJECTS, *letters.LETTERS),
+    "paint": tuple(PAINTS),
+    "x": COORDINATES,
+    "y": COORDINATES,
+    "side": SIDES,
+}
+COLUMNS = {head: column for column, head in enumerate(HEADS)}
+SIZES = {head: 1 + len(values) for head, values in HEADS.items()}  # classes of each head
+INDEX = {(head, value): 1 + i for head, values in HEADS.items() for i, value in enumerate(values)}
+ITEM_SLOTS = (("what", "paint"), ("x", "side"), ("y",))
+SLOTS: tuple[tuple[str, ...], ...] = (("background",), ("style", "number", "line"), *ITEM_SLOTS * MOST_ITEMS)
+CELLS = 4  # vision tokens along an axis of the picture
+CELL_HEADS = ("background", "style", "what", "paint", "x", "y", "side", "letter")
+
+
+def nominal(item: Item) -> Item:
+    """The item as a caption can tell it: at its place and of its side but for the jitter."""
+    x, y = (min(NOMINAL, key=lambda place: abs(place - value)) for value in (item.x, item.y))
+    side = min((SMALL, MEDIUM, TITLED, LARGE), key=lambda side: abs(side - item.size))
+    return Item(item.name, x, y, side, item.paint)
+
+
+def empty() -> np.ndarray:
+    """Slots that name nothing: [20, 9] int64."""
+    slots = np.full((len(SLOTS), len(HEADS)), UNREAD)
+    for slot, heads in enumerate(SLOTS):
+        slots[slot, [COLUMNS[head] for head in heads]] = NOTHING
+    return slots
+
+
+def slot_names(scene: Scene | None, exact: bool = True) -> np.ndarray:
+    """What every slot says, by head: [20, 9] int64, `UNREAD` where a head does not read a slot.
+
+    Args:
+        scene: None names nothing at all.
+        exact: places and sides to the pixel; else without jitter, as a caption tells them.
+    """
+    slots = empty()
+    if scene is None:
+        return slots
+
+    def say(slot: int, head: str, value: object) -> None:
+        slots[slot, COLUMNS[head]] = INDEX[head, value]
+
+    say(0, "background", scene.background)
+    if scene.style:
+        say(1, "style", scene.style)
+    if scene.items:
+        say(1, "number", len(scene.items))
+    for number, item in enumerate(scene.items):
+        first = 2 + len(ITEM_SLOTS) * number
+        item = item if exact else nominal(item)
+        values = {"what": item.name, "x": item.x, "y": item.y, "side": item.size} | (
+            {"paint": item.paint} if item.paint else {}
+        )
+        for offset, heads in enumerate(ITEM_SLOTS):
+            for head in heads:
+                if head in values:
+                    say(first + offset, head, values[head])
+    if scene.word:
+        say(1, "line", scene.word.y)
+        for number, letter in enumerate(scene.word.letters, start=1):
+            say(2 + len(ITEM_SLOTS) * number, "what", letter)
+    return slots
+
+
+def cell_names(scene: Scene) -> np.ndarray:
+    """What every vision token says, by `CELL_HEADS`: [16, 8] int64, row by row.
+
+    Background and style; the item in whose square the cell's middle lies (the nearest of several); and the
+    letter whose middle is nearest to the cell's in its line, if it is within the cell. "letter" has the
+    classes of "what".
+    """
+    step = SIZE // CELLS
+    cells = np.zeros((CELLS**2, len(CELL_HEADS)), np.int64)
+    written = []
+    if scene.word:
+        at = letters.centres(scene.word.letters, MIDDLE)
+        written = list(zip(scene.word.letters, at, strict=True))
+    for cell in range(CELLS**2):
+        y, x = (step * part + step / 2 for part in divmod(cell, CELLS))
+        said = {"background": scene.background, "style": scene.style}
+        covering = [i for i in scene.items if max(abs(i.x - x), abs(i.y - y)) < i.size / 2 + 2]
+        if covering:
+            item = min(covering, key=lambda i: abs(i.x - x) + abs(i.y - y))
+            said |= {"what": item.name, "paint": item.paint, "x": item.x, "y": item.y, "side": item.size}
+        if written and abs(scene.word.y - y) < step:
+            letter, centre = min(written, key=lambda pair: abs(pair[1] - x))
+            if abs(centre - x) <= step / 2:
+                said["letter"] = letter
+        for column, head in enumerate(CELL_HEADS):
+            if said.get(head):
+                cells[cell, column] = INDEX["what" if head == "letter" else head, said[head]]
+    return cells
