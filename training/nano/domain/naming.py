@@ -25,13 +25,9 @@ from . import letters
 from .scene import (
     BOTTOM_LINE,
     FIRST,
-    HIGH,
-    HIGHER,
     JITTER,
     LARGE,
     LAST,
-    LOW,
-    LOWER,
     MEDIUM,
     MIDDLE,
     MOST_ITEMS,
@@ -39,14 +35,13 @@ from .scene import (
     SMALL,
     TITLED,
     TOP_LINE,
-    Item,
     Scene,
+    straightened,
 )
 from .words import BACKGROUNDS, OBJECTS, PAINTS, STYLES
 
 NOTHING, UNREAD = 0, -100  # no value; not read by this head, and ignored by cross-entropy
 COORDINATES = tuple(range(FIRST - JITTER, LAST + JITTER + 1))
-NOMINAL = (FIRST, LOW, HIGHER, MIDDLE, LOWER, HIGH, LAST)
 SIDES = tuple(side + delta for side in (SMALL, MEDIUM, TITLED, LARGE) for delta in (-JITTER, 0, JITTER))
 HEADS: dict[str, tuple] = {  # what every head can say, besides nothing
     "background": tuple(BACKGROUNDS),
@@ -66,13 +61,6 @@ ITEM_SLOTS = (("what", "paint"), ("x", "side"), ("y",))
 SLOTS: tuple[tuple[str, ...], ...] = (("background",), ("style", "number", "line"), *ITEM_SLOTS * MOST_ITEMS)
 CELLS = 4  # vision tokens along an axis of the picture
 CELL_HEADS = ("background", "style", "what", "paint", "x", "y", "side", "letter")
-
-
-def nominal(item: Item) -> Item:
-    """The item as a caption can tell it: at its place and of its side but for the jitter."""
-    x, y = (min(NOMINAL, key=lambda place: abs(place - value)) for value in (item.x, item.y))
-    side = min((SMALL, MEDIUM, TITLED, LARGE), key=lambda side: abs(side - item.size))
-    return Item(item.name, x, y, side, item.paint)
 
 
 def empty() -> np.ndarray:
@@ -104,7 +92,7 @@ def slot_names(scene: Scene | None, exact: bool = True) -> np.ndarray:
         say(1, "number", len(scene.items))
     for number, item in enumerate(scene.items):
         first = 2 + len(ITEM_SLOTS) * number
-        item = item if exact else nominal(item)
+        item = item if exact else straightened(item)
         values = {"what": item.name, "x": item.x, "y": item.y, "side": item.size} | (
             {"paint": item.paint} if item.paint else {}
         )

@@ -25,6 +25,8 @@ LARGE, TITLED, MEDIUM, SMALL = (
 JITTER = 1  # places and sides vary by at most this many pixels
 TOP_LINE, BOTTOM_LINE = 12, 52  # middle of a word's line, above or below a sprite
 HIGHER, LOWER = 22, 42  # middle of the sprite below or above a word
+NOMINAL = (FIRST, LOW, HIGHER, MIDDLE, LOWER, HIGH, LAST)  # every coordinate of a centre, but for the jitter
+SIDES = (SMALL, MEDIUM, TITLED, LARGE)
 ONE_IN = 10  # of so many combinations one is never seen in training
 SALT = "nano 18"  # of the hash that says which; chosen so that they spread evenly over objects and places
 
@@ -85,6 +87,12 @@ def put(random: Random, name: str, centre: tuple[int, int], size: int, paint: st
     """An object at a place, moved and scaled by at most `JITTER` pixels."""
     x, y, side = (value + random.randint(-JITTER, JITTER) for value in (*centre, size))
     return Item(name, x, y, side, paint)
+
+
+def straightened(item: Item) -> Item:
+    """The item without jitter, as a caption can tell it."""
+    x, y = (min(NOMINAL, key=lambda place: abs(place - value)) for value in (item.x, item.y))
+    return replace(item, x=x, y=y, size=min(SIDES, key=lambda side: abs(side - item.size)))
 
 
 def combined_alone(item: Item, background: str) -> Iterator[tuple[str, ...]]:
