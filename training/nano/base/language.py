@@ -1,0 +1,226 @@
+"""The MLLM learns its world: what Qwen2.5-VL brings ready-made, before it is frozen.
+
+Its query slots name the scene that is to be drawn at the input of every layer that becomes a rung: with a
+caption the scene that it tells, with a picture and an instruction the edited one. The diffusion transformer
+learns objects only once it finds them named there. The same model answers questions about pictures in words.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ....core.connector import LadderConnector
+from ....core.prompts import build_chat, encode_text, pad_left
+from ..domain import edits, naming, prompts, questions
+from ..domain.render import render
+from ..domain.scene import SIZE, Scene
+from ..domain.words import OBJECTS
+from . import mllm, stage
+from .stage import StageRecipe, autocast
+from .tokenizer import ASK_SYSTEM_PROMPT, SYSTEM_PROMPT
+from .vision import WHAT, CellHeads, cell_names
+
+EMPTY = np.zeros((SIZE, SIZE, 3), np.uint8)  # the black picture of unconditional guidance
+WEIGHTS = {  # of the heads in the loss: objects and paints matter most and are said most rarely
+    "background": 1.0,
+    "style": 1.0,
+    "number": 0.5,
+    "line": 0.5,
+    "what": 4.0,
+    "paint": 2.0,
+    "x": 1.0,
+    "y": 1.0,
+    "side": 0.5,
+}
+NOTHING_WEIGHT = 0.3  # of the class "nothing", the most frequent one
+DROPPED = 0.05  # share of empty captions
+EDIT_PARTS = {(False, False): 0.84, (True, False): 0.08, (False, True): 0.04, (True, True): 0.04}
+EXAMPLES = 96
+
+
+class SlotHeads(nn.Module):
+    """What query slots say, needed in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.ModuleDict({head: nn.Linear(mllm.WIDTH, size) for head, size in naming.SIZES.items()})
+        self.slots = {
+            head: [i for i, heads in enumerate(naming.SLOTS) if head in heads] for head in naming.HEADS
+        }
+
+    def forward(self, states: Tensor) -> dict[str, Tensor]:
+        """Logits ``[..., slots of the head, values]`` of normalised states ``[..., QUERIES, WIDTH]``."""
+        states = states.float()
+        return {head: read(states[..., self.slots[head], :]) for head, read in self.read.items()}
+
+    def names(self, slots: Tensor) -> dict[str, Tensor]:
+        """The columns of ``naming.slot_names`` ``[batch, QUERIES, heads]`` that every head reads."""
+        return {head: slots[:, self.slots[head], naming.COLUMNS[head]] for head in self.slots}
+
+    def loss(self, rungs: Tensor, slots: Tensor) -> Tensor:
+        """Weighted cross-entropy of states ``[RUNGS, batch, QUERIES, WIDTH]``, the mean over heads."""
+        logits, names = self(rungs), self.names(slots)
+        total = rungs.new_zeros((), dtype=torch.float32)
+        for head, weight in WEIGHTS.items():
+            classes = torch.ones(naming.SIZES[head])
+            classes[naming.NOTHING] = NOTHING_WEIGHT
+            wanted = names[head].expand(len(rungs), -1, -1)
+            total = total + weight * F.cross_entropy(logits[head].flatten(0, 2), wanted.flatten(), classes)
+        return total / sum(WEIGHTS.values())
+
+
+class Tasks:
+    """Captions, edits and questions on one model: each draws a batch and gives its loss."""
+
+    def __init__(self, prompter: mllm.Prompter) -> None:
+        self.prompter = prompter
+        self.model = mllm.build(prompter.tokenizer)
+        self.connector: LadderConnector = mllm.build_connector()
+        self.connector.layers.requires_grad_(False)  # belongs to the ladder
+        self.slots, self.cells = SlotHeads(), CellHeads()
+        self.words = [encode_text(prompter.tokenizer, f" {name}")[0] for name in OBJECTS]
+
+    def read_slots(
+        self, texts: list[str], pictures: list[np.ndarray] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Normalised query states at the inputs of the rungs, and vision tokens, of prompts with one picture
+        each or none.
+        """
+        ids, mask = self.prompter.prompts(texts, 0 if pictures is None else 1)
+        with autocast():
+            vision = grid = None
+            if pictures is not None:
+                patches, grid = self.prompter.patches(pictures)
+                vision = mllm.vision_tokens(self.model, patches, grid)
+            hidden = mllm.run(self.model, self.connector.queries, ids, mask, vision, grid)
+            rungs = torch.stack(hidden[-1 - mllm.RUNGS : -1])[:, :, -mllm.QUERIES :]
+            return self.model.model.language_model.norm(rungs), vision
+
+    def caption(self, random: Random, size: int, dense: bool = False) -> Tensor:
+        """A caption: the slots name its scene. Some are empty and name nothing."""
+        texts, told = [], []
+        while len(texts) < size:
+            prompt = prompts.sample(random, "dense" if dense else None)
+            if prompt.kind == "dense" and not dense:
+                continue
+            dropped = random.random() < DROPPED
+            texts.append("" if dropped else prompt.text)
+            told.append(naming.slot_names(None if dropped else prompt.scene, exact=False))
+        states, _ = self.read_slots(texts)
+        return self.slots.loss(states, torch.from_numpy(np.stack(told)))
+
+    def dense(self, random: Random, size: int) -> Tensor:
+        """Long captions, apart from the others, which they would only make longer."""
+        return self.caption(random, size, dense=True)
+
+    def edit(self, random: Random, size: int) -> Tensor:
+        """A picture and an instruction: the slots name the edited scene.
+
+        Without the instruction they name the picture's own scene, with a black picture and no instruction
+        nothing: the three states that guidance compares.
+        """
+        texts, pictures, told, sources = [], [], [], []
+        for _ in range(size):
+            edit = edits.sample(random)
+            no_text, no_picture = random.choices(list(EDIT_PARTS), list(EDIT_PARTS.values()))[0]
+            texts.append("" if no_text else edit.text)
+            pictures.append(EMPTY if no_picture else render(edit.source))
+            named = (None if no_picture else edit.source) if no_text else edit.target
+            told.append(naming.slot_names(named))
+            sources.append(None if no_picture else edit.source)
+        states, vision = self.read_slots(texts, pictures)
+        seen = [i for i, source in enumerate(sources) if source is not None]
+        cells = cell_names([sources[i] for i in seen])
+        slots = self.slots.loss(states, torch.from_numpy(np.stack(told)))
+        return slots + 0.3 * self.cells.loss(vision[seen], cells) + 0.2 * self.pointing(vision[seen], cells)
+
+    def pointing(self, tokens: Tensor, cells: Tensor) -> Tensor:
+        """A vision token on a sprite should point where the word for the sprite points.
+
+        Then finding the object that an instruction speaks of is attention between equal directions.
+        """
+        rows = self.model.model.language_model.embed_tokens.weight[self.words]
+        logits = 16 * F.normalize(tokens.float(), dim=-1) @ F.normalize(rows, dim=-1).T
+        what = cells[..., WHAT]
+        wanted = torch.where(what == naming.NOTHING, naming.UNREAD, what - 1)
+        return F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+
+    def question(self, random: Random, size: int) -> Tensor:
+        """A picture and a question: the answer in words, then the end of the turn."""
+        logits, answers = self.answers([questions.sample(random) for _ in range(size)], random)
+        return F.cross_entropy(logits.float(), answers)
+
+    def answers(self, asked: list[questions.Question], random: Random) -> tuple[Tensor, Tensor]:
+        """Logits ``[tokens, vocabulary]`` of the answers' tokens, and the tokens."""
+        tokenizer = self.prompter.tokenizer
+        chats, answers = [], []
+        for question in asked:
+            system = random.choice((SYSTEM_PROMPT, ASK_SYSTEM_PROMPT))
+            chats.append(build_chat(tokenizer, system, question.text, [mllm.CELLS]))
+            answers.append([*encode_text(tokenizer, question.answer), tokenizer.eos_token_id])
+        ids, mask = pad_left([c + a for c, a in zip(chats, answers, strict=True)], tokenizer.pad_token_id)
+        labels, _ = pad_left([[-100] * len(c) + a for c, a in zip(chats, answers, strict=True)], -100)
+        with autocast():
+            patches, grid = self.prompter.patches([render(question.scene) for question in asked])
+            vision = mllm.vision_tokens(self.model, patches, grid)
+            hidden = mllm.run(self.model, self.connector.queries, ids, mask, vision, grid)[-1]
+            said = labels[:, 1:] != -100
+            logits = self.model.lm_head(hidden[:, :-1][said])
+        return logits, labels[:, 1:][said]
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """What is saved."""
+        return {"mllm": self.model, "connector": self.connector, "slots": self.slots, "cells": self.cells}
+
+
+def right(tasks: Tasks, states: Tensor, told: Tensor) -> str:
+    """Share of what is said of scenes that the slots name rightly: objects, paints, places, all together."""
+    said = {head: logits.argmax(-1) for head, logits in tasks.slots(states[-1]).items()}
+    names = tasks.slots.names(told)
+    wrong = torch.zeros(len(told), dtype=torch.bool)
+    shares = []
+    for head in ("what", "paint", "x", "y", "background", "style"):
+        equal = said[head] == names[head]
+        if head in ("x", "y"):
+            equal = (said[head] - names[head]).abs() <= 3  # to three pixels
+        equal &= (said[head] == naming.NOTHING) == (names[head] == naming.NOTHING)
+        wrong |= ~equal.all(-1)
+        present = equal[names[head] > 0]
+        shares.append(f"{head} {present.float().mean():.2f}")
+    return f"{', '.join(shares)}, whole scenes {1 - wrong.float().mean():.2f}"
+
+
+def train(recipe: StageRecipe) -> None:
+    """Train by a recipe, going on where its run left off."""
+    torch.manual_seed(recipe.seed)
+    tasks = Tasks(mllm.Prompter(mllm.load_tokenizer(recipe.tokenizer)))
+    stage.load_stage(recipe.vision, {"vision": tasks.model.model.visual, "heads": tasks.cells})
+    told = [prompts.draw(recipe.seed, "held out", i) for i in range(EXAMPLES)]
+    edited = [edits.draw(recipe.seed, "held out", i) for i in range(EXAMPLES)]
+    asked = [questions.draw(recipe.seed, "held out", i) for i in range(EXAMPLES)]
+
+    def step(number: int) -> Tensor:
+        random = Random(f"{recipe.seed}/language/{number}")
+        return sum(getattr(tasks, task)(random, size) for task, size in recipe.batch.items())
+
+    def named(scenes: list[Scene], exact: bool) -> Tensor:
+        return torch.from_numpy(np.stack([naming.slot_names(scene, exact) for scene in scenes]))
+
+    @torch.no_grad()
+    def evaluate() -> str:
+        captions, _ = tasks.read_slots([prompt.text for prompt in told])
+        edits_, _ = tasks.read_slots([edit.text for edit in edited], [render(edit.source) for edit in edited])
+        logits, answers = tasks.answers(asked, Random(0))
+        return (
+            f"captions: {right(tasks, captions, named([prompt.scene for prompt in told], False))}; "
+            f"edits: {right(tasks, edits_, named([edit.target for edit in edited], True))}; "
+            f"answers: {(logits.argmax(-1) == answers).float().mean():.3f} of tokens"
+        )
+
+    stage.train(recipe, tasks.modules, step, evaluate)
