@@ -1,0 +1,27 @@
+"""Pictures as the detector takes them, and what it sees in many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..domain.scene import Scene
+from .detector import Detector, detect
+
+BATCH = 64
+
+
+def pixels(pictures: Sequence[np.ndarray]) -> Tensor:
+    """Pictures [64, 64, 3] uint8 as one tensor [B, 3, 64, 64] float32 in -1..1."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def see(detector: Detector, pictures: Sequence[np.ndarray]) -> list[Scene]:
+    """What a detector in evaluation mode sees in pictures [64, 64, 3] uint8."""
+    found: list[Scene] = []
+    for start in range(0, len(pictures), BATCH):
+        found += detect(detector, pixels(pictures[start : start + BATCH]))
+    return found
