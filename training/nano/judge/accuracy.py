@@ -91,20 +91,14 @@ def measure(
         asked = [edits.draw(seed, "held out", i, kind) for i in range(samples)]
         found = look([render(edit.target) for edit in asked])
         source = look([render(edit.source) for edit in asked])
-        shares = (
-            mean(follows_edit, f, w) for f, w in ((found, asked), (found, rotate(asked)), (unchanged, asked))
-        )
+        pairs = ((found, asked), (found, rotate(asked)), (source, asked))
+        shares = (mean(follows_edit, seen, wanted) for seen, wanted in pairs)
         rows.append(Trust(f"edit: {kind}", samples, *shares))
     return rows
 
 
-def scenes_of(asked: Sequence[edits.Edit]) -> tuple[list, list]:
-    """Results and sources of edits."""
-    return [edit.target for edit in asked], [edit.source for edit in asked]
-
-
 def table(rows: Sequence[Trust]) -> str:
-    """The rows as text; for edits "changed" is the unchanged source."""
+    """The rows as text."""
     head = f"{'judge on real scenes':<22}{'n':>6}{'truth':>9}{'shuffled':>10}{'changed':>9}"
     lines = [f"{r.name:<22}{r.samples:>6}{r.truth:>9.3f}{r.shuffled:>10.3f}{r.changed:>9.3f}" for r in rows]
     return "\n".join([head, "-" * len(head), *lines])

@@ -22,7 +22,7 @@ def other(random: Random, values: Iterable[str], *taken: str) -> str:
 
 
 def change_fact(random: Random, fact: Fact, names: list[str]) -> Fact:
-    """The fact with one word exchanged, so that it does not hold in a scene of these objects for which it did.
+    """The fact with one word exchanged: it is wrong of a scene with these objects of which it was true.
 
     Raises:
         ValueError: no such fact.

@@ -31,7 +31,7 @@ def keep_mask(edit: Edit) -> np.ndarray:
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """Structural similarity map [64, 64] of two pictures [3, 64, 64] in 0..1, on grey values, 7 x 7 windows."""
+    """Structural similarity [64, 64] of two pictures [3, 64, 64] in 0..1, of grey values in 7 x 7 windows."""
     pair = torch.stack([first, second]).mean(1, keepdim=True)
 
     def blur(x: Tensor) -> Tensor:
