@@ -23,6 +23,7 @@ from .scene import (
     Item,
     Scene,
     Word,
+    combined,
     is_held_out,
     is_kept,
     put,
@@ -46,6 +47,17 @@ NAMED = {
     (True, False): 0.1,
     (False, False): 0.05,
 }  # style, background
+# What is new about a prompt of the score: combinations of these sorts, at least one of them held out.
+NEW = {
+    "single": ("background",),
+    "two": ("pair",),
+    "count": ("count",),
+    "color": ("paint",),
+    "position": ("place", "pair"),
+    "binding": ("paint", "pair"),
+    "dense": ("background", "paint", "place", "pair"),
+    "text": ("word",),
+}
 PAINTED = 0.1  # share of items with a paint where no kind asks for one
 PAINTED_IN_CROWD = 0.3
 ONE_PLACED = 0.4  # share of one item at a place in the kind "position"
@@ -76,12 +88,18 @@ def draw(seed: int, split: str, number: int, kind: str | None = None) -> Prompt:
 def sample(random: Random, kind: str | None = None, training: bool = True) -> Prompt:
     """A random prompt, of one kind or of the training mix.
 
-    For training its scene holds no combination that is held out, else at least one.
+    For training its scene holds no combination that is held out, else at least one of what `NEW` says.
     """
     kind = kind or random.choices(list(KINDS), list(KINDS.values()))[0]
-    while (prompt := sample_any(random, kind, training)) is None or is_held_out(prompt.scene) == training:
-        pass
-    return prompt
+    while True:
+        prompt = sample_any(random, kind, training)
+        if prompt and (not is_held_out(prompt.scene) if training else is_new(prompt)):
+            return prompt
+
+
+def is_new(prompt: Prompt) -> bool:
+    """Whether a combination that the prompt's kind is about is held out."""
+    return any(what[0] in NEW[prompt.kind] and is_kept(what) for what in combined(prompt.scene))
 
 
 def sample_any(random: Random, kind: str, training: bool) -> Prompt | None:

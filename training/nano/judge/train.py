@@ -39,8 +39,11 @@ def free_scene(random: Random) -> Scene:
         line = random.randint(letters.HEIGHT // 2 + 1, SIZE - letters.HEIGHT // 2 - 1)
         word = Word("".join(random.choices(letters.LETTERS, k=length)), line)
     items: list[Item] = []
-    for _ in range(random.randint(0, 1 if word else MOST_ITEMS + 1)):
-        size = random.randint(17, 44 if not items else 28)
+    number = random.randint(0, 1 if word else MOST_ITEMS)
+    for _ in range(4 * number):
+        if len(items) == number:
+            break
+        size = random.randint(17, 44 if number == 1 else 29 if number < 5 else 23)
         low, high = size // 2, SIZE - (size + 1) // 2
         paint = random.choice(list(PAINTS)) if random.random() < PAINTED else ""
         name = random.choice(list(OBJECTS))

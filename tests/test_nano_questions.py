@@ -1,0 +1,131 @@
+"""The nano model's questions, and what its query slots and vision tokens are to say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tbac_uniimage.training.nano.domain import edits, facts, naming, prompts, questions, words
+from tbac_uniimage.training.nano.domain.prompts import SPLITS
+from tbac_uniimage.training.nano.domain.scene import Item, Scene, Word, is_held_out, straightened
+
+numbers = st.integers(0, 2**32)
+VALUES = {words.NUMBERS[number]: number for number in words.NUMBERS}
+
+
+@given(numbers, st.sampled_from(SPLITS), st.sampled_from(questions.KINDS))
+def test_answers_are_right(number, split, kind):
+    question = questions.draw(0, split, number, kind)
+    assert question == questions.draw(0, split, number, kind) and question.kind == kind
+    scene, answer = question.scene, question.answer
+    assert is_held_out(scene) == (split != "train")
+    asked = [item for item in scene.items if item.name in question.text.replace("?", "").split()]
+    if kind == "what":
+        matching = [item for item in scene.items if words.a(item.noun) == answer]
+        placed = [item for item in matching if item.place in question.text]
+        assert placed or len(scene.items) == len(matching) == 1
+    elif kind == "how many":
+        counted = [name for name in scene.names if words.plural(name) in question.text]
+        assert VALUES[answer] == len(counted or scene.items)
+    elif kind == "color":
+        assert [item.paint for item in asked] == [answer]
+    elif kind == "where":
+        assert len(asked) == 1 and facts.stands(asked[0], answer)
+    elif kind in ("style", "background"):
+        assert getattr(scene, kind) == answer
+    elif kind == "word":
+        assert scene.word.letters == answer
+    else:
+        assert scene.background in answer and scene.style in answer
+        assert all(item.name in answer and item.paint in answer for item in scene.items)
+        assert scene.word is None or scene.word.letters in answer
+
+
+def test_descriptions():
+    dog, car = Item("dog", 47, 18, 27), Item("car", 17, 16, 27, "red")
+    told = "a red car in the top left corner, a dog in the top right corner on a gray background, flat style"
+    assert questions.describe(Scene("flat", "gray", (dog, car))) == told
+    stars = Scene("3D", "blue", tuple(Item("star", x, 32, 27) for x in (17, 47)))
+    assert questions.describe(stars) == "two stars on a blue background, 3D style"
+    alone = Scene("3D", "blue", (Item("apple", 32, 32, 42),))
+    assert questions.describe(alone) == "an apple on a blue background, 3D style"
+    word = Scene("cartoon", "pink", (Item("bus", 32, 22, 36),), Word("TAXI", 52))
+    told = 'a bus with the word "TAXI" below it on a pink background, cartoon style'
+    assert questions.describe(word) == told
+    assert questions.describe(Scene("", "pink", (), Word("GO", 32))) == 'the word "GO" on a pink background'
+
+
+def test_unknown_kinds_of_questions_are_refused():
+    with pytest.raises(ValueError, match="unknown kind of question 'why'"):
+        questions.draw(0, "train", 0, "why")
+    with pytest.raises(ValueError, match="no such split"):
+        questions.draw(0, "test", 0)
+
+
+def scene_of(slots: np.ndarray) -> Scene | None:
+    """The scene that slots name, found without the function that is tested."""
+
+    def said(slot: int, head: str):
+        index = slots[slot, naming.COLUMNS[head]]
+        assert index != naming.UNREAD
+        return naming.HEADS[head][index - 1] if index else None
+
+    if not said(0, "background"):
+        return None
+    items, written = [], ""
+    for slot in range(2, 20, 3):
+        name = said(slot, "what")
+        if name in words.OBJECTS:
+            place = (said(slot + 1, "x"), said(slot + 2, "y"), said(slot + 1, "side"))
+            items.append(Item(name, *place, said(slot, "paint") or ""))
+        elif name:
+            written += name
+    assert said(1, "number") == (len(items) or None)
+    word = Word(written, said(1, "line")) if written else None
+    return Scene(said(1, "style") or "", said(0, "background"), tuple(items), word)
+
+
+@given(numbers, st.sampled_from(SPLITS))
+def test_slots_name_the_whole_scene(number, split):
+    edit = edits.draw(0, split, number)
+    for scene in (prompts.draw(0, split, number).scene, edit.source, edit.target):
+        assert scene_of(naming.slot_names(scene)) == scene
+        plain = Scene(scene.style, scene.background, tuple(map(straightened, scene.items)), scene.word)
+        assert scene_of(naming.slot_names(scene, exact=False)) == plain
+
+
+def test_slots_of_nothing():
+    slots = naming.slot_names(None)
+    assert slots.shape == (20, 9) == (len(naming.SLOTS), len(naming.HEADS))
+    assert set(np.unique(slots)) == {naming.NOTHING, naming.UNREAD}
+    for slot, heads in enumerate(naming.SLOTS):
+        assert set(np.nonzero(slots[slot] == 0)[0]) == {naming.COLUMNS[head] for head in heads}
+
+
+@given(numbers)
+def test_names_are_within_the_heads(number):
+    scene = prompts.draw(0, "held out", number).scene
+    slots, cells = naming.slot_names(scene), naming.cell_names(scene)
+    for head, column in naming.COLUMNS.items():
+        assert slots[:, column].max() < naming.SIZES[head]
+    for column, head in enumerate(naming.CELL_HEADS):
+        assert 0 <= cells[:, column].max() < naming.SIZES["what" if head == "letter" else head]
+
+
+def test_vision_tokens_name_what_lies_on_them():
+    dog, car = Item("dog", 17, 17, 27), Item("car", 47, 47, 27, "blue")
+    cells = naming.cell_names(Scene("flat", "gray", (dog, car)))
+    column = naming.CELL_HEADS.index
+
+    def name(row: int, at: int, head: str):
+        index = cells[row * naming.CELLS + at, column(head)]
+        return naming.HEADS["what" if head == "letter" else head][index - 1] if index else None
+
+    assert [name(0, at, "what") for at in range(4)] == ["dog", "dog", None, None]
+    assert [name(3, at, "paint") for at in range(4)] == [None, None, "blue", "blue"]
+    assert name(1, 1, "x") == 17 and name(2, 2, "side") == 27
+    assert {name(*divmod(i, 4), "background") for i in range(16)} == {"gray"}
+    cells = naming.cell_names(Scene("", "gray", (), Word("TAXI", 12)))
+    assert [name(0, at, "letter") for at in range(4)] == ["T", "A", "X", "I"]
+    assert [name(3, at, "letter") for at in range(4)] == [None] * 4
