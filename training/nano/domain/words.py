@@ -81,7 +81,7 @@ OWN_PAINT = {
 }
 OBJECTS_HIDDEN = {
     "orange": ("cat", "carrot"),
-    "yellow": ("cat", "chick", "banana", "star"),
+    "yellow": ("cat", "chick", "sunflower", "banana", "star"),
     "green": ("cactus",),
     "pink": ("pig",),
 }
