@@ -111,6 +111,12 @@ def test_a_perfect_detector_is_read_without_error(number):
             left.remove(match)
 
 
+def test_a_word_is_read_from_the_left_in_one_line():
+    found = [Item("X", 44, 31, 14), Item("T", 20, 33, 14), Item("A", 32, 32, 14), Item("Q", 32, 8, 14)]
+    assert detector.read(found) == Word("TAX", 32)
+    assert detector.read([]) is None
+
+
 def near(first: Item, second: Item) -> bool:
     return max(abs(first.x - second.x), abs(first.y - second.y), abs(first.size - second.size)) <= 3
 

@@ -254,6 +254,12 @@ def test_paint_gives_shades_of_itself(drawings):  # noqa: F811
         assert np.abs(median - colour).max() < 40, paint
         assert visible.sum(1).min() < 0.8 * sum(colour) or paint == "blue"
     assert np.array_equal(painted("3D", "dog", ""), drawings["3D", "dog"])
+    plain = drawings["flat", "star"].copy()
+    plain[..., :3] = (200, 180, 40)
+    drawings["flat", "star"] = plain
+    assert {tuple(pixel) for pixel in painted("flat", "star", "red")[..., :3].reshape(-1, 3)} == {
+        words.PAINTS["red"]
+    }
 
 
 def test_letters_are_drawn_where_they_are_said_to_be():

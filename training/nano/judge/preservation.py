@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..domain.edits import Edit
 from ..domain.render import render
-from ..domain.scene import Scene
 
 FEWEST = 16  # pixels that must stay for a figure to mean something
 BEST = 60.0  # decibels that are given for equal pixels
@@ -22,12 +21,8 @@ def keep_mask(edit: Edit) -> np.ndarray:
 
     When the background changes these are the pixels that unchanged sprites cover wholly.
     """
-    if edit.source.background == edit.target.background:
-        before, after = render(edit.source).astype(int), render(edit.target).astype(int)
-        return np.abs(before - after).max(-1) == 0
-    kept = tuple(item for item in edit.target.items if item in edit.source.items)
-    over = [render(Scene(edit.target.style, name, kept)).astype(int) for name in ("white", "blue")]
-    return np.abs(over[0] - over[1]).max(-1) < 3
+    before, after = render(edit.source).astype(int), render(edit.target).astype(int)
+    return np.abs(before - after).max(-1) == 0
 
 
 def ssim(first: Tensor, second: Tensor) -> Tensor:
