@@ -29,13 +29,15 @@ Pictures = list[np.ndarray]
 
 @dataclass(frozen=True)
 class Trust:
-    """Shares in 0..1: yes to what is right, to what belongs to another picture, to what is nearly right."""
+    """Shares in 0..1: yes to what is right, to what belongs to another picture, to what is nearly right (None
+    where the row is a mean share, which one wrong fact hardly lowers).
+    """
 
     name: str
     samples: int
     truth: float
     shuffled: float
-    changed: float
+    changed: float | None
 
 
 def mean(judge: Callable, found: Sequence, wanted: Sequence) -> float:
@@ -64,9 +66,10 @@ def measure(
     random = Random(f"{seed}/changed")
     all_found, all_asked = [], []
 
-    def add(name: str, judge: Callable, found: Sequence, asked: Sequence, changed: Sequence) -> None:
-        shares = (mean(judge, found, wanted) for wanted in (asked, rotate(asked), changed))
-        rows.append(Trust(name, len(asked), *shares))
+    def add(name: str, judge: Callable, found: Sequence, asked: Sequence, changed: Sequence | None) -> None:
+        right, shuffled = mean(judge, found, asked), mean(judge, found, rotate(asked))
+        wrong = None if changed is None else mean(judge, found, changed)
+        rows.append(Trust(name, len(asked), right, shuffled, wrong))
 
     def look(pictures: Pictures) -> list:
         return see(eye, through(pictures) if through else pictures)
@@ -77,9 +80,9 @@ def measure(
         changed = [change_one(random, prompt) for prompt in asked]
         add(kind, follows, found, asked, changed)
         if kind == "dense":
-            add("dense: facts", facts_right, found, asked, changed)
+            add("dense: facts", facts_right, found, asked, None)
         if kind == "text":
-            add("text: letters", letters_right, found, asked, rotate(asked))
+            add("text: letters", letters_right, found, asked, None)
         all_found += found
         all_asked += asked
     for what in GENERAL:
