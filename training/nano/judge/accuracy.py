@@ -103,7 +103,10 @@ def measure(
 def table(rows: Sequence[Trust]) -> str:
     """The rows as text."""
     head = f"{'judge on real scenes':<22}{'n':>6}{'truth':>9}{'shuffled':>10}{'changed':>9}"
-    lines = [f"{r.name:<22}{r.samples:>6}{r.truth:>9.3f}{r.shuffled:>10.3f}{r.changed:>9.3f}" for r in rows]
+    lines = []
+    for row in rows:
+        changed = "–" if row.changed is None else f"{row.changed:.3f}"
+        lines.append(f"{row.name:<22}{row.samples:>6}{row.truth:>9.3f}{row.shuffled:>10.3f}{changed:>9}")
     return "\n".join([head, "-" * len(head), *lines])
 
 
