@@ -26,6 +26,7 @@ CELL = SIZE // GRID
 WIDTH = 64
 NAMES, BACKGROUNDS = list(OBJECTS), list(scenes.BACKGROUNDS)
 BATCH = 32
+WEIGHTS = Path("scorer") / "model.safetensors"  # below the model's folder
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ...core.pipeline import LadderPipeline
 from ...core.schedulers import recipe_scheduler
-from . import autoencoder, detector, drawing, loop, mllm, naming, score
+from . import autoencoder, detector, drawing, loop, mllm, naming
 from .tokenizer import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 
 WEIGHTS_LIMIT = 24_000_000  # bytes, the whole folder
@@ -67,7 +67,7 @@ def export(folder: Path, target: Path) -> None:
     assemble(folder).to(dtype=torch.float16).save_pretrained(partial, safe_serialization=True)
     eye = detector.Detector()
     load_trained(folder, "detector", {"detector": eye})
-    detector.save(eye, partial / score.DETECTOR)
+    detector.save(eye, partial / detector.WEIGHTS)
     size = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     if size > WEIGHTS_LIMIT:
         raise ValueError(
