@@ -25,7 +25,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(RUN) -m pytest
 
 score: setup
-	$(RUN) -m tbac_uniimage.training.nano.sprites
+	$(RUN) -m tbac_uniimage.training.nano.domain.art
 	.venv/bin/tbac-uniimage score
 
 clean:

@@ -143,8 +143,8 @@ def test_score_hands_over_to_the_scorer(monkeypatch):
 
     seen = []
     monkeypatch.setattr(score, "run", seen.append)
-    assert main(["score", "--samples", "3", "--seed", "5"]) == 0
-    assert (seen[0].samples, seen[0].seed) == (3, 5)
+    assert main(["score", "--samples", "3", "--seeds", "5", "6"]) == 0
+    assert (seen[0].samples, seen[0].seeds) == (3, [5, 6])
 
 
 NUMBERS = "a whole number of at least 1"

@@ -1,9 +1,8 @@
-"""The nano model's data, tokenizer and score."""
+"""Version 0 of the nano model: data, tokenizer, detector."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from random import Random
 
@@ -24,8 +23,6 @@ from tbac_uniimage.training.nano import (
     naming,
     questions,
     scenes,
-    score,
-    sheet,
     sprites,
     tokenizer,
 )
@@ -36,7 +33,7 @@ ASSETS = Path(__file__).parents[1] / "assets" / "nano"
 needs_sprites = pytest.mark.skipif(
     not (sprites.CACHE / "sprites.npz").exists(), reason="sprites are not in the cache"
 )
-needs_detector = pytest.mark.skipif(not (ASSETS / score.DETECTOR).exists(), reason="no detector weights")
+needs_detector = pytest.mark.skipif(not (ASSETS / detector.WEIGHTS).exists(), reason="no detector weights")
 seeds = st.integers(0, 2**32)
 RECORDED_CAPTIONS = [
     "a pig, orange background",
@@ -329,15 +326,16 @@ def test_chance_of_a_guess():
 
 @needs_detector
 def test_the_detector_sees_the_sample_pictures():
-    eye = detector.load(ASSETS / score.DETECTOR)
+    eye = detector.load(ASSETS / detector.WEIGHTS)
     wanted = sample_scenes()
-    found = score.see(eye, [sample_picture(name) for name in wanted])
+    found = detector.detect(eye, autoencoder.pixels([sample_picture(name) for name in wanted]))
     for scene, seen in zip(wanted.values(), found, strict=True):
         assert seen.background == scene.background
         assert sorted(item.name for item, _ in seen.items) == sorted(item.name for item in scene.items)
         assert checks.follows_caption(seen, scene)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert not any(checks.follows_caption(f, s) for f in score.see(eye, [noise]) for s in wanted.values())
+    [seen] = detector.detect(eye, autoencoder.pixels([noise]))
+    assert not any(checks.follows_caption(seen, scene) for scene in wanted.values())
 
 
 def test_a_missing_detector_is_one_clear_sentence(tmp_path):
@@ -352,36 +350,3 @@ def test_detector_weights_round_trip(tmp_path):
     again = detector.load(tmp_path / "model.safetensors")
     pictures = autoencoder.pixels([sample_picture("dog")])
     assert torch.allclose(eye(pictures)[0], again(pictures)[0], atol=0.02)
-
-
-def test_interval_of_a_share():
-    low, high = score.Row("x", 64, 0.5).interval
-    assert (low, high) == (pytest.approx(0.3808, abs=1e-3), pytest.approx(0.6192, abs=1e-3))
-    assert score.Row("x", 64, 1.0).interval[1] == 1.0 and not math.isnan(score.Row("x", 64, 0.0).interval[0])
-
-
-def test_the_table_has_a_line_per_row():
-    report = score.Report([score.Row("single", 64, 0.5, shuffled=0.03, guess=1 / 32)], ["a note"])
-    lines = str(report).splitlines()
-    assert len(lines) == 4 and "0.500" in lines[2] and "0.381 to 0.619" in lines[2] and lines[3] == "a note"
-
-
-def test_contact_sheet_frames_and_wraps():
-    picture = sample_picture("dog")
-    shown = [(picture, "a dog on a blue background", True)] * 7 + [
-        (np.concatenate([picture] * 2, 1), "x", False)
-    ]
-    image = sheet.contact_sheet(shown)
-    assert image.size == (8 * 128, 2 * sheet.HEIGHT)
-    assert image.getpixel((0, 0)) == (0, 128, 0) and image.getpixel((0, sheet.HEIGHT)) == (255, 0, 0)
-
-
-def test_score_asks_for_a_model_that_is_there(tmp_path):
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    score.add_arguments(parser)
-    with pytest.raises(FileNotFoundError, match="no pipeline folder"):
-        score.run(parser.parse_args(["--model", str(tmp_path)]))
-    with pytest.raises(ValueError, match="at least 2"):
-        score.run(parser.parse_args(["--samples", "1"]))

@@ -18,7 +18,7 @@ from . import cases as asked
 from . import drawing, store, table
 from .judging import Judged, See, judge_answers, judge_pictures
 from .rows import Row, make_rows
-from .sheet import all_sheet, kind_sheet, passed, tell
+from .sheet import group_sheet, kind_sheet, passed, tell
 
 EMBEDDED = Path(__file__).resolve().parents[3] / "assets" / "nano"
 JUDGE = EMBEDDED / "judge" / "model.safetensors"
@@ -27,8 +27,10 @@ JUDGE = EMBEDDED / "judge" / "model.safetensors"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     add = parser.add_argument
-    add("--model", type=Path, default=EMBEDDED, metavar="DIR", help="pipeline folder (default: embedded)")
-    add("--judge", type=Path, default=JUDGE, metavar="FILE", help="weights of the judge (default: embedded)")
+    add(
+        "--model", type=Path, default=EMBEDDED, metavar="DIR", help="its folder (default: the embedded model)"
+    )
+    add("--judge", type=Path, default=JUDGE, metavar="FILE", help="its weights (default: the embedded judge)")
     add("--samples", type=int, default=200, metavar="N", help="prompts of each kind (default %(default)s)")
     add("--pictures", type=int, default=4, metavar="N", help="of each prompt (default %(default)s)")
     add("--edit-pictures", type=int, default=1, metavar="N", help="of each edit (default %(default)s)")
@@ -70,7 +72,7 @@ def check(options: argparse.Namespace) -> None:
 
     Raises:
         ValueError: an option out of its range.
-        FileNotFoundError: no pipeline folder.
+        FileNotFoundError: no model's folder.
     """
     for name, least in (("samples", 2), ("pictures", 1), ("edit_pictures", 1), ("steps", 1), ("batch", 1)):
         if getattr(options, name) < least:
@@ -84,8 +86,8 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--strength is {options.strength}: give more than 0 and at most 1")
     if len(set(options.seeds)) < len(options.seeds):
         raise ValueError("--seeds names a seed twice: give every seed once")
-    if not (options.model / "model_index.json").exists():
-        raise FileNotFoundError(f"there is no pipeline folder at {options.model}: give one with --model")
+    if not options.model.is_dir():
+        raise FileNotFoundError(f"there is no model folder at {options.model}: give one with --model")
 
 
 def choose_kinds(options: argparse.Namespace) -> tuple[list[str], bool]:
@@ -172,9 +174,9 @@ def run(options: argparse.Namespace) -> list[Row]:
     eye = detector.load(options.judge)
     settings = settings_of(options)
     folder = options.out or default_folder(settings)
-    store.claim(folder, settings)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = drawing.from_pipeline(drawing.load(options.model, device), options)
+    store.claim(folder, settings)
     judged = score(kinds, options, folder, model, lambda pictures: see(eye, pictures), with_art)
     rows = make_rows(judged)
     write(rows, judged, options, settings, folder, with_art)
@@ -189,7 +191,7 @@ def write(
     folder: Path,
     with_art: bool,
 ) -> None:
-    """Print the table and write it, the figures and the sheet of all kinds."""
+    """Print the table and write it, the figures and a sheet of every group."""
     strength = options.strength
     start = "noise" if strength == 1 else f"the source's latents with a share of {strength:g} of noise"
     seeds = ", ".join(map(str, options.seeds))
@@ -213,6 +215,7 @@ def write(
     for path in filter(None, (folder / "score.json", options.json)):
         store.write_text(path, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
     store.write_text(folder / "score.txt", text + "\n")
-    store.write_picture(folder / "sheet.png", all_sheet(judged))
+    for group in {asked.KINDS[kind] for kind in judged}:
+        store.write_picture(folder / "sheets" / f"{group}.png", group_sheet(judged, group))
     print(text)
     print(f"\npictures, verdicts and sheets: {folder}")

@@ -64,10 +64,15 @@ def from_pipeline(pipeline: LadderPipeline, options: argparse.Namespace) -> Mode
 
 
 def load(folder: Path, device: str) -> LadderPipeline:
-    """A pipeline folder in float32."""
+    """A model of any layout in float32.
+
+    Raises:
+        ValueError: one sentence about what is wrong with the folder or the device.
+    """
+    from ....core.checkpoints import load_parts
     from ....core.pipeline import LadderPipeline
 
-    pipeline = LadderPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+    pipeline = LadderPipeline(**vars(load_parts(folder, dtype=torch.float32, device=device)))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

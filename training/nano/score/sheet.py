@@ -22,14 +22,16 @@ TALL = SIZE * SCALE  # of a shown picture
 LETTERS, LINE, TITLE = 13, 16, 20
 WIDTH = 6 * (TALL + 2 * FRAME + GAP) + GAP
 GREEN, RED, BLACK, DIM = (22, 140, 60), (204, 32, 32), (20, 20, 20), (95, 95, 95)
+BETWEEN = 2  # white pixels between the pictures of one tile, before scaling
+LONG = 150  # letters of a text that takes the width of two pictures
 MOST = 18  # passes and failures of a kind, each
-FEW = 6  # of a kind on the sheet of all kinds
+FEW = {"draw": 6, "edit": 2, "ask": 6}  # of a kind on the sheet of its group
 MEASURE = {"dense": "whole", "text": "word"}  # what decides whether a picture counts; else "right"
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture [64, 64 n, 3] uint8, the text below, what the judge saw instead ("" where it counts)."""
+    """A picture [64, any width, 3] uint8, the text below, what was seen instead ("" where it counts)."""
 
     picture: np.ndarray
     text: str
@@ -65,15 +67,21 @@ def tiles(kind: str, part: Judged) -> list[Tile]:
     for case, shown, seen, verdicts in zip(part.cases, part.shown, part.seen, part.model, strict=True):
         good, asked = passed(kind, verdicts[0]), case.asked
         if isinstance(asked, Edit):
-            trio = np.concatenate([render(asked.source), shown[0], render(asked.target)], 1)
-            found.append(Tile(trio, asked.text, "" if good else tell(seen[0]), good))
+            line = beside(render(asked.source), shown[0], render(asked.target))
+            found.append(Tile(line, asked.text, "" if good else f"seen: {tell(seen[0])}", good))
         elif isinstance(asked, Prompt):
-            instead = missing(asked, seen[0]) if kind == "dense" else tell(seen[0])
+            instead = missing(asked, seen[0]) if kind == "dense" else f"seen: {tell(seen[0])}"
             found.append(Tile(shown[0], asked.text, "" if good else instead, good))
         else:
-            text = f"{asked.text} – {asked.answer}"
+            text = f"{asked.text} {asked.answer}"
             found.append(Tile(render(case.wanted), text, "" if good else f"said: {seen[0]}", good))
     return found
+
+
+def beside(*pictures: np.ndarray) -> np.ndarray:
+    """Pictures in one line, with white between them."""
+    white = np.full((SIZE, BETWEEN, 3), 255, np.uint8)
+    return np.concatenate([part for picture in pictures for part in (white, picture)][1:], 1)
 
 
 def height_of(tile: Tile, font: ImageFont.FreeTypeFont) -> int:
@@ -81,24 +89,27 @@ def height_of(tile: Tile, font: ImageFont.FreeTypeFont) -> int:
     return TALL + 2 * FRAME + LINE * len(lines_of(tile, font)) + GAP
 
 
-def width_of(tile: Tile) -> int:
-    """Pixels of a tile."""
+def framed(tile: Tile) -> int:
+    """Pixels of a tile's picture and its frame, from the left to the right."""
     return tile.picture.shape[1] * SCALE + 2 * FRAME
+
+
+def width_of(tile: Tile) -> int:
+    """Pixels of a tile, whose text may be wider than the picture."""
+    return framed(tile) if len(tile.text) < LONG else max(framed(tile), 2 * (TALL + 2 * FRAME) + GAP)
 
 
 def lines_of(tile: Tile, font: ImageFont.FreeTypeFont) -> list[tuple[str, tuple[int, int, int]]]:
     """Lines of the text below a tile, with their colours."""
     text = [(line, BLACK) for line in wrap(tile.text, width_of(tile), font)]
-    return text + [
-        (line, RED) for line in wrap(f"seen: {tile.seen}" if tile.seen else "", width_of(tile), font)
-    ]
+    return text + [(line, RED) for line in wrap(tile.seen, width_of(tile), font)]
 
 
 def put(draw: ImageDraw.ImageDraw, sheet: Image.Image, tile: Tile, at: tuple[int, int], font) -> None:
     """A tile with its frame, its mark and its text."""
     left, top = at
     colour = GREEN if tile.passed else RED
-    width = width_of(tile)
+    width = framed(tile)
     draw.rectangle((left, top, left + width - 1, top + TALL + 2 * FRAME - 1), fill=colour)
     inner = Image.fromarray(tile.picture).resize((width - 2 * FRAME, TALL), Image.BICUBIC)
     sheet.paste(inner, (left + FRAME, top + FRAME))
@@ -155,6 +166,8 @@ def kind_sheet(kind: str, part: Judged) -> Image.Image:
     return sheet(sections)
 
 
-def all_sheet(judged: dict[str, Judged]) -> Image.Image:
-    """The first prompts of every kind, none picked."""
-    return sheet([(kind, tiles(kind, part)[:FEW]) for kind, part in judged.items()])
+def group_sheet(judged: dict[str, Judged], group: str) -> Image.Image:
+    """The first prompts of every kind of a group, none picked."""
+    parts = {kind: part for kind, part in judged.items() if part.cases[0].group == group}
+    order = ": source, model, exact result" if group == "edit" else ""
+    return sheet([(kind + order, tiles(kind, part)[: FEW[group]]) for kind, part in parts.items()])

@@ -4,7 +4,7 @@ FOLDER/settings.json                     the model and how it draws; a folder ho
 FOLDER/pictures/KIND/SEED-NUMBER-…-K.png
 FOLDER/answers/KIND.jsonl
 FOLDER/verdicts/KIND.jsonl               one line for every picture or answer
-FOLDER/sheets/KIND.png
+FOLDER/sheets/KIND.png                   first passes and failures of a kind, first prompts of a group
 FOLDER/score.json, FOLDER/score.txt
 """
 
