@@ -161,8 +161,8 @@ def kind_sheet(kind: str, part: Judged) -> Image.Image:
         own = [tile for tile in every if tile.passed is wanted]
         if own:
             order = " (source, model, exact result)" if part.cases[0].group == "edit" else ""
-            shown = f"the first {MOST} of {len(own)}" if len(own) > MOST else f"{len(own)}"
-            sections.append((f"{kind}, {name}: {shown}, of {len(every)} prompts{order}", own[:MOST]))
+            shown = f" (the first {MOST} are shown)" if len(own) > MOST else ""
+            sections.append((f"{kind}, {name}: {len(own)} of {len(every)} prompts{shown}{order}", own[:MOST]))
     return sheet(sections)
 
 
