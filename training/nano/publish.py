@@ -1,0 +1,76 @@
+"""A run and its judge become the embedded model.
+
+python -m tbac_uniimage.training.nano.publish runs/nano/stage3 runs/nano/judge assets/nano
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from ..export import export
+from ..models import find_checkpoint
+
+WEIGHTS_LIMIT = 24_000_000  # bytes, the whole model
+JUDGE = "judge/model.safetensors"
+
+
+def publish(run: Path, judge: Path, target: Path) -> int:
+    """Write the averaged weights of a run in float16, and its judge, replacing what is there of these.
+
+    Args:
+        run: a run of stage 3, or of an earlier one.
+        judge: folder with the judge's ``model.safetensors``.
+        target: folder of the model; other files in it stay.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        ValueError: no checkpoint, no judge, or more than ``WEIGHTS_LIMIT``.
+    """
+    checkpoint = find_checkpoint(run)
+    if checkpoint is None:
+        raise ValueError(f"{run} is no run with a checkpoint; train the stage first.")
+    weights = judge / "model.safetensors"
+    if not weights.is_file():
+        raise ValueError(f"{weights} is missing; train the judge first.")
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    export(checkpoint, "pipeline", partial, averaged=True, dtype=torch.float16)
+    (partial / JUDGE).parent.mkdir()
+    shutil.copyfile(weights, partial / JUDGE)
+    size = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
+    if size > WEIGHTS_LIMIT:
+        raise ValueError(f"The model takes {size:,} bytes, more than the {WEIGHTS_LIMIT:,} that are allowed.")
+    target.mkdir(parents=True, exist_ok=True)
+    for part in partial.iterdir():
+        if (target / part.name).is_dir():
+            shutil.rmtree(target / part.name)
+        os.replace(part, target / part.name)
+    partial.rmdir()
+    return size
+
+
+def main() -> None:
+    """Publish and print the size."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("run", "judge", "target"):
+        parser.add_argument(name, type=Path)
+    options = parser.parse_args()
+    try:
+        size = publish(options.run, options.judge, options.target)
+    except ValueError as error:
+        sys.exit(str(error))
+    print(f"{options.target}: {size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
