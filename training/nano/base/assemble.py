@@ -1,6 +1,6 @@
 """The base models and an untrained ladder as a pipeline folder, which stage 1 starts from.
 
-    python -m tbac_uniimage.training.nano.base.assemble OUT --autoencoder RUN --language RUN --tokenizer DIR
+python -m tbac_uniimage.training.nano.base.assemble OUT --autoencoder RUN --language RUN --tokenizer DIR
 """
 
 from __future__ import annotations
