@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from children import exit_codes, write_entries
 from PIL import Image
 from safetensors.torch import load_file
 from tbac_uniimage.core.inputs import LadderProcessor
@@ -19,7 +20,6 @@ from tbac_uniimage.training.data import cache
 from tbac_uniimage.training.data.build import build
 from tbac_uniimage.training.data.samples import MicroBatches
 from tbac_uniimage.training.data.stored import (
-    Cache,
     black_path,
     latent_cache,
     model_hash,
@@ -190,27 +190,13 @@ def test_workers_read_ahead(data, model, tmp_path):
     assert cache.fill(recipe, model, torch.float32, batch=4).written == 10
 
 
-def write_all(folder: Path, start, failures) -> None:
-    """Write 40 entries; read each back at once, while others write it too."""
-    entries = Cache(folder, "model")
-    start.wait()
-    for round_ in range(5):
-        for i in range(40):
-            path = entries.path("data", f"key {i}", "64x64 centre")
-            entries.write(path, {"latents": torch.full((64, 8, 8), float(i))})
-            if not torch.equal(entries.read(path, "x")["latents"], torch.full((64, 8, 8), float(i))):
-                failures.put((round_, i))
-
-
 def test_several_processes_write_the_same_entries(tmp_path):
     context = multiprocessing.get_context("fork")  # nothing but files is shared
-    start, failures = context.Barrier(4), context.Queue()
-    writers = [context.Process(target=write_all, args=(tmp_path, start, failures)) for _ in range(4)]
+    start = context.Barrier(4)
+    writers = [context.Process(target=write_entries, args=(tmp_path, start)) for _ in range(4)]
     for writer in writers:
         writer.start()
-    for writer in writers:
-        writer.join()
-    assert [writer.exitcode for writer in writers] == [0] * 4 and failures.empty()
+    assert exit_codes(writers) == [0] * 4
     assert len(entries(tmp_path)) == 40  # and no temporary file
 
 

@@ -6,7 +6,6 @@ import copy
 import io
 import os
 import pickle
-import signal
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from children import Deadly
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -370,18 +370,9 @@ def test_refused_settings(mixed, processor):
         make(mixed.model_copy(update={"data": data}), processor)
 
 
-class Suicidal(MicroBatches):
-    """Its process is killed at the third micro-batch, as the kernel does when memory runs out."""
-
-    def __getitem__(self, number: int):
-        if number == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(number)
-
-
 @pytest.mark.slow
 def test_a_dead_worker_ends_in_one_sentence(mixed, processor):
-    batches = Suicidal(mixed, processor, CHANNELS, FACTOR)
+    batches = Deadly(mixed, processor, CHANNELS, FACTOR)
     with pytest.raises(Stop, match="A data worker.* was ended.*lower data.workers") as caught:
         list(loader(batches, 0, 1, 0, 2, workers=1))
     assert caught.value.code == BAD_DATA

@@ -176,5 +176,6 @@ def test_parser_loads_nothing_heavy() -> None:
         "plot.add_arguments(argparse.ArgumentParser());"
         "print(sorted({'torch', 'matplotlib', 'numpy', 'PIL'} & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout == "[]\n"

@@ -22,6 +22,7 @@ from training_runs import (
     run,
     start,
     train,
+    wait_until,
     write_recipe,
 )
 
@@ -96,9 +97,7 @@ def test_killed_again_and_again(tmp_path, data):
         (process,) = start([path], output)
         # some are killed while they start, some in the middle of a step, some while they save
         goal, delay = random.randint(0, kill + 1), random.uniform(0, 0.3)
-        while logged(tmp_path / "run") < goal:
-            process.join(0.01)
-            assert process.exitcode is None, output.read_text()
+        wait_until(lambda goal=goal: logged(tmp_path / "run") >= goal, [process], output)
         process.join(delay)
         assert process.exitcode is None, output.read_text()
         process.kill()
@@ -139,9 +138,7 @@ def test_sigterm_saves_and_has_its_own_exit_code(tmp_path, data, reference):
     settings["train"] |= {"ema": 0.9}
     path, output = write_recipe(settings), tmp_path / "log"
     (process,) = start([path], output)
-    while not (tmp_path / "run" / "metrics.jsonl").exists() or not metrics(tmp_path / "run"):
-        process.join(0.05)
-        assert process.exitcode is None, output.read_text()
+    wait_until(lambda: logged(tmp_path / "run") > 0, [process], output)
     os.kill(process.pid, signal.SIGTERM)
     assert finish([process]) == [75]
     assert "the same command goes on" in output.read_text()
