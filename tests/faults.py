@@ -10,6 +10,7 @@ import signal
 import torch
 from tbac_uniimage.training import loop
 from tbac_uniimage.training.data import samples
+from tbac_uniimage.training.metrics import RunLog
 from torch.utils.data import get_worker_info
 
 
@@ -93,3 +94,47 @@ def full_disk() -> None:
 
 def nan_at_4() -> None:
     scaled_losses({4: math.nan})
+
+
+def on_rank(rank: int) -> bool:
+    return os.environ.get("RANK", "0") == str(rank)
+
+
+def full_disk_on_rank_0() -> None:
+    if on_rank(0):
+        full_disk()
+
+
+def full_disk_on_rank_1() -> None:
+    if on_rank(1):
+        full_disk()
+
+
+def dying_worker_on_rank_1() -> None:
+    if on_rank(1):
+        dying_worker()
+
+
+def no_logs_on_rank_0() -> None:
+    """The first process cannot write a log after the fourth line."""
+    line = RunLog.line
+
+    def wrapped(self: RunLog, values: dict) -> None:
+        if self.enabled and values["step"] == 5:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+        line(self, values)
+
+    RunLog.line = wrapped
+
+
+def shift_then_killed() -> None:
+    """As :func:`shift`; the process is killed as soon as it has rolled back and done one more step."""
+    shift()
+    after_step = loop.Trainer.after_step
+
+    def wrapped(self: loop.Trainer, sums: loop.StepSums) -> None:
+        after_step(self, sums)
+        if self.done == 24:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    loop.Trainer.after_step = wrapped

@@ -6,6 +6,8 @@ import copy
 import io
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -376,6 +378,17 @@ def test_a_dead_worker_ends_in_one_sentence(mixed, processor):
     with pytest.raises(Stop, match="A data worker.* was ended.*lower data.workers") as caught:
         list(loader(batches, 0, 1, 0, 2, workers=1))
     assert caught.value.code == BAD_DATA
+
+
+@pytest.mark.slow
+def test_a_process_ends_with_its_workers():
+    """Workers do not listen to SIGTERM, and a process that ends waits for its children."""
+    code = "import children; print(children.read_one())"
+    path = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | path
+    )
+    assert result.returncode == 0 and result.stdout.splitlines()[-1] == "0", result.stderr
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,16 @@ def test_accelerate_launches_it(tmp_path, data, reference):
     assert any((tmp_path / "run" / "tensorboard").iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_workers_change_nothing_and_end_with_the_run(tmp_path, data, reference, world):
+    settings = recipe(tmp_path / "run", data)
+    settings["train"] |= {"ema": 0.9}
+    settings["data"] |= {"workers": 2}
+    train(settings, world)
+    assert_same_run(tmp_path / "run", reference)
+
+
 def test_another_recipe_is_not_gone_on_with(tmp_path, data):
     settings = recipe(tmp_path / "run", data, train=recipe(tmp_path, data)["train"] | {"steps": 2})
     train(settings)

@@ -184,6 +184,7 @@ class Trainer:
                 raise
             raise stop from error
         finally:
+            self.batches.close()
             bar.close()
             self.log.close()
             for number, handler in previous.items():

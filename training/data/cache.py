@@ -7,6 +7,7 @@ and the vision tower's output on the input pictures.
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,8 +120,11 @@ def fill(
     computer = Computer(parts, work, dtype)
     mine = range(rank, len(work), world)
     filled = Filled()
-    with tqdm(total=work.count(mine), unit="sample", desc="cache", disable=rank > 0) as bar:
-        for items in read_ahead(work, mine, recipe.data.workers):
+    with (
+        tqdm(total=work.count(mine), unit="sample", desc="cache", disable=rank > 0) as bar,
+        closing(read_ahead(work, mine, recipe.data.workers)) as chunks,
+    ):
+        for items in chunks:
             computer.write(items)
             for item in items:
                 if item.bad:
