@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import threading
 from collections.abc import Generator, Iterable, Sequence
-from multiprocessing import active_children, get_all_start_methods, get_context
+from multiprocessing import active_children, get_all_start_methods, get_context, parent_process
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
@@ -85,7 +87,7 @@ def read_ahead(dataset: Dataset, numbers: Sequence[int], workers: int) -> Genera
         parallel = {
             "multiprocessing_context": fresh_processes(),
             "prefetch_factor": PREFETCH,
-            "worker_init_fn": leave_signals,
+            "worker_init_fn": prepare_worker,
         }
     items = DataLoader(
         Answers(dataset),
@@ -153,10 +155,21 @@ def fresh_processes() -> BaseContext:
     return context
 
 
-def leave_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM go to all processes; the training process decides and still needs its data."""
+def prepare_worker(worker: int) -> None:
+    """Make a worker live exactly as long as the training process wants it to.
+
+    Ctrl-C and SIGTERM go to all processes; the training process decides and still needs its data. When it is
+    killed nobody tells the workers, nor the server that they were forked off, which ends after its children.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=end_with, args=(parent_process(),), daemon=True).start()
+
+
+def end_with(parent: BaseProcess) -> None:
+    """End this process when another one has ended."""
+    parent.join()
+    os._exit(1)
 
 
 def unchanged(batch: Any) -> Any:
