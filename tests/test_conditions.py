@@ -97,7 +97,6 @@ def test_a_batch_equals_its_rows_alone(encoder):
 
 
 def test_gradients_reach_queries_and_connector_only(tiny, encoder):
-    tiny.connector.requires_grad_(True)
     tiny.connector.zero_grad()
     encoder(["a cat"], [[picture(40, 40, 3)]]).states.square().sum().backward()
     assert tiny.connector.queries.grad.abs().min() > 0
