@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import signal
+from io import FileIO
 
 import torch
 from tbac_uniimage.training import loop
@@ -75,10 +76,10 @@ def broken_for_good() -> None:
 
 
 class DyingBatches(samples.MicroBatches):
-    """Ends the worker that is asked for the tenth micro-batch, as a system short of memory would."""
+    """Ends a worker that is asked for micro-batch 10 or 11, as a system short of memory would."""
 
     def __getitem__(self, number: int) -> samples.TrainBatch:
-        if number == 10 and get_worker_info() is not None:
+        if number in (10, 11) and get_worker_info() is not None:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(number)
 
@@ -115,16 +116,22 @@ def dying_worker_on_rank_1() -> None:
         dying_worker()
 
 
-def no_logs_on_rank_0() -> None:
-    """The first process cannot write a log after the fourth line."""
+def no_logs() -> None:
+    """The fifth line of the log meets a full disk."""
     line = RunLog.line
 
     def wrapped(self: RunLog, values: dict) -> None:
         if self.enabled and values["step"] == 5:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+            self.files["metrics.jsonl"] = FileIO("/dev/full", "a")
         line(self, values)
 
     RunLog.line = wrapped
+
+
+def launcher_settings() -> None:
+    """What a configuration of accelerate may ask for, and a recipe does not."""
+    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "4"
+    os.environ["ACCELERATE_DYNAMO_BACKEND"] = "INDUCTOR"
 
 
 def shift_then_killed() -> None:
