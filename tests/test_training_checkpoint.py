@@ -144,6 +144,20 @@ def test_tensors_that_do_not_fit_are_named_and_nothing_is_changed(tmp_path):
     assert (other_type["trained/connector.queries"] == 77).all()
 
 
+def test_a_run_that_was_copied_with_its_links_followed(two, tmp_path):
+    run = Path(shutil.copytree(two, tmp_path / "run", symlinks=False))
+    assert (run / "last").is_dir() and not (run / "last").is_symlink()
+    save(run, 9, some_tensors(9), {"step": 9}, asynchronous=False).wait()
+    assert (run / "last").is_symlink() and (run / "last").resolve().name == "step-00000009"
+
+    (run / "last").unlink()
+    (run / "last").mkdir()
+    (run / "last" / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match="last is in the way, .* rename it"):
+        save(run, 10, some_tensors(10), {"step": 10}, asynchronous=False).wait()
+    assert (run / "last" / "notes.txt").exists() and newest(run)[0].name == "step-00000009"
+
+
 # Several processes
 
 
