@@ -185,3 +185,8 @@ def test_another_recipe_is_not_gone_on_with(tmp_path, data):
     settings["train"]["learning_rate"] = 2e-3
     assert train(settings)  # nothing left to do
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+    (tmp_path / "run" / "recipe.yaml").unlink()
+    codes, output = run(settings)
+    assert codes == [2] and "holds checkpoints and no recipe.yaml" in output
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
