@@ -20,6 +20,7 @@ from tbac_uniimage.training.data import cache
 from tbac_uniimage.training.data.build import build
 from tbac_uniimage.training.data.samples import MicroBatches
 from tbac_uniimage.training.data.stored import (
+    Cache,
     black_path,
     latent_cache,
     model_hash,
@@ -28,6 +29,7 @@ from tbac_uniimage.training.data.stored import (
 from tbac_uniimage.training.ladder import LadderTrainee
 from tbac_uniimage.training.loop import encode_latents
 from tbac_uniimage.training.recipe import Recipe
+from tbac_uniimage.training.stops import DISK, Stop
 
 SIDE = 64
 
@@ -299,3 +301,19 @@ def test_the_command_fills_what_training_reads(data, checkpoint, tmp_path, capsy
     batches = open_data(recipe, load_base(recipe, torch.bfloat16))  # train.precision=bf16
     batch = batches[0]
     assert batch.latents.shape == (2, 8, 4, 4) and batch.bad == []
+
+
+def test_a_folder_that_cannot_be_one(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"data.cache.latents is .*x, which is no folder .*give another"):
+        cache.make_folder(tmp_path / "file" / "x", "latents")
+
+
+def test_a_disk_that_fills(tmp_path):
+    entries = Cache(tmp_path, "model")
+    path = entries.path("data", "key", "64x64 centre")
+    path.parent.parent.mkdir()
+    path.parent.touch()  # in the place of a folder
+    with pytest.raises(Stop, match="cannot be written to: File exists; free some space") as caught:
+        entries.write(path, {"latents": torch.zeros(1)})
+    assert caught.value.code == DISK

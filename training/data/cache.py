@@ -73,6 +73,9 @@ def run(options: argparse.Namespace) -> None:
         )
     if options.batch < 1:
         raise ValueError(f"--batch is {options.batch}; a computation needs at least 1 sample.")
+    for name, folder in recipe.data.cache:
+        if folder:
+            make_folder(Path(folder).expanduser(), name)
 
     import torch
     from accelerate import PartialState
@@ -92,6 +95,17 @@ def run(options: argparse.Namespace) -> None:
         world=state.num_processes,
     )
     print(f"{filled.written:,} samples computed, {filled.present:,} were there, {len(filled.bad):,} are bad.")
+
+
+def make_folder(folder: Path, name: str) -> None:
+    """Make the folder of a cache. Raises ValueError if that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"data.cache.{name} is {folder}, which is no folder and cannot be made one ({error.strerror}); "
+            "give another one."
+        ) from error
 
 
 def fill(
