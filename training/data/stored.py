@@ -56,16 +56,19 @@ class Cache:
         temporary = path.with_name(f".{path.stem}.{os.getpid()}.{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
-            temporary.replace(path)
+            try:
+                temporary.write_bytes(
+                    save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+                )
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
         except OSError as error:
             raise Stop(
                 f"The cache {self.folder} cannot be written to: {error.strerror}; free some space. The same "
                 "command goes on.",
                 DISK,
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def read(self, path: Path, sample: str) -> dict[str, Tensor]:
         """The tensors of an entry.
