@@ -177,7 +177,7 @@ def test_processes_that_cannot_share_a_step(tmp_path, data):
 
 def test_dry_run_starts_nothing(tmp_path, data, capsys):
     path = write_recipe(settings_of(tmp_path, data))
-    assert main(["train", "run", "--dry-run", str(path), "train.batch=8", "data.sets.0.weight=2"]) == 0
+    assert main(["train", "run", str(path), "train.batch=8", "--dry-run", "data.sets.0.weight=2"]) == 0
     out = capsys.readouterr().out
     assert "batch: 8" in out and "331,032" in out and "384,427" in out
     assert "85.71" in out  # 2 x 24 of 2 x 24 + 8 samples of an epoch
