@@ -14,12 +14,14 @@ import torch
 from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..core.conditions import unfold_condition
+from ..core.rungs import scale_rungs
 from ..core.schedulers import FLOW_SHIFT
 from ..core.transformer import LadderTransformer2DModel, Rungs
 from .mllm import LatentSize
 from .offload import cast_parameters, manage_strays, stray_parameters, use_comfy_ops
 
 EXACT_TIMESTEP = "tbac_uniimage_timestep"
+RUNG_GAINS = "tbac_uniimage_gains"  # transformer option: a tuple of one gain per rung
 
 
 class LadderLatentFormat(comfy.latent_formats.LatentFormat):
@@ -91,14 +93,29 @@ class LadderDiT(LadderTransformer2DModel):
         if exact is not None:
             timesteps = torch.full_like(timesteps, exact)
         timesteps = timesteps * self.config.timestep_scale
-        return super().forward(x, self.rungs_of(context), timesteps, return_dict=False)[0]
+        rungs = self.rungs_of(context)
+        gains = transformer_options.get(RUNG_GAINS)
+        if gains is not None:
+            rungs = scale_rungs(rungs, gains)
+        return super().forward(x, rungs, timesteps, return_dict=False)[0]
 
     def rungs_of(self, context: torch.Tensor) -> Rungs:
-        """Rungs of a folded condition ``[batch, queries, layers * dim]``."""
+        """Rungs of a folded condition ``[batch, queries, layers * dim]``.
+
+        Raises:
+            ValueError: a conditioning of another model.
+        """
+        layers, width = self.config.num_layers, self.config.caption_channels
+        if context is None or context.ndim != 3 or context.shape[-1] != layers * width:
+            found = "none" if context is None else f"of shape {list(context.shape)}"
+            raise ValueError(
+                f"The conditioning is {found}, this model needs {layers} rungs of {width} values; make it "
+                "with Multi-Layer MLLM Encode of the same model."
+            )
         for known, rungs in self.rung_cache or ():
             if known.shape == context.shape and torch.equal(known, context):
                 return rungs
-        rungs = self.prepare_rungs(unfold_condition(context, self.config.num_layers))
+        rungs = self.prepare_rungs(unfold_condition(context, layers))
         if self.rung_cache is not None:
             self.rung_cache.append((context, rungs))
         return rungs
