@@ -10,6 +10,7 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from .conditioning import LadderEncode, LadderImageEdit
+from .editing import LadderEdit
 from .loading import LadderLoadModel
 from .sampling import LadderEmptyLatent, LadderSampler, LadderScheduler
 
@@ -23,6 +24,7 @@ class LadderExtension(ComfyExtension):
         return [
             LadderLoadModel,
             LadderEncode,
+            LadderEdit,
             LadderImageEdit,
             LadderEmptyLatent,
             LadderSampler,
