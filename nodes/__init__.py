@@ -9,6 +9,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
+from .asking import LadderAsk
 from .conditioning import LadderEncode, LadderImageEdit
 from .editing import LadderEdit
 from .loading import LadderLoadModel
@@ -24,6 +25,7 @@ class LadderExtension(ComfyExtension):
         return [
             LadderLoadModel,
             LadderEncode,
+            LadderAsk,
             LadderEdit,
             LadderImageEdit,
             LadderEmptyLatent,

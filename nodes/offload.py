@@ -61,6 +61,8 @@ def use_comfy_ops(root: torch.nn.Module, operations: type) -> torch.nn.Module:
         if hasattr(module, "variance_epsilon"):
             module.__class__ = CastQwenRMSNorm
         module.__class__ = classes.get(type(module), type(module))
+        if isinstance(module, torch.nn.Embedding):
+            module.bias = None  # comfy.ops asks for one when it casts
     return root
 
 

@@ -184,7 +184,7 @@ def test_bad_input_is_one_sentence(loaded, picture):
     assert "guidance is nan" in LadderSampler.validate_inputs(guidance=math.nan, image_guidance=1.0)
     assert LadderSampler.validate_inputs(guidance=4.5, image_guidance=1.0) is True
     wrong = [[encode(loaded, PROMPT)[0][0][..., :-1], {}]]
-    with pytest.raises(ValueError, match="does not unfold into 4 layers"):
+    with pytest.raises(ValueError, match="needs 4 rungs of 48 values"):
         ladder_sample(loaded.model, wrong, wrong, empty(loaded))
 
 
@@ -193,4 +193,4 @@ def test_cancel_stops_the_language_model(loaded):
 
     management.interrupt_current_processing(True)
     with pytest.raises(management.InterruptProcessingException):
-        encode(loaded, PROMPT)
+        encode(loaded, "never asked before")
