@@ -58,7 +58,7 @@ def parse_curve(text: str, rungs: int) -> list[float]:
     single rungs, ``3: 0, 5-8: 1.3``, where those not named stay 1. Empty text is 1 everywhere.
 
     Raises:
-        ValueError: text of neither form, or a rung that the model has not.
+        ValueError: text of neither form, a gain out of range, or a rung that the model has not.
     """
     joined = re.sub(r"\s*:\s*", ":", re.sub(r"[,;]", " ", text))
     words = re.sub(r"(\d)\s*-\s*(\d+:)", r"\1-\2", joined).split()
@@ -78,9 +78,12 @@ def parse_curve(text: str, rungs: int) -> list[float]:
 
 def _number(word: str) -> float:
     try:
-        return float(word)
+        number = float(word)
     except ValueError:
         raise ValueError(f"The curve has {word!r}, which is no number; write it like 1, 1.2, 0.8.") from None
+    if not (math.isfinite(number) and 0 <= number <= MAX_GAIN):
+        raise ValueError(f"The curve has {word!r}; give numbers from 0 (mute) to {MAX_GAIN:g}.")
+    return number
 
 
 def resample(values: Sequence[float], count: int) -> list[float]:

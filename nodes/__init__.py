@@ -12,7 +12,9 @@ from comfy_api.latest import ComfyExtension, io
 from .asking import LadderAsk
 from .conditioning import LadderEncode, LadderImageEdit
 from .editing import LadderEdit
+from .guider import LadderGuider
 from .loading import LadderLoadModel
+from .rungs import LadderRungGains, LadderRungMix
 from .sampling import LadderEmptyLatent, LadderSampler, LadderScheduler
 
 
@@ -31,6 +33,9 @@ class LadderExtension(ComfyExtension):
             LadderEmptyLatent,
             LadderSampler,
             LadderScheduler,
+            LadderGuider,
+            LadderRungGains,
+            LadderRungMix,
         ]
 
 

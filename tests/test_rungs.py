@@ -59,6 +59,8 @@ def test_curves():
         ("0: 1", "names rung 0"),
         ("4-2: 1", "names rung 4-2"),
         ("3: 0, 1.5", "'1.5' among single rungs"),
+        ("1, nan", "'nan'; give numbers from 0"),
+        ("2: -1", "'-1'; give numbers from 0"),
         ("3: x", "'x', which is no number"),
     ],
 )
@@ -74,7 +76,7 @@ def test_any_text_is_a_curve_or_a_sentence(text):
     except ValueError as error:
         assert str(error).startswith("The curve ")
     else:
-        assert len(gains) == 6
+        assert len(gains) == 6 and all(0 <= gain <= 10 for gain in gains)
 
 
 def test_gains_scale_values_alone():
