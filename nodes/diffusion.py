@@ -9,7 +9,6 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models_base
-import comfy.utils
 import torch
 from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, get_all_wrappers
 
@@ -18,7 +17,7 @@ from ..core.rungs import scale_rungs
 from ..core.schedulers import FLOW_SHIFT
 from ..core.transformer import LadderTransformer2DModel, Rungs
 from .mllm import LatentSize
-from .offload import cast_parameters, manage_strays, stray_parameters, use_comfy_ops
+from .offload import cast_parameters, manage_strays, use_comfy_ops
 
 EXACT_TIMESTEP = "tbac_uniimage_timestep"
 RUNG_GAINS = "tbac_uniimage_gains"  # transformer option: a tuple of one gain per rung
@@ -130,13 +129,20 @@ class LadderModel(comfy.model_base.BaseModel):
         )
 
 
+def can_compute(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether ComfyUI would compute in a dtype on a device."""
+    return dtype == torch.float32 or comfy.model_management.should_use_bf16(device)
+
+
 def make_model(
     transformer: LadderTransformer2DModel, latent_format: LadderLatentFormat, dtype: torch.dtype | None
 ) -> comfy.model_patcher.ModelPatcher:
     """Turn the core transformer, in place, into a MODEL.
 
     Args:
-        dtype: dtype of the weights; None lets ComfyUI choose for the device.
+        dtype: dtype of the weights; None lets ComfyUI choose for the device. In one that the model does not
+            compute in (float16, which linear attention overflows, and float8) only the weights of linear and
+            convolution layers are kept.
     """
     management = comfy.model_management
     device, offload_device = management.get_torch_device(), management.unet_offload_device()
@@ -145,14 +151,14 @@ def make_model(
     if dtype is None:
         count = sum(parameter.numel() for parameter in transformer.parameters())
         dtype = management.unet_dtype(device, count, config.supported_inference_dtypes)
-    compute = management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
-    config.set_inference_dtype(dtype, compute)
+    compute = dtype
+    if dtype not in config.supported_inference_dtypes or not can_compute(dtype, device):
+        compute = torch.bfloat16 if can_compute(torch.bfloat16, device) else torch.float32
+    config.set_inference_dtype(dtype, None if compute == dtype else compute)
     config.custom_operations = comfy.ops.pick_operations(dtype, compute)
 
-    cast_parameters(transformer.eval().requires_grad_(False), dtype)
-    for name in stray_parameters(transformer):  # added to activations, never cast on the way
-        weight = comfy.utils.get_attr(transformer, name)
-        weight.data = weight.data.to(compute or dtype)
+    # norms, biases and tables stay precise: few bytes, and the tables are added without a cast on the way
+    cast_parameters(transformer.eval().requires_grad_(False), compute, layers=dtype)
     use_comfy_ops(transformer, config.custom_operations)
     transformer.__class__ = LadderDiT
     patcher = comfy.model_patcher.ModelPatcher(

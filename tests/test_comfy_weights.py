@@ -17,7 +17,7 @@ def test_weights_are_held_once(comfy, checkpoint, monkeypatch):
     from tbac_uniimage.nodes import bridge
 
     parts = load_parts(checkpoint)
-    monkeypatch.setattr(bridge, "load_parts", lambda path: parts)
+    monkeypatch.setattr(bridge, "load_parts", lambda path, **_: parts)
     model, mllm, vae = bridge.load_for_comfy(checkpoint)
     assert model.model.diffusion_model is parts.transformer
     assert vae.first_stage_model is parts.vae
@@ -162,7 +162,7 @@ def test_checkpoints_in_the_models_folder_are_found(comfy, checkpoint, tmp_path,
     (tmp_path / "file.safetensors").touch()
     (tmp_path / "notes.txt").touch()
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "uniimage", ([str(tmp_path)], {".safetensors"}))
-    assert list(loading.find_checkpoints()) == [loading.EMBEDDED, "file.safetensors", "folder"]
+    assert list(loading.find_models()) == [loading.EMBEDDED, "file.safetensors", "folder"]
     assert loading.LadderLoadModel.validate_inputs("folder", "default") is True
     assert "no model 'gone'" in loading.LadderLoadModel.validate_inputs("gone", "default")
     with pytest.raises(ValueError, match="file.safetensors"):
