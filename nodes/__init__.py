@@ -16,6 +16,7 @@ from .guider import LadderGuider
 from .loading import LadderLoadModel
 from .rungs import LadderRungGains, LadderRungMix
 from .sampling import LadderEmptyLatent, LadderSampler, LadderScheduler
+from .storing import LadderLoadConditioning, LadderSaveConditioning
 
 
 class LadderExtension(ComfyExtension):
@@ -36,6 +37,8 @@ class LadderExtension(ComfyExtension):
             LadderGuider,
             LadderRungGains,
             LadderRungMix,
+            LadderSaveConditioning,
+            LadderLoadConditioning,
         ]
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
 from .compat import schema
 from .conditioning import image_inputs, to_pil
+from .display import text_display
 from .limits import check, problem
 from .loading import MLLM
 
@@ -18,8 +16,6 @@ if TYPE_CHECKING:
     import torch
 
     from .mllm import LadderMLLM
-
-SECONDS_BETWEEN_TEXTS = 0.1  # a browser need not redraw more often
 
 
 class LadderAsk(io.ComfyNode):
@@ -92,26 +88,3 @@ class LadderAsk(io.ComfyNode):
         answer = mllm.ask(pictures, question, max_new_tokens, on_text).text
         show(answer, True)
         return io.NodeOutput(answer, ui=ui.PreviewText(answer))
-
-
-def text_display() -> Callable[[str, bool], None]:
-    """A function that shows a text below the node that runs just now; without a server it does nothing.
-
-    Its second argument says that this text is the last, which is shown however soon it comes.
-    """
-    from comfy_execution.utils import get_executing_context
-
-    module = sys.modules.get("server")  # absent where ComfyUI's code runs without its server
-    server = getattr(getattr(module, "PromptServer", None), "instance", None)
-    context = get_executing_context()
-    shown_at = 0.0
-
-    def show(text: str, last: bool) -> None:
-        nonlocal shown_at
-        if server is None or context is None:
-            return
-        if last or time.monotonic() - shown_at >= SECONDS_BETWEEN_TEXTS:
-            shown_at = time.monotonic()
-            server.send_progress_text(text, context.node_id)
-
-    return show

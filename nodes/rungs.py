@@ -7,22 +7,12 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 
 from .compat import schema
+from .display import from_pil
 from .ladders import GAINS, gains_of, ladder_of, mix_conditioning, with_gains
 from .limits import check, problem
 
 if TYPE_CHECKING:
-    import torch
     from comfy.model_patcher import ModelPatcher
-    from PIL import Image
-
-
-def from_pil(pictures: list[Image.Image]) -> torch.Tensor:
-    """Pictures of one size as an IMAGE ``[batch, height, width, 3]`` in 0 … 1."""
-    import numpy as np
-    import torch
-
-    arrays = [np.asarray(picture.convert("RGB"), dtype=np.float32) / 255 for picture in pictures]
-    return torch.from_numpy(np.stack(arrays))
 
 
 class LadderRungGains(io.ComfyNode):

@@ -46,7 +46,7 @@ def test_the_answer_streams_and_each_text_continues_the_last(nano):
 
 def test_words_reach_the_node_that_runs(nano, monkeypatch):
     from comfy_execution.utils import CurrentNodeContext
-    from tbac_uniimage.nodes import asking
+    from tbac_uniimage.nodes import display
 
     sent = []
 
@@ -56,7 +56,7 @@ def test_words_reach_the_node_that_runs(nano, monkeypatch):
 
     module = SimpleNamespace(PromptServer=SimpleNamespace(instance=Server()))
     monkeypatch.setitem(sys.modules, "server", module)
-    monkeypatch.setattr(asking, "SECONDS_BETWEEN_TEXTS", 0)
+    monkeypatch.setattr(display, "SECONDS_BETWEEN_TEXTS", 0)
     with CurrentNodeContext("prompt", "17"):
         answer = ask(nano).result[0]
     assert len(sent) > 2 and sent[-1] == ("17", answer) and sent[0] != sent[-1]
