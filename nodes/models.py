@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def models_below(folder: Path, depth: int) -> Iterator[Path]:
                 yield entry
             elif depth > 1 and not has_config(entry):  # a base model's folder holds nothing of ours
                 yield from models_below(entry, depth - 1)
-        elif entry.suffix == WEIGHTS:
+        elif entry.suffix == WEIGHTS and not re.search(r"-\d{5}-of-\d{5}$", entry.stem):  # no single shards
             yield entry
 
 

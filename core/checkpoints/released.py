@@ -39,8 +39,8 @@ RELEASED_TYPES = ("tbacuniimage", "metaquery")
 RELEASED_QUERIES = 64
 NUM_RESERVED = 2  # <begin_of_img> and <end_of_img> of the authors' tokenizer, after the queries
 REMEDY = (
-    "for a model of another size give mllm_dir and sana_dir, the Qwen2.5-VL and SANA folders that it was "
-    "made from, otherwise download the checkpoint again"
+    "for a model of another size put the Qwen2.5-VL and SANA folders that it was made from beside it, under "
+    "the names in its config.json, or give them as mllm_dir and sana_dir; otherwise download it again"
 )
 
 
