@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from comfy_helpers import PROMPT, as_batch, empty, encode, ladder_sample, largest, reference, velocity
+
+SCENE = Path(__file__).resolve().parent.parent / "assets" / "samples" / "tbac_uniimage_scene.png"
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("inference")]
 
@@ -187,18 +190,33 @@ def test_vae_equals_diffusers(loaded, pipe, picture):
     assert set(loaded.vae.get_sd()) == set(pipe.vae.state_dict())
 
 
-def test_previews_come_from_the_autoencoder(loaded):
+def test_previews_show_the_colours_of_the_picture(comfy, monkeypatch):
+    """ComfyUI's own previewer on the latents of a picture that the fit has not seen."""
     import latent_preview
     from comfy.cli_args import args
+    from PIL import Image
+    from tbac_uniimage.nodes.bridge import load_for_comfy
+    from tbac_uniimage.nodes.loading import EMBEDDED_FOLDER
 
-    args.preview_method = latent_preview.LatentPreviewMethod.Auto
-    previewer = latent_preview.get_previewer(torch.device("cpu"), loaded.model.model.latent_format)
-    _, image, _ = previewer.decode_latent_to_preview_image(
-        "JPEG", torch.randn(1, loaded.vae.latent_channels, 8, 6)
-    )
-    assert image.size == (6, 8)
-    factors = torch.tensor(loaded.model.model.latent_format.latent_rgb_factors)
-    assert factors.shape == (loaded.vae.latent_channels, 3) and factors.isfinite().all()
+    model, _, vae = load_for_comfy(EMBEDDED_FOLDER)
+    latent_format = model.model.latent_format
+    monkeypatch.setattr(args, "preview_method", latent_preview.LatentPreviewMethod.Auto)
+    previewer = latent_preview.get_previewer(torch.device("cpu"), latent_format)
+    scene = as_batch(Image.open(SCENE).convert("RGB"))
+    pictures = [scene, scene.flip(2), 1 - scene, scene[..., [1, 2, 0]], scene[:, :, 16:64]]
+    found, expected = [], []
+    for picture in pictures:
+        latents = latent_format.process_in(vae.encode(picture))
+        _, preview, _ = previewer.decode_latent_to_preview_image("JPEG", latents)
+        shown, wanted = as_batch(preview)[0], picture.movedim(-1, 1)
+        wanted = torch.nn.functional.avg_pool2d(wanted, vae.downscale_ratio)[0].movedim(0, -1)
+        assert shown.shape == wanted.shape
+        found.append(shown.reshape(-1, 3))
+        expected.append(wanted.reshape(-1, 3))
+    found, expected = torch.cat(found), torch.cat(expected)
+    error, spread = (found - expected).pow(2).mean(), expected.var(0, correction=0).mean()
+    print(f"\npreviews explain {1 - error / spread:.2f} of the variance of the colours")
+    assert error / spread < 0.3
 
 
 def test_bad_input_is_one_sentence(loaded, picture):
