@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-PAPER, INK, FAINT = (24, 26, 31), (236, 238, 242), (96, 102, 114)
+PAPER, INK, DIM, FAINT = (24, 26, 31), (236, 238, 242), (184, 190, 202), (96, 102, 114)
 LOUD, QUIET, MUTED = (255, 178, 62), (74, 144, 226), (214, 69, 65)
 # from nothing to most: the colours of a heat map, dark to light so that it also reads in grey
-HEAT = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
+HEAT = ((74, 20, 110), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
 
 
 def font(size: int) -> ImageFont.ImageFont:
@@ -65,55 +65,60 @@ def contact_sheet(
     pictures: Sequence[Image.Image],
     labels: Sequence[str],
     title: str,
+    levels: Sequence[float] | None = None,
     cell: int = 192,
-    columns: int | None = None,
 ) -> Image.Image:
-    """Pictures in a grid, each with its label below in letters that stay legible at a third of the size.
+    """Pictures in a grid with labels below, in letters that stay legible where the sheet is shown small.
 
     Args:
         pictures: all of one size; shown ``cell`` pixels wide, small ones enlarged pixel by pixel.
-        labels: one for each; a second line after a newline is written fainter.
-        columns: pictures in a row; by default about half as many again as there are rows.
+        labels: one for each; a second line after a newline is smaller and fainter.
+        levels: for each a number from 0 to 1, drawn as a bar between picture and label; 0 draws none.
     """
-    columns = columns or min(len(pictures), max(1, math.ceil(math.sqrt(len(pictures) * 1.5))))
+    columns = min(len(pictures), max(1, math.ceil(math.sqrt(len(pictures) * 1.4))))
     rows = math.ceil(len(pictures) / columns)
     first = pictures[0]
     size = cell, max(1, round(cell * first.height / first.width))
-    lines = max(label.count("\n") for label in labels) + 1
-    gap, line, head = 12, 28, 48
-    step = size[0] + gap, size[1] + line * lines + gap
-    sheet = Image.new("RGB", (gap + columns * step[0], head + rows * step[1]), PAPER)
+    gap, bar = 14, 10 if levels else 0
+    width = gap + columns * (cell + gap)
+    letters = int(max(26, min(cell / 5, width / 32)))  # a node shows about 400 pixels of the width
+    faint = int(letters * 0.8)
+    second = any("\n" in label for label in labels)
+    caption = bar + int(letters * 1.3) + (int(faint * 1.3) if second else 0)
+    head, step = int(letters * 1.7), size[1] + caption + gap
+    sheet = Image.new("RGB", (width, head + rows * step), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((gap, 10), title, font=font(24), fill=INK)
+    draw.text((gap, head / 2), title, font=font(letters), fill=INK, anchor="lm")
     for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        x, y = gap + i % columns * step[0], head + i // columns * step[1]
+        x, y = gap + i % columns * (cell + gap), head + i // columns * step
         method = Image.Resampling.NEAREST if picture.width * 2 <= cell else Image.Resampling.LANCZOS
         sheet.paste(picture.convert("RGB").resize(size, method), (x, y))
+        y += size[1] + bar
+        if levels and levels[i] > 0:
+            draw.rectangle((x, y - bar + 2, x + max(cell * levels[i], 3), y - 1), fill=LOUD)
         for k, text in enumerate(label.split("\n")):
-            middle = (x + size[0] / 2, y + size[1] + line * (k + 0.5))
-            write_centred(draw, middle, text, 24 if k == 0 else 20, INK if k == 0 else (176, 182, 194))
+            height, fill = ((letters, INK), (faint, DIM))[min(k, 1)]
+            write_centred(draw, (x + cell / 2, y + height * 0.65), text, height, fill)
+            y += int(height * 1.3)
     return sheet
 
 
-def heat_overlay(picture: Image.Image, heat: torch.Tensor, strength: float = 0.8) -> Image.Image:
-    """A map over a picture: the picture in grey, brightest colours where the map is highest.
+def heat_overlay(picture: Image.Image, heat: torch.Tensor, strength: float = 0.85) -> Image.Image:
+    """A map over a picture: the picture in grey, brighter and warmer where the map is higher.
 
     Args:
         picture: RGB.
-        heat: ``[height, width]``, at least 0, of any scale; drawn from its least to its greatest value.
-        strength: share of colour where the map is highest.
+        heat: ``[height, width]``, 0 (grey) to 1 (brightest); what lies outside is cut.
+        strength: share of colour where the map is 1.
     """
-    low, high = heat.min(), heat.max()
-    level = (heat - low) / (high - low) if high > low else torch.zeros_like(heat)
-    level = torch.nn.functional.interpolate(
-        level[None, None].float(), (picture.height, picture.width), mode="bicubic", align_corners=False
-    )[0, 0].clamp(0, 1)
+    size = picture.height, picture.width
+    level = torch.nn.functional.interpolate(heat[None, None].float().cpu(), size, mode="bicubic")[0, 0]
+    level = level.clamp(0, 1)
     stops = torch.tensor(HEAT, dtype=torch.float32)
     place = level * (len(stops) - 1)
     below = place.long().clamp(max=len(stops) - 2)
     colour = torch.lerp(stops[below], stops[below + 1], (place - below)[..., None])
-    grey = torch.tensor(list(picture.convert("L").getdata()), dtype=torch.float32)
-    grey = grey.reshape(picture.height, picture.width, 1) * 0.75 + 16
-    share = strength * level[..., None].sqrt()
-    mixed = torch.lerp(grey.expand(-1, -1, 3), colour, share).round().clamp(0, 255).byte()
-    return Image.fromarray(mixed.numpy())
+    grey = torch.frombuffer(bytearray(picture.convert("L").tobytes()), dtype=torch.uint8)
+    grey = grey.reshape(*size, 1).float().expand(-1, -1, 3) * 0.55 + 20
+    mixed = torch.lerp(grey, colour, strength * level[..., None] ** 0.8)
+    return Image.fromarray(mixed.round().byte().numpy())

@@ -14,6 +14,7 @@ from .conditioning import LadderEncode, LadderImageEdit
 from .editing import LadderEdit
 from .guider import LadderGuider
 from .loading import LadderLoadModel
+from .probe import LadderProbe
 from .rungs import LadderRungGains, LadderRungMix
 from .sampling import LadderEmptyLatent, LadderSampler, LadderScheduler
 from .storing import LadderLoadConditioning, LadderSaveConditioning
@@ -37,6 +38,7 @@ class LadderExtension(ComfyExtension):
             LadderGuider,
             LadderRungGains,
             LadderRungMix,
+            LadderProbe,
             LadderSaveConditioning,
             LadderLoadConditioning,
         ]
