@@ -88,6 +88,7 @@ class LadderDiT(LadderTransformer2DModel):
         **_: object,
     ) -> torch.Tensor:
         """What :meth:`forward` does inside other packs' wrappers."""
+        refuse_patches(control, transformer_options)
         exact = transformer_options.get(EXACT_TIMESTEP)
         if exact is not None:
             timesteps = torch.full_like(timesteps, exact)
@@ -128,6 +129,61 @@ class LadderModel(comfy.model_base.BaseModel):
             config, comfy.model_base.ModelType.FLOW, device=device, unet_model=lambda **_: transformer
         )
 
+    def extra_conds(self, **given: object) -> dict:
+        """What a conditioning carries besides its states. Raises ValueError for what has no meaning here."""
+        if given.get("reference_latents"):
+            raise ValueError(
+                "The conditioning holds reference latents, which this model does not read; connect the "
+                "picture to Edit Conditions or Multi-Layer MLLM Encode instead of ReferenceLatent."
+            )
+        return super().extra_conds(**given)
+
+
+def refuse_patches(control: object, options: dict) -> None:
+    """Raise ValueError for what other nodes ask of attention layers that this model has not."""
+    if control is not None:
+        raise ValueError(
+            "A ControlNet is connected and this model has none; remove it, or edit the picture instead."
+        )
+    asked = sorted(
+        name
+        for kind in ("patches", "patches_replace")
+        for name, found in options.get(kind, {}).items()
+        if found
+    )
+    if asked:
+        raise ValueError(
+            f"A node patches {', '.join(asked)}, which this model has not, so it would change nothing; "
+            "remove the node between Load Model and the sampler."
+        )
+
+
+def prepare_run(
+    executor: WrapperExecutor,
+    noise: torch.Tensor,
+    latents: torch.Tensor,
+    *arguments: object,
+    **options: object,
+) -> torch.Tensor:
+    """ComfyUI's wrapper of a whole run: refuses other models' latents, and makes areas in pixels right.
+
+    ConditioningSetArea divides pixels by 8 whatever the model; here a latent may be 32 pixels wide.
+    """
+    guider = executor.class_obj
+    size = guider.model_patcher.get_model_object("latent_format").size
+    if latents.ndim != 4 or latents.shape[1] != size.channels:
+        raise ValueError(
+            f"The latent has the shape {list(latents.shape)} and this model needs {size.channels} channels; "
+            "encode the picture with the VAE of Load Model, or use Empty Ladder Latent."
+        )
+    for conditioning in guider.conds.values():
+        for entry in conditioning:
+            area = entry.get("area")
+            if area is not None and area[0] != "percentage":
+                sides = [max(1, round(length * 8 / size.factor)) for length in area[:2]]
+                entry["area"] = (*sides, *(round(place * 8 / size.factor) for place in area[2:]))
+    return executor(noise, latents, *arguments, **options)
+
 
 def can_compute(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether ComfyUI would compute in a dtype on a device."""
@@ -165,6 +221,7 @@ def make_model(
         LadderModel(config, transformer, offload_device), load_device=device, offload_device=offload_device
     )
     manage_strays(patcher)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "tbac_uniimage", prepare_run)
     remember_rungs_while_sampling(patcher)
     return patcher
 

@@ -190,6 +190,46 @@ def test_masks_divide_the_picture_between_prompts(loaded, conditions):
     assert largest(found[..., half:], denoised_once(loaded, conditions.b)[..., half:]) < 1e-4
 
 
+def test_areas_in_pixels_and_in_shares_are_the_same_area(loaded, conditions, monkeypatch):
+    """ConditioningSetArea reckons with 8 pixels per latent; the tiny model is told that it has 32."""
+    import dataclasses
+
+    import nodes as stock
+
+    latent_format = loaded.model.get_model_object("latent_format")
+    monkeypatch.setattr(latent_format, "size", dataclasses.replace(latent_format.size, factor=32))
+    channels = empty(loaded)["samples"].shape[1]
+    latent = {"samples": torch.zeros(1, channels, 8, 12)}
+    share = stock.ConditioningSetAreaPercentage().append(conditions.b, 0.5, 0.5, 0.5, 0.25, 1.0)[0]
+    pixels = stock.ConditioningSetArea().append(conditions.b, 192, 128, 192, 64, 1.0)[0]
+    by_share = denoised_once(loaded, conditions.a + share, latent)
+    by_pixels = denoised_once(loaded, conditions.a + pixels, latent)
+    assert largest(by_share, by_pixels) < 1e-5
+    assert largest(by_share, denoised_once(loaded, conditions.a, latent)) > 1e-2
+    assert pixels[0][1]["area"] == (16, 24, 8, 24)  # the conditioning itself stays as it was
+
+
+def test_what_stock_nodes_cannot_do_is_one_sentence(loaded, conditions):
+    import node_helpers
+    from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+
+    arguments = conditions.negative, empty(loaded)
+    reference = node_helpers.conditioning_set_values(conditions.a, {"reference_latents": [torch.zeros(1)]})
+    with pytest.raises(ValueError, match="reference latents, which this model does not read; connect"):
+        ksample(loaded.model, reference, *arguments)
+    perturbed = PerturbedAttentionGuidance.execute(loaded.model, 3.0).result[0]
+    with pytest.raises(ValueError, match="A node patches attn1, which this model has not"):
+        ksample(perturbed, conditions.a, *arguments)
+    latent = {"samples": torch.ones(1, 4, 8, 8)}
+    with pytest.raises(ValueError, match=r"has the shape \[1, 4, 8, 8\] and this model needs 8 channels"):
+        ksample(loaded.model, conditions.a, conditions.negative, latent)
+    from tbac_uniimage.nodes.diffusion import refuse_patches
+
+    with pytest.raises(ValueError, match="A ControlNet is connected"):
+        refuse_patches({"output": []}, {})
+    assert ksample(loaded.model, conditions.a, *arguments).isfinite().all()
+
+
 def test_timestep_ranges_follow_each_other(loaded, conditions):
     import nodes as stock
 
