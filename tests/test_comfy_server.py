@@ -180,8 +180,8 @@ def test_pack_is_listed_documented_and_quick_to_import(server):
     nodes = {name: node for name, node in json.loads(body).items() if name.startswith("TBACUniImage")}
     assert set(nodes) == {page.stem for page in (ROOT / "web" / "docs").glob("*.md")}
     for name, node in nodes.items():
-        for group in node["input"].values():
-            for label, (_, options) in group.items():
+        for group in ("required", "optional"):
+            for label, (_, options) in node["input"].get(group, {}).items():
                 assert options.get("tooltip"), f"{name}.{label} has no tooltip"
         assert node["description"] and all(node["output_tooltips"])
         status, text = get(server, f"/extensions/{PACK}/docs/{name}.md")
