@@ -23,9 +23,12 @@ _HOMES = {
     "euler_scheduler": "schedulers",
     "fold_condition": "conditions",
     "load_parts": "checkpoints",
+    "mix_rungs": "rungs",
     "recipe_scheduler": "schedulers",
     "save_released": "checkpoints",
+    "scale_rungs": "rungs",
     "unfold_condition": "conditions",
+    "watch_attention": "attention",
 }
 __all__ = sorted(_HOMES)
 

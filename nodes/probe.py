@@ -125,7 +125,14 @@ class LadderProbe(io.ComfyNode):
         from . import probing
         from .display import from_pil
 
-        check(cls, guidance=guidance, image_guidance=image_guidance, query=query, moment=moment)
+        check(
+            cls,
+            steps=steps,
+            guidance=guidance,
+            image_guidance=image_guidance,
+            query=query,
+            moment=moment,
+        )
         probing.check_query(positive, query)
         latent = probing.first_of(latent)
         branches = (positive, negative, image_only)

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from .compat import schema
 from .ladders import GAINS
-from .limits import problem
+from .limits import check, problem
 
 if TYPE_CHECKING:
     import torch
@@ -103,6 +103,7 @@ class LadderEmptyLatent(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, width: int, height: int, batch_size: int) -> io.NodeOutput:
         """Zeros of the right shape."""
+        check(cls, batch_size=batch_size)
         size = latent_size(model)
         return io.NodeOutput(size.empty_latent(width or size.native, height or size.native, batch_size))
 
@@ -231,6 +232,7 @@ class LadderSampler(io.ComfyNode):
         )
         if found is not True:
             raise ValueError(found)
+        check(cls, steps=steps)
         ladder = ladder_of(model)
         check_batch(latent["samples"], positive, negative, image_only or [])
         guider = LadderGuidance(model if gains is None else with_gains(model, gains))
@@ -280,4 +282,5 @@ class LadderScheduler(io.ComfyNode):
         """Sigmas and sampler."""
         from .solver import recipe_sampler, recipe_sigmas
 
+        check(cls, steps=steps)
         return io.NodeOutput(recipe_sigmas(steps), recipe_sampler())

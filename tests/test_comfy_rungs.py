@@ -335,6 +335,8 @@ def test_bad_numbers_are_one_sentence(nano, scene):
         (lambda: sample(nano.model, *both, scene.latent, gains=(1.0,) * 20), "20 gains were given for 6"),
         (lambda: sample(nano.model, *both, scene.latent, gains=(math.nan,) * 6), "gain of rung 1 is nan"),
         (lambda: ladder_guided(nano, scene, both, 3.0, math.inf, 3.0), "subject is inf"),
+        (lambda: sample(nano.model, *both, scene.latent, steps=0), "steps is 0; give a number from 1"),
+        (lambda: sample(nano.model, *both, scene.latent, scheduler="never"), "scheduler is 'never'"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
