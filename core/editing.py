@@ -35,6 +35,8 @@ def drawing_size(size: tuple[int, int], side: int, native: int, factor: int) -> 
 
 def check_pictures(name: str, pixels: torch.Tensor) -> None:
     """Raise ValueError unless ``pixels`` is a batch of pictures with finite values and 1, 3 or 4 channels."""
+    if not isinstance(pixels, torch.Tensor):
+        raise ValueError(f"{name} is of the type {type(pixels).__name__}; connect a picture.")
     if pixels.ndim != 4 or 0 in pixels.shape:
         raise ValueError(f"{name} has the shape {list(pixels.shape)}; give pictures of at least one pixel.")
     if pixels.shape[-1] not in (1, 3, 4):
@@ -73,6 +75,8 @@ def fit_mask(mask: torch.Tensor, batch: int, height: int, width: int) -> torch.T
     Raises:
         ValueError: empty, not finite, of another number or of other proportions.
     """
+    if not isinstance(mask, torch.Tensor):
+        raise ValueError(f"mask is of the type {type(mask).__name__}; connect a mask.")
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3 or 0 in mask.shape:
         raise ValueError(f"The mask has the shape {list(mask.shape)}; give a mask of at least one pixel.")

@@ -187,7 +187,7 @@ class LadderEdit(io.ComfyNode):
         groups = picture_groups(image, image_2, image_3, image_4)
         check_requests(instruction, groups, negative_prompt)
         count, height, width = image.shape[:3]
-        masks = None if mask is None else fit_mask(mask.to(image.device), count, height, width)
+        masks = None if mask is None else fit_mask(mask, count, height, width).to(image.device)
 
         across, down = drawing_size((width, height), side, size.native, size.factor)
         source = resize(as_rgb(image), across, down)
@@ -208,6 +208,8 @@ class LadderEdit(io.ComfyNode):
 
 def check_same_model(model: ModelPatcher, mllm: LadderMLLM, vae: LadderVAE) -> object:
     """How pixels and latents relate. Raises ValueError unless the three parts fit each other."""
+    if not hasattr(model, "get_model_object"):
+        raise ValueError(f"model is of the type {type(model).__name__}; connect Load Model (TBAC-UniImage).")
     size = latent_size(model)
     if getattr(mllm, "size", None) != size:
         raise ValueError("mllm is that of another model; connect model, mllm and vae of one Load Model.")

@@ -84,8 +84,11 @@ def command_line(tree: Path, port: int, *options: str) -> list[str]:
 
 
 @contextmanager
-def running_server(tree: Path, folder: Path) -> Iterator[Server]:
+def running_server(tree: Path, folder: Path, *more: str) -> Iterator[Server]:
     """Run a headless server whose files all lie under ``folder``; it is ended however the block is left.
+
+    Args:
+        more: further options of ComfyUI's command line.
 
     Raises:
         RuntimeError: the server ended, or was not ready in time; the message holds the end of its log.
@@ -95,7 +98,12 @@ def running_server(tree: Path, folder: Path) -> Iterator[Server]:
         place.mkdir(parents=True, exist_ok=True)
     port = free_port()
     options = [part for name, place in places.items() for part in (f"--{name}-directory", str(place))]
-    options += ["--disable-auto-launch", "--database-url", f"sqlite:///{places['user'] / 'comfyui.db'}"]
+    options += [
+        *more,
+        "--disable-auto-launch",
+        "--database-url",
+        f"sqlite:///{places['user'] / 'comfyui.db'}",
+    ]
     server = Server(f"127.0.0.1:{port}", folder, folder / "server.log")
     process = subprocess.Popen(
         command_line(tree, port, *options),
