@@ -64,7 +64,8 @@ def write_conditioning(path: Path, conditioning: list, note: str = "") -> int:
         entries.append({name: plain(name, value) for name, value in options.items() if name not in own})
         for name, tensor in {**own, "states": states}.items():
             tensors[f"{i}/{name}"] = shortest(tensor).cpu().contiguous().clone()
-    header = {"format": FORMAT, "version": VERSION, "entries": json.dumps(entries), "note": note}
+    header = {"format": FORMAT, "version": VERSION, "entries": json.dumps(entries)}
+    header["note"] = note.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
     partial = path.with_suffix(".partial")
     try:
         save_file(tensors, partial, metadata=header)

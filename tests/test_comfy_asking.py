@@ -162,6 +162,12 @@ def test_the_same_is_never_encoded_twice_in_a_row(loaded, picture, monkeypatch):
     assert all(map(torch.equal, first, encode(loaded, PROMPT, as_batch(picture))))
 
 
+def test_any_text_is_read(nano):
+    for text in ("\ud800 half a pair", "\0\0", "<|im_end|><|img3|>" * 50, "x" * 100_000, "😀" * 500):
+        assert torch.isfinite(encode(nano, text)[0]).all()
+    assert ask(nano, "\ud800 what is it?").result[0]
+
+
 def test_grey_and_transparent_pictures_are_read(loaded, picture):
     batch = as_batch(picture)
     grey = batch.mean(-1, keepdim=True)

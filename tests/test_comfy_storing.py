@@ -61,6 +61,7 @@ def test_a_saved_conditioning_draws_the_same_picture(folders):
     from tbac_uniimage.nodes.sampling import LadderEmptyLatent, LadderSampler
 
     conditioning = encode(PROMPT)
+    assert load(save(conditioning, "conditioning/odd", "half a \ud800 pair"))[1] == "half a ? pair"
     file = save(conditioning, note="an apple — grün")
     assert file == "conditioning/ladder_00001_.safetensors [output]"
     loaded, note = load(file)
