@@ -11,6 +11,7 @@ import comfy.sd
 import torch
 from diffusers import AutoencoderDC
 
+from ..core.editing import as_rgb, check_pictures
 from .offload import cast_parameters, manage_strays, use_comfy_ops
 
 
@@ -57,6 +58,50 @@ class LadderVAE(comfy.sd.VAE):
         )
         manage_strays(self.patcher)
         self.model_size()
+
+    def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
+        """Pictures ``[batch, height, width, channels]`` in 0 … 1 to latents.
+
+        Sides that are no multiples of the factor are cropped in the middle, as ComfyUI does with every VAE.
+
+        Raises:
+            ValueError: no picture, or one smaller than a latent.
+        """
+        return super().encode(self.checked_pixels(pixel_samples))
+
+    def encode_tiled(
+        self, pixel_samples: torch.Tensor, *arguments: object, **options: object
+    ) -> torch.Tensor:
+        """The same in tiles."""
+        return super().encode_tiled(self.checked_pixels(pixel_samples), *arguments, **options)
+
+    def decode(self, samples_in: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        """Latents ``[batch, channels, h, w]`` to pictures. Raises ValueError for those of another model."""
+        return super().decode(self.checked_latents(samples_in), *arguments, **options)
+
+    def decode_tiled(self, samples: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        """The same in tiles."""
+        return super().decode_tiled(self.checked_latents(samples), *arguments, **options)
+
+    def checked_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """RGB of the pictures, if there is something to encode."""
+        check_pictures("The picture to encode", pixels)
+        height, width = pixels.shape[1:3]
+        if min(height, width) < self.downscale_ratio:
+            raise ValueError(
+                f"The picture to encode is {width}x{height}; the autoencoder needs at least "
+                f"{self.downscale_ratio} pixels a side, so scale it up first."
+            )
+        return as_rgb(pixels)
+
+    def checked_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """The latents, if they are this model's."""
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
+            raise ValueError(
+                f"The latent to decode has the shape {list(latents.shape)}; this autoencoder's have "
+                f"{self.latent_channels} channels, so use the VAE of the model that drew it."
+            )
+        return latents
 
     def decode_tiled_(
         self,

@@ -335,6 +335,23 @@ def test_tiled_decode_and_encode_stay_close_to_whole_ones(nano_vae, mosaic):
     assert tiled.shape == whole.shape and fallback.shape == (1, 256, 768, 3)
 
 
+def test_the_autoencoder_takes_grey_and_refuses_what_it_cannot(loaded):
+    import nodes as stock
+
+    factor, channels = loaded.vae.downscale_ratio, loaded.vae.latent_channels
+    grey = torch.rand(1, 2 * factor, 2 * factor, 1)
+    encode_picture = stock.VAEEncode().encode
+    expected = encode_picture(loaded.vae, grey.expand(-1, -1, -1, 3))[0]["samples"]
+    assert torch.equal(encode_picture(loaded.vae, grey)[0]["samples"], expected)
+    with pytest.raises(ValueError, match=f"is 1x1; the autoencoder needs at least {factor} pixels a side"):
+        encode_picture(loaded.vae, torch.zeros(1, 1, 1, 3))
+    with pytest.raises(ValueError, match="values that are not finite"):
+        encode_picture(loaded.vae, torch.full((1, 64, 64, 3), torch.nan))
+    for decode in (loaded.vae.decode, loaded.vae.decode_tiled):
+        with pytest.raises(ValueError, match=f"this autoencoder's have {channels} channels"):
+            decode(torch.zeros(1, 4, 8, 8))
+
+
 def test_out_of_memory_in_the_decoder_falls_back_to_tiles(nano_vae, mosaic, monkeypatch):
     import comfy.model_management as management
 

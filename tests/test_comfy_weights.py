@@ -103,7 +103,9 @@ def test_no_weight_is_left_behind_in_partial_loads(comfy, checkpoint, share, dty
     assert mllm.patcher.model["connector"].layers(states).device == meta
 
 
-def test_released_size_half_loaded(comfy):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
+def test_released_size_loaded_in_part(comfy, share, dtype):
     """The published configuration as a MODEL, without memory: 16 x 16 latents of 32 channels, 64 queries."""
     from tbac_uniimage.core.checkpoints.parts import released_configs, transformer_on_meta
     from tbac_uniimage.nodes.diffusion import LadderLatentFormat, make_model
@@ -112,8 +114,11 @@ def test_released_size_half_loaded(comfy):
     meta = torch.device("meta")
     transformer = transformer_on_meta(released_configs().transformer)
     latent_format = LadderLatentFormat(LatentSize(32, 32, 512), 0.41407, (torch.zeros(32, 3), torch.zeros(3)))
-    model = make_model(transformer, latent_format, torch.bfloat16)
-    model.load(meta, lowvram_model_memory=model.model_size() // 2)
+    model = make_model(transformer, latent_format, dtype)
+    gigabytes = model.model_size() / 2**30
+    print(f"\n{dtype}: {gigabytes:.2f} GiB")
+    assert gigabytes < 1.604 * (2.02 if dtype == torch.bfloat16 else 1.1)
+    model.load(meta, lowvram_model_memory=int(model.model_size() * share), full_load=share == 1)
     assert sum(p.numel() for p in model.model.diffusion_model.parameters()) == 1_604_462_752
     latents = torch.zeros(2, 32, 16, 16, device=meta)
     context = torch.zeros(2, 64, 20 * 2304, device=meta)
