@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import shutil
@@ -72,10 +73,14 @@ def test_only_models_of_ours_are_listed(models, checkpoint):
     assert listed() == ["damaged", "pipeline", "styles/deep/released", "styles/file.safetensors"]
 
 
-def test_extra_model_paths_are_searched_first(comfy, tmp_path, monkeypatch):
+def test_extra_model_paths_are_searched_first(comfy, comfy_tree, tmp_path, monkeypatch):
     import folder_paths
     from tbac_uniimage.nodes.models import add_folders, find_models
-    from utils.extra_config import load_extra_path_config
+
+    # by its path: other libraries have a module named utils, too
+    spec = importlib.util.spec_from_file_location("extra", comfy_tree / "utils" / "extra_config.py")
+    extra = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extra)
 
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
     monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
@@ -86,7 +91,7 @@ def test_extra_model_paths_are_searched_first(comfy, tmp_path, monkeypatch):
         (tmp_path / place / "same.safetensors").touch()
     config = tmp_path / "extra_model_paths.yaml"
     config.write_text(f"mine:\n  base_path: {tmp_path}\n  uniimage: elsewhere\n")
-    load_extra_path_config(str(config))
+    extra.load_extra_path_config(str(config))
     add_folders()
     found = find_models()
     assert list(found)[1:] == ["e.safetensors", "same.safetensors", "m.safetensors", "o.safetensors"]
