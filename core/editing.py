@@ -114,10 +114,11 @@ def inner_distance(inside: torch.Tensor, limit: int) -> torch.Tensor:
         inside: ``[batch, height, width]`` bool.
     """
     far = float(limit)
-    column = torch.where(inside, far, 0.0)
-    for _ in range(1, limit):  # along columns: one more than the neighbours
-        beside = F.pad(column, (0, 0, 1, 1), value=far)
-        column = torch.minimum(column, torch.minimum(beside[:, :-2], beside[:, 2:]) + 1)
+    rows = torch.arange(inside.shape[1], dtype=torch.float32, device=inside.device)[:, None]
+    above, below = (  # along columns: from the last pixel outside, going down and going up
+        (rows - torch.where(i, -torch.inf, rows).cummax(1).values) for i in (inside, inside.flip(1))
+    )
+    column = torch.minimum(above, below.flip(1)).clamp(max=far)
     squared, nearest = column**2, column**2
     beside = F.pad(squared, (limit, limit), value=far**2)
     for shift in range(1, limit):  # then Pythagoras along rows
@@ -133,23 +134,41 @@ def feathered(mask: torch.Tensor, width: int) -> torch.Tensor:
         mask: ``[batch, height, width]``, 0 … 1; whatever is above 0 counts as inside.
         width: pixels over which the share grows; where a mask is thinner than twice that, half its depth.
     """
-    if width < 1:
+    inside = mask > 0
+    if width < 1 or not inside.any():
         return mask
-    depth = inner_distance(mask > 0, 2 * width + 1)
+    box = bounds(inside.any(0), margin=1)
+    depth = inner_distance(inside[:, box[0], box[1]], 2 * width + 1)
     deepest = depth.amax(dim=(1, 2), keepdim=True)
     ramp = (depth / (deepest / 2).clamp(min=1, max=width + 1)).clamp(max=1)
-    return mask * (ramp * ramp * (3 - 2 * ramp))
+    share = mask.clone()
+    share[:, box[0], box[1]] *= ramp * ramp * (3 - 2 * ramp)
+    return share
 
 
-def paste(source: torch.Tensor, edited: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+def bounds(inside: torch.Tensor, margin: int = 0) -> tuple[slice, slice]:
+    """Rows and columns of the smallest box around what is true in ``[height, width]``, and so much more."""
+    found = (inside.any(dim).nonzero()[:, 0].tolist() for dim in (1, 0))
+    rows, columns = (slice(max(0, line[0] - margin), line[-1] + 1 + margin) for line in found)
+    return rows, columns
+
+
+def paste(source: torch.Tensor, edited: torch.Tensor, share: torch.Tensor | None = None) -> torch.Tensor:
     """Edited pictures within the source; where the share is 0 the source's values bit for bit.
 
     Args:
         source: ``[batch, height, width, 1, 3 or 4]``; alpha is kept, grey becomes RGB.
         edited: ``[batch, height, width, 3]``.
-        share: ``[batch, height, width]``, as :func:`feathered` returns it.
+        share: ``[batch, height, width]``, as :func:`feathered` returns it; None = 1 everywhere.
     """
-    colours, share = as_rgb(source), share[..., None]
-    mixed = torch.where(share > 0, colours + share * (edited - colours), colours)
-    mixed = torch.where(share >= 1, edited, mixed)
-    return torch.cat([mixed, source[..., 3:]], dim=-1) if source.shape[-1] == 4 else mixed
+    if share is None:
+        return torch.cat([edited, source[..., 3:]], dim=-1) if source.shape[-1] == 4 else edited
+    result = source.clone() if source.shape[-1] == 4 else as_rgb(source).clone()
+    for picture, new, part in zip(result, edited, share, strict=True):
+        if not part.any():  # nothing of this picture may change
+            continue
+        box = bounds(part > 0)
+        old, new, part = picture[box][..., :3], new[box], part[box][..., None]
+        mixed = torch.where(part < 1, old + part * (new - old), new)
+        picture[box][..., :3] = torch.where(part > 0, mixed, old)
+    return result

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .autoencoder import LadderVAE
     from .mllm import LadderMLLM
 
-MAX_FEATHER = 256
+MAX_FEATHER = 128
 
 
 class LadderEdit(io.ComfyNode):
@@ -202,7 +202,7 @@ class LadderEdit(io.ComfyNode):
                 model, conditions, guidances, latents, changeable, seed, partial_sigmas(steps, strength)
             )
         edited = resize(vae.decode(latents), width, height).to(image.device)
-        share = image.new_ones(image.shape[:3]) if masks is None else feathered(masks, feather)
+        share = None if masks is None else feathered(masks, feather)
         return io.NodeOutput(paste(image, edited, share))
 
 

@@ -218,15 +218,38 @@ def test_thin_and_round_masks_are_feathered_by_their_depth():
     assert torch.equal(feathered(grey, 4), grey)  # everything inside: no seam
 
 
+def test_depth_inside_a_mask_is_exact():
+    from tbac_uniimage.core.editing import inner_distance
+
+    noise = torch.rand(1, 1, 30, 40, generator=torch.Generator().manual_seed(0))
+    inside = torch.nn.functional.avg_pool2d(noise, 5, 1, 2)[:, 0] < 0.53
+    rows, columns = torch.meshgrid(torch.arange(30.0), torch.arange(40.0), indexing="ij")
+    outside = (~inside[0]).nonzero().float()
+    all_distances = (rows[..., None] - outside[:, 0]) ** 2 + (columns[..., None] - outside[:, 1]) ** 2
+    expected = all_distances.amin(-1).sqrt()
+    assert expected.max() > 6
+    for limit in (4, 12):
+        assert largest(inner_distance(inside, limit)[0], expected.clamp(max=limit)) < 1e-6
+
+
 def test_a_batch_is_edited_picture_by_picture(loaded):
     batch = random_picture(3, 40, 56, 3)
     masks = torch.cat([left_half(40, 56), left_half(40, 56).flip(-1), torch.ones(1, 40, 56)])
     for mask in (None, masks, masks[:1]):
         together = edit_picture(loaded, batch, steps=2, mask=mask)
+        assert together.shape == batch.shape
         for i in range(3):
             own = mask if mask is None or len(mask) == 1 else mask[i : i + 1]
             alone = edit_picture(loaded, batch[i : i + 1], steps=2, mask=own)
             assert largest(together[i : i + 1], alone) < 1e-4
+
+
+def test_a_picture_of_a_batch_with_an_empty_mask_stays(loaded):
+    batch = random_picture(2, 40, 40, 4)
+    masks = torch.stack([torch.zeros(40, 40), torch.ones(40, 40)])
+    found = edit_picture(loaded, batch, steps=2, mask=masks)
+    assert torch.equal(found[0], batch[0]) and largest(found[1], batch[1]) > 0.01
+    assert torch.equal(batch, random_picture(2, 40, 40, 4))  # the input itself is left alone
 
 
 def test_further_pictures_count_for_all_or_for_each(loaded):
