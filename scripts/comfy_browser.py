@@ -31,7 +31,6 @@ SETTINGS = {
     "Comfy.VueNodes.Enabled": False,
     "Comfy.Minimap.Visible": False,
     "Comfy.Graph.CanvasInfo": False,
-    "Comfy.Canvas.SelectionToolbox": False,
 }
 READY = (
     "() => window.app?.extensionManager && window.LiteGraph?.registered_node_types['TBACUniImageLoadModel']"
@@ -76,12 +75,17 @@ def open_page(server: Server, size: tuple[int, int] = (1600, 900), scale: float 
             context.add_init_script("localStorage.setItem('vueNodesBannerDismissed', 'true')")
             page = context.new_page()
             page.goto(server.url, wait_until="domcontentloaded")
-            page.wait_for_function(READY)
-            page.wait_for_selector(".p-blockui-mask", state="hidden")
-            page.evaluate("() => window.app.graph.clear()")
+            wait_until_ready(page)
             yield page
         finally:
             browser.close()
+
+
+def wait_until_ready(page: Page) -> None:
+    """Wait until the page knows our nodes, and empty its graph."""
+    page.wait_for_function(READY)
+    page.wait_for_selector(".p-blockui-mask", state="hidden")
+    page.evaluate("() => window.app.graph.clear()")
 
 
 def load_graph(page: Page, path: Path) -> None:
@@ -132,10 +136,40 @@ def pictures_shown(page: Page) -> dict[str, list[list[int]]]:
     return page.wait_for_function(script).json_value()
 
 
-def open_template(page: Page, name: str) -> None:
-    """Choose a template of this pack in the Templates dialog."""
+def open_dialog(page: Page) -> None:
+    """Open the Templates dialog at this pack's templates."""
     page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text(PACK, exact=True).first.click()
+
+
+def open_template(page: Page, name: str) -> None:
+    """Choose a template of this pack in the Templates dialog."""
+    open_dialog(page)
     page.get_by_test_id(f"template-workflow-{name}").click()
     page.wait_for_selector(".p-dialog", state="hidden")
     page.wait_for_function("() => window.app.graph._nodes.length > 2")
+
+
+def show_help(page: Page, node: str) -> None:
+    """Put one node on an empty graph and press its info button."""
+    page.evaluate(
+        """(type) => {
+            const app = window.app
+            app.graph.clear()
+            const node = LiteGraph.createNode(type)
+            app.graph.add(node)
+            node.pos = [600, 300]
+            app.canvas.ds.reset()
+            app.canvas.selectNode(node)
+        }""",
+        node,
+    )
+    page.get_by_test_id("info-button").click()
+    page.wait_for_selector(".node-help-content h1")
+
+
+def switch_language(page: Page, locale: str) -> None:
+    """Set the UI's language and load the page anew."""
+    page.evaluate("(locale) => window.app.extensionManager.setting.set('Comfy.Locale', locale)", locale)
+    page.reload(wait_until="domcontentloaded")
+    wait_until_ready(page)
