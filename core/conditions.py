@@ -19,12 +19,12 @@ from einops import rearrange
 from PIL import Image
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
-from transformers.masking_utils import create_causal_mask
 
 from .connector import LadderConnector
 from .inputs import LadderInputs, LadderProcessor
 from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .rope import rope_positions
+from .versions import causal_mask, image_features, layer_output
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
@@ -204,7 +204,7 @@ class LadderEncoder:
         """
         language_model = self.mllm.model.language_model
         common = {
-            "attention_mask": create_causal_mask(language_model.config, hidden, mask, past_key_values=cache),
+            "attention_mask": causal_mask(language_model.config, hidden, mask, cache),
             "position_embeddings": language_model.rotary_emb(hidden, positions),
             "past_key_values": PrefixCache(cache) if cache.get_seq_length() else cache,
             "use_cache": True,
@@ -213,9 +213,10 @@ class LadderEncoder:
         for layer in language_model.layers[:-1]:
             if self.gradient_checkpointing and hidden.requires_grad:
                 # the frozen layers draw no random numbers
-                hidden = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False, **common)
+                output = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False, **common)
             else:
-                hidden = layer(hidden, **common)
+                output = layer(hidden, **common)
+            hidden = layer_output(output)
             yield hidden
 
     def vision_features(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
@@ -249,4 +250,4 @@ class LadderEncoder:
         projection = self.mllm.model.visual.patch_embed.proj
         device = execution_device(projection)
         patches = pixels.to(device, projection.weight.dtype)
-        return self.mllm.model.get_image_features(patches, grid.to(device)).pooler_output
+        return image_features(self.mllm.model, patches, grid.to(device))

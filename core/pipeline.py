@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from diffusers import AutoencoderDC, DiffusionPipeline, ImagePipelineOutput
@@ -22,6 +22,7 @@ from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .requests import ImageInput, Request, check_request, check_size, fit_size
 from .transformer import LadderTransformer2DModel, RungKV, Rungs
 from .understanding import Answer, ask
+from .versions import name_image_processor
 
 
 class LadderPipeline(DiffusionPipeline):
@@ -79,6 +80,12 @@ class LadderPipeline(DiffusionPipeline):
         )
 
     @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple[type, ...]]:
+        """What each argument may be, for diffusers before 0.39, which reads no annotations that are text."""
+        hints = get_type_hints(cls.__init__)
+        return {name: get_args(hint) or (hint,) for name, hint in hints.items() if name != "return"}
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> LadderPipeline:
         """Load a pipeline folder, a checkpoint in the released layout, or either from the hub.
 
@@ -94,6 +101,7 @@ class LadderPipeline(DiffusionPipeline):
             patterns = ["*.json", "*.txt", "*.safetensors"]
             path = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=patterns))
         if is_pipeline_folder(path):
+            name_image_processor()
             return super().from_pretrained(path, **kwargs)
         dtype = kwargs.pop("torch_dtype", kwargs.pop("dtype", None))
         return cls(**vars(load_parts(path, dtype=dtype, **kwargs)))

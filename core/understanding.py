@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import transformers
-from packaging.version import Version
 from PIL import Image
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
@@ -19,6 +17,7 @@ from .checkpoints.weights import find_weights, read_tensors
 from .conditions import execution_device
 from .inputs import check_images
 from .prompts import build_chat, control_token, encode_text
+from .versions import image_arguments, mend_positions
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
@@ -110,11 +109,6 @@ def ask(
         ValueError: see :func:`check_question`.
     """
     check_question(tokenizer, images, question, max_new_tokens)
-    if images and Version(transformers.__version__) < Version("5.8"):
-        raise ValueError(
-            f"transformers {transformers.__version__} misplaces still images when it answers about them; "
-            "install 5.8 or newer."
-        )
     if vocabulary_rows is not None:
         mllm = with_vocabulary_rows(mllm, vocabulary_rows)
     device = execution_device(mllm.model.language_model.embed_tokens)
@@ -126,10 +120,10 @@ def ask(
         counts = (grid.prod(-1) // image_processor.merge_size**2).tolist()
         inputs = {"pixel_values": patches["pixel_values"].to(device), "image_grid_thw": grid.to(device)}
     ids = torch.tensor([build_chat(tokenizer, ANSWER_SYSTEM_PROMPT, question, counts)], device=device)
+    mend_positions(mllm)
     output = mllm.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == mllm.config.image_token_id).int(),
         # all said here, so that a generation_config.json beside one copy of a model changes nothing
         generation_config=GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -140,6 +134,7 @@ def ask(
         ),
         streamer=None if on_text is None else TextStream(tokenizer, on_text),
         **inputs,
+        **image_arguments(ids, mllm.config.image_token_id),
     )
     text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
     return Answer(text, "checkpoint" if vocabulary_rows is None else "qwen")

@@ -9,10 +9,10 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from ..connector import LadderConnector
 from ..prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
+from ..versions import Qwen2VLImageProcessorPil
 from .alone import match_transformer
 from .naming import HEAD, check_tensors, mllm_name
 from .parts import (

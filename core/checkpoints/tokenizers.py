@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2Tokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig
+
+from ..versions import Qwen2TokenizerFast, Qwen2VLImageProcessorPil
 
 RELEASED_MLLM_ID = "Qwen/Qwen2.5-VL-3B-Instruct"
 CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
@@ -39,7 +40,7 @@ def read_tokenizer(folder: Path, config: Qwen2_5_VLConfig) -> PreTrainedTokenize
     """The tokenizer of a folder that :func:`has_tokenizer`; ``config`` stands in for its config.json."""
     if (folder / "tokenizer_config.json").is_file():
         return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
-    return Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+    return Qwen2TokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def check_tokenizer(
