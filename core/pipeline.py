@@ -22,7 +22,7 @@ from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .requests import ImageInput, Request, check_request, check_size, fit_size
 from .transformer import LadderTransformer2DModel, RungKV, Rungs
 from .understanding import Answer, ask
-from .versions import name_image_processor
+from .versions import IS_4, name_image_processor
 
 
 class LadderPipeline(DiffusionPipeline):
@@ -90,7 +90,8 @@ class LadderPipeline(DiffusionPipeline):
         """Load a pipeline folder, a checkpoint in the released layout, or either from the hub.
 
         A pipeline folder takes every argument of :meth:`DiffusionPipeline.from_pretrained`. A released
-        checkpoint takes ``torch_dtype`` and those of :func:`.checkpoints.load_parts`.
+        checkpoint takes ``torch_dtype`` and those of :func:`.checkpoints.load_parts`; with transformers 4 so
+        does a pipeline folder.
         """
         from .checkpoints import is_pipeline_folder, load_parts
 
@@ -100,7 +101,7 @@ class LadderPipeline(DiffusionPipeline):
 
             patterns = ["*.json", "*.txt", "*.safetensors"]
             path = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=patterns))
-        if is_pipeline_folder(path):
+        if is_pipeline_folder(path) and not IS_4:  # it reads no tokenizer that transformers 5 saved
             name_image_processor()
             return super().from_pretrained(path, **kwargs)
         dtype = kwargs.pop("torch_dtype", kwargs.pop("dtype", None))

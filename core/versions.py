@@ -17,6 +17,7 @@ from transformers.masking_utils import create_causal_mask
 from .rope import rope_positions
 
 FOUND = Version(transformers.__version__)
+IS_4 = FOUND < Version("5")
 
 try:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -59,6 +60,14 @@ def name_image_processor() -> None:
     """Let diffusers find the image processor under its newest name, before it reads a saved pipeline."""
     if not hasattr(transformers, "Qwen2VLImageProcessorPil"):
         transformers.Qwen2VLImageProcessorPil = Qwen2VLImageProcessorPil
+
+
+def tokenizer_arguments() -> dict[str, Any]:
+    """What reading a tokenizer needs; before 5.0 the list of special tokens that newer ones save is an error.
+
+    They are special without it, by the tokenizer's own file.
+    """
+    return {"extra_special_tokens": {}} if IS_4 else {}
 
 
 def causal_mask(config: Any, hidden: torch.Tensor, mask: torch.Tensor | None, cache: Any) -> Any:
@@ -108,7 +117,7 @@ def mend_positions(mllm: nn.Module) -> None:
 
 def fill_rotary(model: nn.Module, module: nn.Module) -> None:
     """Compute the rotary frequencies of a ``module`` of ``model``, which are uninitialised memory."""
-    if FOUND < Version("5"):  # its _init_weights knows of no buffers
+    if IS_4:  # its _init_weights knows of no buffers
         made_of = module.config if hasattr(module, "config") else 2 * len(module.inv_freq)
         module.inv_freq = module.original_inv_freq = type(module)(made_of).inv_freq
     else:
@@ -118,7 +127,7 @@ def fill_rotary(model: nn.Module, module: nn.Module) -> None:
 def mllm_config(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration of Qwen2.5-VL for this version; before 5.0 there are no ``rope_parameters``."""
     text = config.get("text_config", {})
-    if FOUND >= Version("5") or "rope_parameters" not in text:
+    if not IS_4 or "rope_parameters" not in text:
         return config
     rope = dict(text["rope_parameters"])
     theta = rope.pop("rope_theta")

@@ -1,6 +1,6 @@
-"""Run parity with the authors' code, and the tests of core, at the ends of the supported versions.
+"""Run parity with the authors' code, and the tests of core and shell, at the ends of the supported versions.
 
-    python scripts/parity_versions.py           every pair, four to seven minutes
+    python scripts/parity_versions.py           every pair, five to eight minutes
     python scripts/parity_versions.py oldest    one of them
 
 A pair is a virtual environment that sees this one's packages and holds only what must differ, made in
@@ -30,7 +30,7 @@ PAIRS = {
 }
 KEPT = ("torch", "numpy", "safetensors", "pillow")
 TESTS = (
-    *("assemble", "checkpoints", "conditions", "guidance", "lora", "pipeline", "prompts", "rungs"),
+    *("assemble", "checkpoints", "cli", "conditions", "guidance", "lora", "pipeline", "prompts", "rungs"),
     *("tokenizers", "transformer", "understanding"),
 )
 INSTALL_LIMIT_S = 300

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig
 
-from ..versions import Qwen2TokenizerFast, Qwen2VLImageProcessorPil
+from ..versions import Qwen2TokenizerFast, Qwen2VLImageProcessorPil, tokenizer_arguments
 
 RELEASED_MLLM_ID = "Qwen/Qwen2.5-VL-3B-Instruct"
 CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
@@ -39,7 +39,9 @@ def comfyui_tokenizer_dir() -> Path | None:
 def read_tokenizer(folder: Path, config: Qwen2_5_VLConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder that :func:`has_tokenizer`; ``config`` stands in for its config.json."""
     if (folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            folder, config=config, local_files_only=True, **tokenizer_arguments()
+        )
     return Qwen2TokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
