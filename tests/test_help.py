@@ -131,3 +131,27 @@ def test_server_hands_out_pages_and_names(server):
         own = {node: text for node, text in served[language]["nodeDefs"].items() if node in names(language)}
         assert own == names(language)
         assert "TBAC_UNIIMAGE_MLLM" in served[language]["dataTypes"]
+
+
+@pytest.mark.comfy
+def test_the_document_of_nodes_shows_every_node_with_what_it_takes_and_gives(schemas):
+    document = (ROOT / "docs" / "nodes.md").read_text(encoding="utf-8")
+    sections = dict(part.split("\n", 1) for part in document.split("\n## ")[1:])
+    assert set(sections) - {"Three recipes to try first"} == {s.display_name for s in schemas.values()}
+    for node, schema in schemas.items():
+        section = sections[schema.display_name]
+        assert f"images/nodes/{node}.jpg" in section
+        took, gave = section.split("- In:")[1].split("- Out:")
+        wanted = {item.id for item in schema.inputs} & {
+            "model",
+            "mllm",
+            "vae",
+            "positive",
+            "negative",
+            "latent",
+        }
+        assert all(f"**{name}**" in took for name in wanted), node
+        assert all(f"**{item.display_name}**" in gave for item in schema.outputs), node
+    for target in re.findall(r'\]\(([^)]+)\)|src="([^"]+)"', document):
+        path = ROOT / "docs" / "".join(target)
+        assert path.is_file() and path.stat().st_size < 200_000, path
