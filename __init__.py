@@ -4,9 +4,7 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():
-    """Return the extension object that lists our nodes (ComfyUI's V3 protocol), and place the samples."""
+    """Return the extension object that lists our nodes (ComfyUI's V3 protocol)."""
     from .nodes import LadderExtension
-    from .nodes.samples import place_samples
 
-    place_samples()
     return LadderExtension()
