@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-import sysconfig
 from importlib import metadata
 from pathlib import Path
+
+import environments
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".cache" / "versions"
@@ -28,56 +28,18 @@ PAIRS = {
     "new beside old": (metadata.version("transformers"), "0.35.2"),
     "newest": (metadata.version("transformers"), metadata.version("diffusers")),
 }
-KEPT = ("torch", "numpy", "safetensors", "pillow")
 TESTS = (
     *("assemble", "checkpoints", "cli", "conditions", "guidance", "lora", "pipeline", "prompts", "rungs"),
     *("tokenizers", "transformer", "understanding"),
 )
-INSTALL_LIMIT_S = 300
 RUN_LIMIT_S = 300
 
 
 def make_environment(name: str) -> Path:
-    """The interpreter of a pair's environment, made if it is not there.
-
-    Raises:
-        RuntimeError: pip could not install the pair; the end of what it said.
-    """
-    place = FOLDER / name.replace(" ", "-")
-    python = place / "bin" / "python"
-    done = place / "done"
-    pair = "\n".join(PAIRS[name])
-    if done.exists() and done.read_text() == pair:
-        return python
-    shutil.rmtree(place, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
-    inside = {"base": str(place), "platbase": str(place)}
-    packages = Path(sysconfig.get_path("purelib", "venv", inside))
-    parent = sysconfig.get_path("purelib")
-    (packages / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
-    constraints = place / "constraints.txt"
-    constraints.write_text("".join(f"{kept}=={metadata.version(kept)}\n" for kept in KEPT))
-    wanted = [
-        f"{library}=={version}"
-        for library, version in zip(("transformers", "diffusers"), PAIRS[name], strict=True)
-    ]
-    command = [
-        python,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "install",
-        "-q",
-        "-c",
-        constraints,
-        *wanted,
-    ]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_LIMIT_S)
-    if answer.returncode:
-        raise RuntimeError(f"pip could not install {' and '.join(wanted)}:\n{answer.stderr[-1500:]}")
-    assert not list(packages.glob("torch-*")), "a second torch was installed"
-    done.write_text(pair)
-    return python
+    """The interpreter of a pair's environment, made if it is not there. Raises RuntimeError if pip cannot."""
+    versions = zip(("transformers", "diffusers"), PAIRS[name], strict=True)
+    wanted = [f"{library}=={version}" for library, version in versions]
+    return environments.beside_this_one(FOLDER / name.replace(" ", "-"), wanted)
 
 
 def run(python: Path, *arguments: str | Path) -> tuple[bool, str]:

@@ -28,7 +28,8 @@ def comfyui_tokenizer_dir() -> Path | None:
 
     ComfyUI is only located, never imported.
     """
-    places = [Path(os.environ["COMFYUI_PATH"]) / "comfy"] if os.environ.get("COMFYUI_PATH") else []
+    named = os.path.expandvars("$COMFYUI_PATH")  # as it stands if there is none
+    places = [Path(named) / "comfy"]
     spec = importlib.util.find_spec("comfy")
     if spec is not None:
         places += [Path(place) for place in spec.submodule_search_locations or []]
