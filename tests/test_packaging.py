@@ -60,9 +60,7 @@ def test_wheel_works_alone(tmp_path):
         archive.extractall(target)
 
     there = {path.relative_to(target / "tbac_uniimage") for path in target.glob("tbac_uniimage/**/*")}
-    wanted = [
-        path for path in project_files("--others", "--exclude-standard") if is_part_of_the_package(path)
-    ]
+    wanted = [path for path in project_files("--others", "--exclude-standard") if is_packaged(path)]
     assert not set(wanted) - there
     assert not [path for path in there if path.parts[0] in ("tests", "scripts", "benchmarks", "docs")]
     licences = {path.name for path in target.glob("*.dist-info/licenses/*")}
