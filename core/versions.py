@@ -18,6 +18,7 @@ from .rope import rope_positions
 
 FOUND = Version(transformers.__version__)
 IS_4 = FOUND < Version("5")
+MISPLACES_PICTURES = Version("5.3") <= FOUND < Version("5.6")  # the last of them no more
 
 try:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -96,7 +97,7 @@ def image_arguments(ids: torch.Tensor, image_token: int) -> dict[str, torch.Tens
 
 
 def mend_positions(mllm: nn.Module) -> None:
-    """Give ``generate`` our positions of pictures; 5.3 to 5.5 compute them wrongly for still ones."""
+    """Give ``generate`` our positions of pictures; 5.3 and 5.4 compute them wrongly for still ones."""
     config = mllm.config
 
     def get_rope_index(
@@ -111,7 +112,7 @@ def mend_positions(mllm: nn.Module) -> None:
         positions = rope_positions(input_ids, mask, config.image_token_id, image_grid_thw, merge_size)
         return positions, positions.amax(dim=(0, 2))[:, None] + 1 - input_ids.shape[1]
 
-    if Version("5.3") <= FOUND < Version("5.6"):
+    if MISPLACES_PICTURES:
         mllm.model.get_rope_index = get_rope_index
 
 

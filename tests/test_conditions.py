@@ -9,7 +9,7 @@ from tbac_uniimage.core.conditions import LadderEncoder, fold_condition, unfold_
 from tbac_uniimage.core.inputs import check_images
 from tbac_uniimage.core.prompts import pad_left
 from tbac_uniimage.core.rope import rope_positions
-from tbac_uniimage.core.versions import image_arguments, image_features
+from tbac_uniimage.core.versions import MISPLACES_PICTURES, image_arguments, image_features, mend_positions
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def test_equals_the_full_pass_of_transformers(tiny, encoder):
     inputs = encoder.tokenize(prompts, images)
     ours = encoder.hidden_states(inputs)
 
+    mend_positions(tiny.mllm)
     model = tiny.mllm.model
     is_query = inputs.input_ids >= encoder.processor.first_query_id
     embeds = model.language_model.embed_tokens(inputs.input_ids.masked_fill(is_query, 0))
@@ -61,6 +62,7 @@ def test_equals_the_full_pass_of_transformers(tiny, encoder):
     torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.skipif(MISPLACES_PICTURES, reason="this transformers computes other positions")
 @given(
     rows=st.lists(
         st.lists(st.one_of(st.integers(1, 5), st.tuples(st.integers(1, 4), st.integers(1, 4))), max_size=6),
@@ -69,7 +71,7 @@ def test_equals_the_full_pass_of_transformers(tiny, encoder):
     )
 )
 def test_positions_equal_those_of_transformers(tiny, rows):
-    """Any mix of text runs and image sizes; transformers of this environment computes them rightly."""
+    """Any mix of text runs and image sizes, as transformers computes them."""
     image_token, vision_start = tiny.mllm.config.image_token_id, tiny.mllm.config.vision_start_token_id
     sequences, grids = [], []
     for row in rows:
