@@ -178,7 +178,7 @@ class LadderImageEdit(io.ComfyNode):
         negative_prompt: str = "",
         side: int = 0,
     ) -> io.NodeOutput:
-        """Encode the three branches as one batch; each distinct picture passes the vision tower once."""
+        """Encode the three branches; each distinct picture passes the vision tower once."""
         from ..core.guidance import branch_inputs
         from ..core.requests import check_request, fit_size
 

@@ -10,7 +10,7 @@ from . import limits
 from .compat import schema
 from .conditioning import to_pil
 from .loading import MLLM
-from .sampling import MAX_GUIDANCE, latent_size
+from .sampling import guidance_input, latent_size, seed_input
 
 if TYPE_CHECKING:
     import torch
@@ -62,33 +62,16 @@ class LadderEdit(io.ComfyNode):
                     tooltip="What to change, as a sentence: 'make the cat blue'. Plain text: weights and "
                     "control tokens have no meaning.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The same seed gives the same result; the pictures of a batch share its noise.",
-                ),
+                seed_input("The same seed gives the same result; the pictures of a batch share its noise."),
                 io.Int.Input(
                     "steps", default=30, min=1, max=1000, tooltip="Denoising steps; 30 is the recipe."
                 ),
-                io.Float.Input(
-                    "guidance",
-                    default=4.5,
-                    min=0.0,
-                    max=MAX_GUIDANCE,
-                    step=0.1,
-                    tooltip="How strongly the instruction steers; 1 = no text guidance.",
-                ),
-                io.Float.Input(
+                guidance_input("guidance", 4.5, "How strongly the instruction steers; 1 = no text guidance."),
+                guidance_input(
                     "image_guidance",
-                    default=1.5,
-                    min=0.0,
-                    max=MAX_GUIDANCE,
-                    step=0.1,
-                    tooltip="How strongly the input picture steers. 1 = no image guidance, and two "
-                    "evaluations a step instead of three.",
+                    1.5,
+                    "How strongly the input picture steers. 1 = no image guidance, and two evaluations a "
+                    "step instead of three.",
                 ),
                 io.Float.Input(
                     "strength",

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from .compat import schema
 from .limits import check, problem
-from .sampling import guidance_input, image_only_input
+from .sampling import guidance_input, image_only_input, seed_input
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -42,14 +42,7 @@ class LadderProbe(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="The prompt, with its picture when editing."),
                 io.Conditioning.Input("negative", tooltip="What guidance steers away from."),
                 io.Latent.Input("latent", tooltip="Sets the size; of a batch the first is probed."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The same for all pictures, so that only the rung makes the difference.",
-                ),
+                seed_input("The same for all pictures, so that only the rung makes the difference."),
                 io.Int.Input(
                     "steps", default=15, min=1, max=1000, tooltip="Steps per picture; few are enough to see."
                 ),

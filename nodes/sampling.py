@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 MAX_GUIDANCE = 100.0
 
 
+def seed_input(tooltip: str) -> io.Int.Input:
+    """A seed that the page may count up or draw anew."""
+    return io.Int.Input(
+        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
+    )
+
+
 def guidance_input(name: str, default: float, tooltip: str) -> io.Float.Input:
     """A guidance scale."""
     return io.Float.Input(name, default=default, min=0.0, max=MAX_GUIDANCE, step=0.1, tooltip=tooltip)
@@ -130,14 +137,7 @@ class LadderSampler(io.ComfyNode):
                 io.Latent.Input(
                     "latent", tooltip="Sets size and batch: Empty Ladder Latent, or VAE Encode with denoise."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The same seed gives the same picture.",
-                ),
+                seed_input("The same seed gives the same picture."),
                 io.Int.Input(
                     "steps", default=30, min=1, max=1000, tooltip="Denoising steps; 30 is the recipe."
                 ),

@@ -187,7 +187,11 @@ def test_an_answer_arrives_word_by_word(server):
             "is no file inside ComfyUI's output folder",
         ),
         (
-            {"x": node("TBACUniImageSaveConditioning", conditioning=["a", 0], filename_prefix="/tmp/x")},
+            {
+                "x": node(
+                    "TBACUniImageSaveConditioning", conditioning=["a", 0], filename_prefix="/elsewhere/x"
+                )
+            },
             "is no file inside ComfyUI's output folder",
         ),
     ],
