@@ -48,6 +48,7 @@ class OwnSums:
 
     def __init__(self) -> None:
         self.values = torch.zeros(5 + 2 * BINS, dtype=torch.float64)
+        self.losses: list[tuple[Tensor, Tensor, Tensor]] = []  # read at the end: a device is waited for once
 
     def add(self, losses: Tensor, weight: Tensor, levels: Tensor, wait: float) -> None:
         """Take in a micro-batch.
@@ -58,17 +59,19 @@ class OwnSums:
             levels: noise levels in [0, 1) ``[batch]`` on the CPU.
             wait: seconds.
         """
-        values, bins = self.values, (levels * BINS).long()
-        losses, weight = losses.detach().double().cpu(), weight.double()
-        values[0] += losses.sum()
-        values[1] += weight.sum()
-        values[2] += not losses.isfinite().all()
-        values[4] += wait
-        values[5 : 5 + BINS].index_add_(0, bins, losses)
-        values[5 + BINS :].index_add_(0, bins, weight)
+        self.losses.append((losses.detach(), weight.double(), (levels * BINS).long()))
+        self.values[4] += wait
 
     def reduced(self, device: torch.device, interrupted: bool) -> StepSums:
         """Sums over all processes. Collective."""
-        self.values[3] = interrupted
-        numbers = engine.total(self.values.to(device)).tolist()
+        values = self.values
+        for losses, weight, bins in self.losses:
+            losses = losses.double().cpu()
+            values[0] += losses.sum()
+            values[1] += weight.sum()
+            values[2] += not losses.isfinite().all()
+            values[5 : 5 + BINS].index_add_(0, bins, losses)
+            values[5 + BINS :].index_add_(0, bins, weight)
+        values[3] = interrupted
+        numbers = engine.total(values.to(device)).tolist()
         return StepSums(*numbers[:5], numbers[5 : 5 + BINS], numbers[5 + BINS :])
