@@ -2,12 +2,13 @@
 # make comfyui  open ComfyUI with this pack for a browser
 # make test     lint and every test
 # make score    the embedded model on held-out scenes, with chance and ceilings; fetches the drawings (needs npm)
+# make versions parity and core's tests at the ends of the supported transformers and diffusers (5 minutes)
 # COMFYUI_PATH=/path/to/ComfyUI uses a tree of yours instead of the one fetched into .cache/
 
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: setup demo comfyui test score clean
+.PHONY: setup demo comfyui test versions score clean
 
 setup:
 	$(PYTHON) scripts/setup_env.py
@@ -24,9 +25,12 @@ test: setup
 	$(RUN) -m ruff format --check .
 	OMP_NUM_THREADS=1 $(RUN) -m pytest
 
+versions: setup
+	$(RUN) scripts/parity_versions.py
+
 score: setup
 	$(RUN) -m tbac_uniimage.training.nano.domain.art
 	.venv/bin/tbac-uniimage score
 
 clean:
-	rm -rf .venv .cache/comfyui .cache/mounted .cache/demo out build *.egg-info
+	rm -rf .venv .cache/versions .cache/comfyui .cache/mounted .cache/demo out build *.egg-info

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit code: 0, 2 for bad input, 130 when stopped, others of training."""
     try:
         argv = sys.argv[1:] if argv is None else list(argv)
-        options = make_parser("score" in argv[:1]).parse_args(argv)
+        options = parse(make_parser("score" in argv[:1]), argv)
         options.run(options)
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
@@ -48,6 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         report(error)
         return BAD_INPUT
     return DONE
+
+
+def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
+    """Options of a command line. KEY=VALUE may stand behind an option too, where argparse gives up."""
+    options, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(options, "overrides") and all(re.match(r"[^-=][^=]*=", word) for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def report(error: BaseException) -> None:

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from PIL import Image
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
-from transformers.masking_utils import create_causal_mask
 
 from .connector import LadderConnector
 from .inputs import LadderInputs, LadderProcessor
 from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .rope import rope_positions
+from .versions import causal_mask, image_features, layer_output
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
@@ -66,6 +67,23 @@ def execution_device(module: torch.nn.Module) -> torch.device:
     return module.weight.device if device is None else torch.device(device)
 
 
+class PrefixCache:
+    """Keys and values of a prefix as the layers of what follows it read them.
+
+    Nothing is added to them, so a layer may run again for its gradient.
+    """
+
+    def __init__(self, cache: DynamicCache) -> None:
+        self.cache = cache
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``[batch, heads, tokens, head_dim]`` of the prefix, and those given behind."""
+        prefix = self.cache.layers[layer]
+        return torch.cat([prefix.keys, keys], dim=2), torch.cat([prefix.values, values], dim=2)
+
+
 class LadderEncoder:
     """Turns prompts and images into ladder conditions.
 
@@ -77,6 +95,11 @@ class LadderEncoder:
         num_layers: blocks of the diffusion transformer.
         system_prompt: text of the system turn.
         max_text_tokens: where the user's text is cut.
+
+    Attributes:
+        gradient_checkpointing: computes the layers of the queries twice where they take a gradient, to save
+            memory.
+        cache_vision: keeps the vision tokens of the last images, see :meth:`vision_features`.
     """
 
     def __init__(
@@ -106,6 +129,8 @@ class LadderEncoder:
             system_prompt=system_prompt,
             max_text_tokens=max_text_tokens,
         )
+        self.gradient_checkpointing = False
+        self.cache_vision = True
         self.vision_cache: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
     def __call__(
@@ -148,45 +173,61 @@ class LadderEncoder:
                 features = self.vision_features(inputs.pixel_values, inputs.image_grid_thw)
             if features is not None:
                 prefix[ids[:, :-num_queries] == image_token] = features.to(prefix)
-            self.run_layers(prefix, mask[:, :-num_queries], positions[..., :-num_queries], cache)
+            for _ in self.layer_inputs(prefix, mask[:, :-num_queries], positions[..., :-num_queries], cache):
+                pass  # their keys and values are all that is wanted
         queries = self.connector.queries.to(prefix).expand(len(ids), -1, -1)
         return self.run_layers(queries, mask, positions[..., -num_queries:], cache)
 
     def run_layers(
-        self, hidden: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: DynamicCache
+        self, hidden: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: DynamicCache
     ) -> torch.Tensor:
-        """Run all language layers but the last, appending to ``cache``.
+        """Inputs of the last ``num_layers`` layers, ``[num_layers, batch, tokens, dim]``.
+
+        See :meth:`layer_inputs`. Nothing is added to a cache that holds a prefix.
+        """
+        inputs = list(self.layer_inputs(hidden, mask, positions, cache))
+        return torch.stack(inputs[-self.num_layers :])
+
+    def layer_inputs(
+        self, hidden: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: DynamicCache
+    ) -> Iterator[torch.Tensor]:
+        """Run all language layers but the last.
 
         Args:
             hidden: embeddings ``[batch, tokens, dim]``.
-            mask: ``[batch, cached + tokens]``.
+            mask: ``[batch, cached + tokens]``, 1 = token; None if all are.
             positions: M-RoPE positions ``[3, batch, tokens]``.
+            cache: keys and values of a prefix, or empty: it is filled then.
 
-        Returns:
-            Inputs of the last ``num_layers`` layers, ``[num_layers, batch, tokens, dim]``.
+        Yields:
+            The input of every layer, ``[batch, tokens, dim]``.
         """
         language_model = self.mllm.model.language_model
-        attention_mask = create_causal_mask(language_model.config, hidden, mask, past_key_values=cache)
-        rotary = language_model.rotary_emb(hidden, positions)
-        inputs = [hidden]
+        common = {
+            "attention_mask": causal_mask(language_model.config, hidden, mask, cache),
+            "position_embeddings": language_model.rotary_emb(hidden, positions),
+            "past_key_values": PrefixCache(cache) if cache.get_seq_length() else cache,
+            "use_cache": True,
+        }
+        yield hidden
         for layer in language_model.layers[:-1]:
-            inputs.append(
-                layer(
-                    inputs[-1],
-                    attention_mask=attention_mask,
-                    position_embeddings=rotary,
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-            )
-        return torch.stack(inputs[-self.num_layers :])
+            if self.gradient_checkpointing and hidden.requires_grad:
+                # the frozen layers draw no random numbers
+                output = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False, **common)
+            else:
+                output = layer(hidden, **common)
+            hidden = layer_output(output)
+            yield hidden
 
     def vision_features(self, pixels: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
         """Vision tokens of all images in order ``[tokens, mllm_dim]``; each distinct image runs once.
 
         Several branches of a guided batch hold the same image, and an edit is often tried again with other
-        words, so features are kept by the content of the patches.
+        words, so features are kept by the content of the patches. Training does without: there hardly an
+        image comes twice.
         """
+        if not self.cache_vision:
+            return torch.cat(self.run_vision_tower(pixels, grid))
         images = pixels.split(grid.prod(-1).tolist())
         keys = [
             hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() + g.numpy().tobytes()
@@ -194,14 +235,19 @@ class LadderEncoder:
         ]
         new = {key: i for i, key in enumerate(keys) if key not in self.vision_cache}
         if new:
-            projection = self.mllm.model.visual.patch_embed.proj
-            device, chosen = execution_device(projection), list(new.values())
-            patches = torch.cat([images[i] for i in chosen]).to(device, projection.weight.dtype)
-            features = self.mllm.model.get_image_features(patches, grid[chosen].to(device))
-            self.vision_cache.update(zip(new, features.pooler_output, strict=True))
+            chosen = list(new.values())
+            features = self.run_vision_tower(torch.cat([images[i] for i in chosen]), grid[chosen])
+            self.vision_cache.update(zip(new, features, strict=True))
         for key in keys:
             self.vision_cache.move_to_end(key)
         features = [self.vision_cache[key] for key in keys]
         while len(self.vision_cache) > VISION_CACHE_SIZE:
             self.vision_cache.popitem(last=False)
         return torch.cat(features)
+
+    def run_vision_tower(self, pixels: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Vision tokens of every image, each ``[tokens, mllm_dim]``."""
+        projection = self.mllm.model.visual.patch_embed.proj
+        device = execution_device(projection)
+        patches = pixels.to(device, projection.weight.dtype)
+        return image_features(self.mllm.model, patches, grid.to(device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from diffusers import AutoencoderDC, DiffusionPipeline, ImagePipelineOutput
@@ -22,6 +22,7 @@ from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .requests import ImageInput, Request, check_request, check_size, fit_size
 from .transformer import LadderTransformer2DModel, RungKV, Rungs
 from .understanding import Answer, ask
+from .versions import IS_4, name_image_processor
 
 
 class LadderPipeline(DiffusionPipeline):
@@ -79,11 +80,18 @@ class LadderPipeline(DiffusionPipeline):
         )
 
     @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple[type, ...]]:
+        """What each argument may be, for diffusers before 0.39, which reads no annotations that are text."""
+        hints = get_type_hints(cls.__init__)
+        return {name: get_args(hint) or (hint,) for name, hint in hints.items() if name != "return"}
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> LadderPipeline:
         """Load a pipeline folder, a checkpoint in the released layout, or either from the hub.
 
         A pipeline folder takes every argument of :meth:`DiffusionPipeline.from_pretrained`. A released
-        checkpoint takes ``torch_dtype`` and those of :func:`.checkpoints.load_parts`.
+        checkpoint takes ``torch_dtype`` and those of :func:`.checkpoints.load_parts`; with transformers 4 so
+        does a pipeline folder.
         """
         from .checkpoints import is_pipeline_folder, load_parts
 
@@ -93,7 +101,8 @@ class LadderPipeline(DiffusionPipeline):
 
             patterns = ["*.json", "*.txt", "*.safetensors"]
             path = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=patterns))
-        if is_pipeline_folder(path):
+        if is_pipeline_folder(path) and not IS_4:  # it reads no tokenizer that transformers 5 saved
+            name_image_processor()
             return super().from_pretrained(path, **kwargs)
         dtype = kwargs.pop("torch_dtype", kwargs.pop("dtype", None))
         return cls(**vars(load_parts(path, dtype=dtype, **kwargs)))

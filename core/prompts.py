@@ -30,6 +30,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     result cannot contain a control token however that table is filled.
     """
     backend = tokenizer.backend_tokenizer
+    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
     words = backend.pre_tokenizer.pre_tokenize_str(text)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import transformers
-from packaging.version import Version
 from PIL import Image
 from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from .checkpoints.naming import EMBEDDING, mllm_name
 from .checkpoints.weights import find_weights, read_tensors
 from .conditions import execution_device
 from .inputs import check_images
-from .prompts import build_chat, control_token
+from .prompts import build_chat, control_token, encode_text
+from .versions import image_arguments, mend_positions
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 ANSWER_SYSTEM_PROMPT = "You are a helpful assistant."  # the one Qwen2.5-VL was tuned with
+MAX_QUESTION_TOKENS = 2048
 
 
 @dataclass
@@ -38,6 +39,51 @@ class Answer:
     rows: str = "checkpoint"
 
 
+class TextStream(BaseStreamer):
+    """Hands on the text of an answer while it grows.
+
+    Args:
+        tokenizer: decodes it.
+        on_text: called after every token with the whole text so far; may raise to stop.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+        self.tokenizer = tokenizer
+        self.on_text = on_text
+        self.ids: list[int] | None = None
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt ``[1, length]``, then every new token ``[1]``."""
+        if self.ids is None:  # generate hands over the prompt first
+            self.ids = []
+            return
+        self.ids += value.flatten().tolist()
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        self.on_text(text.strip().rstrip("\ufffd"))  # half a letter: its other bytes come with the next token
+
+    def end(self) -> None:
+        """Nothing is held back that would have to follow."""
+
+
+def check_question(
+    tokenizer: PreTrainedTokenizerBase, images: Sequence[Image.Image], question: str, max_new_tokens: int
+) -> int:
+    """How many tokens a question has, its pictures not counted.
+
+    Raises:
+        ValueError: an empty or overlong question, too many or unusable images, no room for an answer.
+    """
+    if not question.strip():
+        raise ValueError("The question is empty; ask something.")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; give at least 1.")
+    check_images([images], [question])
+    tokens = len(encode_text(tokenizer, question))
+    if tokens > MAX_QUESTION_TOKENS:
+        raise ValueError(f"The question has {tokens} tokens, {MAX_QUESTION_TOKENS} is the most; shorten it.")
+    return tokens
+
+
 @torch.no_grad()
 def ask(
     mllm: Qwen2_5_VLForConditionalGeneration,
@@ -47,6 +93,7 @@ def ask(
     question: str,
     max_new_tokens: int = 128,
     vocabulary_rows: torch.Tensor | None = None,
+    on_text: Callable[[str], None] | None = None,
 ) -> Answer:
     """Answer ``question`` about up to four images; greedy, so the same question gives the same answer.
 
@@ -56,20 +103,12 @@ def ask(
         max_new_tokens: where the answer is cut.
         vocabulary_rows: embedding rows ``[vocabulary, dim]`` of an original Qwen2.5-VL to read and write
             with. Those of a released checkpoint were shrunk by weight decay; None uses them all the same.
+        on_text: called after every token with the answer so far; what it raises ends the answer.
 
     Raises:
-        ValueError: empty question without an image, too many or unusable images, no room for an answer.
+        ValueError: see :func:`check_question`.
     """
-    if not question.strip():
-        raise ValueError("The question is empty; ask something.")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; give at least 1.")
-    check_images([images], [question])
-    if images and Version(transformers.__version__) < Version("5.8"):
-        raise ValueError(
-            f"transformers {transformers.__version__} misplaces still images when it answers about them; "
-            "install 5.8 or newer."
-        )
+    check_question(tokenizer, images, question, max_new_tokens)
     if vocabulary_rows is not None:
         mllm = with_vocabulary_rows(mllm, vocabulary_rows)
     device = execution_device(mllm.model.language_model.embed_tokens)
@@ -81,10 +120,10 @@ def ask(
         counts = (grid.prod(-1) // image_processor.merge_size**2).tolist()
         inputs = {"pixel_values": patches["pixel_values"].to(device), "image_grid_thw": grid.to(device)}
     ids = torch.tensor([build_chat(tokenizer, ANSWER_SYSTEM_PROMPT, question, counts)], device=device)
+    mend_positions(mllm)
     output = mllm.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == mllm.config.image_token_id).int(),
         # all said here, so that a generation_config.json beside one copy of a model changes nothing
         generation_config=GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -93,7 +132,9 @@ def ask(
             eos_token_id=[control_token(tokenizer, "<|im_end|>"), control_token(tokenizer, "<|endoftext|>")],
             pad_token_id=tokenizer.pad_token_id,
         ),
+        streamer=None if on_text is None else TextStream(tokenizer, on_text),
         **inputs,
+        **image_arguments(ids, mllm.config.image_token_id),
     )
     text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
     return Answer(text, "checkpoint" if vocabulary_rows is None else "qwen")

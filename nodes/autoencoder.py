@@ -11,6 +11,7 @@ import comfy.sd
 import torch
 from diffusers import AutoencoderDC
 
+from ..core.editing import as_rgb, check_pictures
 from .offload import cast_parameters, manage_strays, use_comfy_ops
 
 
@@ -58,6 +59,50 @@ class LadderVAE(comfy.sd.VAE):
         manage_strays(self.patcher)
         self.model_size()
 
+    def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
+        """Pictures ``[batch, height, width, channels]`` in 0 … 1 to latents.
+
+        Sides that are no multiples of the factor are cropped in the middle, as ComfyUI does with every VAE.
+
+        Raises:
+            ValueError: no picture, or one smaller than a latent.
+        """
+        return super().encode(self.checked_pixels(pixel_samples))
+
+    def encode_tiled(
+        self, pixel_samples: torch.Tensor, *arguments: object, **options: object
+    ) -> torch.Tensor:
+        """The same in tiles."""
+        return super().encode_tiled(self.checked_pixels(pixel_samples), *arguments, **options)
+
+    def decode(self, samples_in: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        """Latents ``[batch, channels, h, w]`` to pictures. Raises ValueError for those of another model."""
+        return super().decode(self.checked_latents(samples_in), *arguments, **options)
+
+    def decode_tiled(self, samples: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        """The same in tiles."""
+        return super().decode_tiled(self.checked_latents(samples), *arguments, **options)
+
+    def checked_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """RGB of the pictures, if there is something to encode."""
+        check_pictures("The picture to encode", pixels)
+        height, width = pixels.shape[1:3]
+        if min(height, width) < self.downscale_ratio:
+            raise ValueError(
+                f"The picture to encode is {width}x{height}; the autoencoder needs at least "
+                f"{self.downscale_ratio} pixels a side, so scale it up first."
+            )
+        return as_rgb(pixels)
+
+    def checked_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """The latents, if they are this model's."""
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
+            raise ValueError(
+                f"The latent to decode has the shape {list(latents.shape)}; this autoencoder's have "
+                f"{self.latent_channels} channels, so use the VAE of the model that drew it."
+            )
+        return latents
+
     def decode_tiled_(
         self,
         samples: torch.Tensor,
@@ -75,18 +120,30 @@ class LadderVAE(comfy.sd.VAE):
 def fit_latent_rgb(vae: LadderVAE, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Linear map from scaled latents to colours, for previews while sampling.
 
-    Least squares over the latents of coloured blocks: what the autoencoder itself says about colour.
+    Least squares over the latents of pictures with coloured shapes: what the autoencoder itself says about
+    colour. Such shapes predict the colours of drawn pictures better than plain blocks do.
 
     Returns:
         factors ``[channels, 3]`` and bias ``[3]``; colours in -1 … 1.
     """
-    side = 4 * vae.downscale_ratio
-    generator = torch.Generator().manual_seed(0)
-    blocks = [torch.rand((8, 3, count, count), generator=generator) for count in (1, 3, 5, 7)]
-    pictures = torch.cat([torch.nn.functional.interpolate(block, size=(side, side)) for block in blocks])
+    pictures = coloured_discs(count=32, side=6 * vae.downscale_ratio)
     latents = vae.encode(pictures.movedim(1, -1)).cpu().float() * scale
     inputs = latents.movedim(1, -1).reshape(-1, latents.shape[1])
     inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
     colours = torch.nn.functional.avg_pool2d(pictures, vae.downscale_ratio) * 2 - 1
     solution = torch.linalg.lstsq(inputs, colours.movedim(1, -1).reshape(-1, 3)).solution
     return solution[:-1], solution[-1]
+
+
+def coloured_discs(count: int, side: int, discs: int = 4) -> torch.Tensor:
+    """Discs of one colour each on a background of another, ``[count, 3, side, side]`` in 0 … 1."""
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.rand((discs + 1, count, 3, 1, 1), generator=generator)
+    centres = torch.rand((discs, 2, count, 1, 1, 1), generator=generator)
+    radii = 0.06 + 0.33 * torch.rand((discs, count, 1, 1, 1), generator=generator)
+    place = (torch.arange(side) + 0.5) / side
+    pictures = colours[0].expand(count, 3, side, side)
+    for colour, (down, right), radius in zip(colours[1:], centres, radii, strict=True):
+        inside = (place[:, None] - down) ** 2 + (place - right) ** 2 < radius**2
+        pictures = torch.where(inside, colour, pictures)
+    return pictures

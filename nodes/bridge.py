@@ -8,42 +8,57 @@ import comfy.model_management
 import comfy.model_patcher
 import torch
 
-from ..core.checkpoints import load_parts
+from ..core.checkpoints import FileWatch, load_parts, own_weights
 from .autoencoder import LadderVAE, fit_latent_rgb
 from .diffusion import LadderLatentFormat, make_model
 from .mllm import LadderMLLM, LatentSize
+from .offload import store_layers
 
 TORCH_DTYPES = {
     "default": None,
     "bf16": torch.bfloat16,
+    "fp16": torch.float16,
     "fp32": torch.float32,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
+COMPUTED_IN = (torch.bfloat16, torch.float32)
 
 
 def load_for_comfy(
-    path: Path, weight_dtype: str = "default"
+    path: Path, weight_dtype: str = "default", transformer_file: Path | None = None
 ) -> tuple[comfy.model_patcher.ModelPatcher, LadderMLLM, LadderVAE]:
     """Load a checkpoint; every weight is held once, by the object that ComfyUI manages.
 
+    The weights are copied out of the files, which may be replaced or removed afterwards.
+
     Args:
         path: pipeline folder, released folder or file.
-        weight_dtype: a key of ``TORCH_DTYPES``, for the diffusion model. "fp32" and "bf16" hold for the
-            MLLM and the autoencoder too.
+        weight_dtype: a key of ``TORCH_DTYPES``. "bf16" and "fp32" hold for all parts, the others for the
+            large weights of the diffusion model and of the language model; the autoencoder is small and
+            keeps what ComfyUI prefers.
+        transformer_file: a diffusion transformer alone, in place of the checkpoint's own.
 
     Raises:
         ValueError: what is wrong with the checkpoint, one sentence.
     """
-    parts = load_parts(path)
     dtype = TORCH_DTYPES[weight_dtype]
-    others = dtype if dtype in (torch.bfloat16, torch.float32) else None
-    vae = LadderVAE(parts.vae, others)
+    computed = dtype if dtype in COMPUTED_IN else None
+    watch = FileWatch(path, *([] if transformer_file is None else [transformer_file]))
+    parts = load_parts(path, transformer_file=transformer_file)
+    own_weights(parts.vae, watch, computed)
+    own_weights(parts.transformer, watch, computed)
+    if computed is None:
+        device = comfy.model_management.text_encoder_device()
+        computed = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
+    own_weights(parts.mllm, watch, computed)
+    own_weights(parts.connector, watch, computed)
+
+    vae = LadderVAE(parts.vae, dtype if dtype in COMPUTED_IN else None)
     config = parts.transformer.config
     size = LatentSize(config.in_channels, vae.downscale_ratio, config.sample_size * vae.downscale_ratio)
     scale = parts.vae.config.scaling_factor
     latent_format = LadderLatentFormat(size, scale, fit_latent_rgb(vae, scale))
-    if others is None:
-        device = comfy.model_management.text_encoder_device()
-        others = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
-    mllm = LadderMLLM(parts, others, size)
+    mllm = LadderMLLM(parts, computed, size)
+    if dtype not in (None, *COMPUTED_IN):
+        store_layers(mllm.patcher.model["mllm"], dtype)
     return make_model(parts.transformer, latent_format, dtype), mllm, vae

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from comfy_api.latest import io
 
+from .compat import schema
 from .loading import MLLM
 
 if TYPE_CHECKING:
@@ -27,39 +28,71 @@ def image_inputs(first_optional: bool) -> list[io.Input]:
 
 
 def to_pil(*batches: torch.Tensor | None) -> list[Image.Image]:
-    """ComfyUI pictures ``[batch, height, width, channels]`` in 0 … 1 as PIL images, without alpha."""
+    """ComfyUI pictures ``[batch, height, width, channels]`` in 0 … 1 as RGB images, without alpha.
+
+    Raises:
+        ValueError: a picture without pixels, or with values that are no numbers.
+    """
     from PIL import Image
 
-    pictures = [picture for batch in batches if batch is not None for picture in batch[..., :3]]
+    batches = tuple(batch for batch in batches if batch is not None)
+    for batch in batches:
+        if batch.ndim != 4 or 0 in batch.shape:
+            raise ValueError(f"An input picture has the shape {list(batch.shape)}; connect one with pixels.")
+        if not torch.isfinite(batch).all():
+            raise ValueError("An input picture holds values that are no finite numbers; connect another.")
+    pictures = [picture for batch in batches for picture in batch[..., :3]]
+    pictures = [p if p.shape[-1] == 3 else p[..., :1].expand(-1, -1, 3) for p in pictures]
     arrays = [(picture.clamp(0, 1) * 255).round().byte().cpu().numpy() for picture in pictures]
     return [Image.fromarray(array) for array in arrays]
 
 
 class LadderEncode(io.ComfyNode):
-    """One prompt, with or without pictures."""
+    """A prompt, with or without pictures, and what guidance compares it with."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return io.Schema(
+        return schema(
             node_id="TBACUniImageEncode",
             display_name="Multi-Layer MLLM Encode",
             category="TBAC-UniImage",
             description="Reads the prompt (and up to four pictures) with the multimodal language model and "
             "keeps what its last layers think: one condition for every block of the diffusion model.",
+            search_aliases=["prompt", "text encode", "clip text encode", "conditioning", "uniimage"],
             inputs=[
                 MLLM.Input("mllm", tooltip="From Load Model (TBAC-UniImage)."),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What to draw. Plain text: weights and control tokens have no meaning. Leave it "
-                    "empty for the negative side.",
+                    tooltip="What to draw. Plain text: weights and control tokens have no meaning. 256 "
+                    "tokens are read.",
                 ),
                 *image_inputs(first_optional=True),
+                io.String.Input(
+                    "negative_prompt",
+                    default="",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    optional=True,
+                    tooltip="What to steer away from; usually empty.",
+                ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="conditioning", tooltip="For any sampler or guider.")
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="Prompt and pictures. For any sampler or guider."
+                ),
+                io.Conditioning.Output(
+                    display_name="negative",
+                    tooltip="The negative prompt; with pictures, beside black ones of the same sizes.",
+                ),
+                io.Conditioning.Output(
+                    display_name="image_only",
+                    tooltip="Image-negative: the pictures with the negative prompt. For image_only of Ladder "
+                    "Sampler, cond2 of DualCFGGuider, or the negative of KSampler for text guidance alone. "
+                    "Without pictures the same as negative.",
+                ),
             ],
         )
 
@@ -72,10 +105,15 @@ class LadderEncode(io.ComfyNode):
         image_2: torch.Tensor | None = None,
         image_3: torch.Tensor | None = None,
         image_4: torch.Tensor | None = None,
+        negative_prompt: str = "",
     ) -> io.NodeOutput:
-        """Encode one prompt."""
-        states = mllm.encode([prompt], [to_pil(image, image_2, image_3, image_4)])
-        return io.NodeOutput([[states, {}]])
+        """Encode the branches of guidance; what was encoded lately is not encoded again."""
+        from ..core.guidance import branch_inputs
+
+        pictures = to_pil(image, image_2, image_3, image_4)
+        prompts, images = branch_inputs([prompt], [negative_prompt], [pictures], branches=3)
+        negative, image_only, positive = ([[row[None], {}]] for row in mllm.encode(prompts, images))
+        return io.NodeOutput(positive, negative, image_only)
 
 
 class LadderImageEdit(io.ComfyNode):
@@ -86,7 +124,7 @@ class LadderImageEdit(io.ComfyNode):
         """The node's face."""
         return io.Schema(
             node_id="TBACUniImageEdit",
-            display_name="Image Edit (TBAC-UniImage)",
+            display_name="Edit Conditions (TBAC-UniImage)",
             category="TBAC-UniImage",
             description="Prepares an edit: the three conditions of image and text guidance, and an empty "
             "latent in the proportions of the picture.",
@@ -140,7 +178,7 @@ class LadderImageEdit(io.ComfyNode):
         negative_prompt: str = "",
         side: int = 0,
     ) -> io.NodeOutput:
-        """Encode the three branches as one batch; each distinct picture passes the vision tower once."""
+        """Encode the three branches; each distinct picture passes the vision tower once."""
         from ..core.guidance import branch_inputs
         from ..core.requests import check_request, fit_size
 

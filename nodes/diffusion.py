@@ -9,17 +9,18 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.supported_models_base
-import comfy.utils
 import torch
 from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..core.conditions import unfold_condition
+from ..core.rungs import scale_rungs
 from ..core.schedulers import FLOW_SHIFT
 from ..core.transformer import LadderTransformer2DModel, Rungs
 from .mllm import LatentSize
-from .offload import cast_parameters, manage_strays, stray_parameters, use_comfy_ops
+from .offload import cast_parameters, manage_strays, use_comfy_ops
 
 EXACT_TIMESTEP = "tbac_uniimage_timestep"
+RUNG_GAINS = "tbac_uniimage_gains"  # transformer option: a tuple of one gain per rung
 
 
 class LadderLatentFormat(comfy.latent_formats.LatentFormat):
@@ -87,18 +88,34 @@ class LadderDiT(LadderTransformer2DModel):
         **_: object,
     ) -> torch.Tensor:
         """What :meth:`forward` does inside other packs' wrappers."""
+        refuse_patches(control, transformer_options)
         exact = transformer_options.get(EXACT_TIMESTEP)
         if exact is not None:
             timesteps = torch.full_like(timesteps, exact)
         timesteps = timesteps * self.config.timestep_scale
-        return super().forward(x, self.rungs_of(context), timesteps, return_dict=False)[0]
+        rungs = self.rungs_of(context)
+        gains = transformer_options.get(RUNG_GAINS)
+        if gains is not None:
+            rungs = scale_rungs(rungs, gains)
+        return super().forward(x, rungs, timesteps, return_dict=False)[0]
 
     def rungs_of(self, context: torch.Tensor) -> Rungs:
-        """Rungs of a folded condition ``[batch, queries, layers * dim]``."""
+        """Rungs of a folded condition ``[batch, queries, layers * dim]``.
+
+        Raises:
+            ValueError: a conditioning of another model.
+        """
+        layers, width = self.config.num_layers, self.config.caption_channels
+        if context is None or context.ndim != 3 or context.shape[-1] != layers * width:
+            found = "none" if context is None else f"of shape {list(context.shape)}"
+            raise ValueError(
+                f"The conditioning is {found}, this model needs {layers} rungs of {width} values; make it "
+                "with Multi-Layer MLLM Encode of the same model."
+            )
         for known, rungs in self.rung_cache or ():
             if known.shape == context.shape and torch.equal(known, context):
                 return rungs
-        rungs = self.prepare_rungs(unfold_condition(context, self.config.num_layers))
+        rungs = self.prepare_rungs(unfold_condition(context, layers))
         if self.rung_cache is not None:
             self.rung_cache.append((context, rungs))
         return rungs
@@ -112,6 +129,66 @@ class LadderModel(comfy.model_base.BaseModel):
             config, comfy.model_base.ModelType.FLOW, device=device, unet_model=lambda **_: transformer
         )
 
+    def extra_conds(self, **given: object) -> dict:
+        """What a conditioning carries besides its states. Raises ValueError for what has no meaning here."""
+        if given.get("reference_latents"):
+            raise ValueError(
+                "The conditioning holds reference latents, which this model does not read; connect the "
+                "picture to Edit Conditions or Multi-Layer MLLM Encode instead of ReferenceLatent."
+            )
+        return super().extra_conds(**given)
+
+
+def refuse_patches(control: object, options: dict) -> None:
+    """Raise ValueError for what other nodes ask of attention layers that this model has not."""
+    if control is not None:
+        raise ValueError(
+            "A ControlNet is connected and this model has none; remove it, or edit the picture instead."
+        )
+    asked = sorted(
+        name
+        for kind in ("patches", "patches_replace")
+        for name, found in options.get(kind, {}).items()
+        if found
+    )
+    if asked:
+        raise ValueError(
+            f"A node patches {', '.join(asked)}, which this model has not, so it would change nothing; "
+            "remove the node between Load Model and the sampler."
+        )
+
+
+def prepare_run(
+    executor: WrapperExecutor,
+    noise: torch.Tensor,
+    latents: torch.Tensor,
+    *arguments: object,
+    **options: object,
+) -> torch.Tensor:
+    """ComfyUI's wrapper of a whole run: refuses other models' latents, and makes areas in pixels right.
+
+    ConditioningSetArea divides pixels by 8 whatever the model; here a latent may be 32 pixels wide.
+    """
+    guider = executor.class_obj
+    size = guider.model_patcher.get_model_object("latent_format").size
+    if latents.ndim != 4 or latents.shape[1] != size.channels:
+        raise ValueError(
+            f"The latent has the shape {list(latents.shape)} and this model needs {size.channels} channels; "
+            "encode the picture with the VAE of Load Model, or use Empty Ladder Latent."
+        )
+    for conditioning in guider.conds.values():
+        for entry in conditioning:
+            area = entry.get("area")
+            if area is not None and area[0] != "percentage":
+                sides = [max(1, round(length * 8 / size.factor)) for length in area[:2]]
+                entry["area"] = (*sides, *(round(place * 8 / size.factor) for place in area[2:]))
+    return executor(noise, latents, *arguments, **options)
+
+
+def can_compute(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether ComfyUI would compute in a dtype on a device."""
+    return dtype == torch.float32 or comfy.model_management.should_use_bf16(device)
+
 
 def make_model(
     transformer: LadderTransformer2DModel, latent_format: LadderLatentFormat, dtype: torch.dtype | None
@@ -119,7 +196,9 @@ def make_model(
     """Turn the core transformer, in place, into a MODEL.
 
     Args:
-        dtype: dtype of the weights; None lets ComfyUI choose for the device.
+        dtype: dtype of the weights; None lets ComfyUI choose for the device. In one that the model does not
+            compute in (float16, which linear attention overflows, and float8) only the weights of linear and
+            convolution layers are kept.
     """
     management = comfy.model_management
     device, offload_device = management.get_torch_device(), management.unet_offload_device()
@@ -128,20 +207,21 @@ def make_model(
     if dtype is None:
         count = sum(parameter.numel() for parameter in transformer.parameters())
         dtype = management.unet_dtype(device, count, config.supported_inference_dtypes)
-    compute = management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
-    config.set_inference_dtype(dtype, compute)
+    compute = dtype
+    if dtype not in config.supported_inference_dtypes or not can_compute(dtype, device):
+        compute = torch.bfloat16 if can_compute(torch.bfloat16, device) else torch.float32
+    config.set_inference_dtype(dtype, None if compute == dtype else compute)
     config.custom_operations = comfy.ops.pick_operations(dtype, compute)
 
-    cast_parameters(transformer.eval().requires_grad_(False), dtype)
-    for name in stray_parameters(transformer):  # added to activations, never cast on the way
-        weight = comfy.utils.get_attr(transformer, name)
-        weight.data = weight.data.to(compute or dtype)
+    # norms, biases and tables stay precise: few bytes, and the tables are added without a cast on the way
+    cast_parameters(transformer.eval().requires_grad_(False), compute, layers=dtype)
     use_comfy_ops(transformer, config.custom_operations)
     transformer.__class__ = LadderDiT
     patcher = comfy.model_patcher.ModelPatcher(
         LadderModel(config, transformer, offload_device), load_device=device, offload_device=offload_device
     )
     manage_strays(patcher)
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "tbac_uniimage", prepare_run)
     remember_rungs_while_sampling(patcher)
     return patcher
 

@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import folder_paths
 from comfy_api.latest import io
 
+from .compat import schema
+from .models import EMBEDDED, EMBEDDED_FOLDER, add_folders, base_of, find_models, missing, model_path, stamp
+
+__all__ = ["EMBEDDED", "EMBEDDED_FOLDER", "MLLM", "LadderLoadModel"]
+
 MLLM = io.Custom("TBAC_UNIIMAGE_MLLM")
-EMBEDDED = "nano (embedded)"
-EMBEDDED_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "nano"
-MODEL_FOLDER = "uniimage"
-DTYPES = ["default", "bf16", "fp32", "fp8_e4m3fn"]
+DTYPES = ["default", "bf16", "fp16", "fp32", "fp8_e4m3fn"]
+AUTO = "auto"
 
-folder_paths.add_model_folder_path(MODEL_FOLDER, str(Path(folder_paths.models_dir) / MODEL_FOLDER))
-# a folder added this way lists every file until it is told its extensions
-folder_paths.folder_names_and_paths[MODEL_FOLDER][1].add(".safetensors")
-
-
-def find_checkpoints() -> dict[str, Path]:
-    """Name -> path of the embedded model and of everything loadable under ``models/uniimage``."""
-    found = {EMBEDDED: EMBEDDED_FOLDER}
-    for folder in map(Path, folder_paths.get_folder_paths(MODEL_FOLDER)):
-        for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
-            is_model = entry.suffix == ".safetensors" or any(
-                (entry / name).is_file() for name in ("model_index.json", "config.json")
-            )
-            if is_model:
-                found.setdefault(entry.name, entry)
-    return found
+add_folders()
 
 
 class LadderLoadModel(io.ComfyNode):
-    """Loads a checkpoint in the released layout or a pipeline folder."""
+    """Loads a checkpoint in the released layout, a pipeline folder, or a diffusion transformer alone."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return io.Schema(
+        found = list(find_models())
+        return schema(
             node_id="TBACUniImageLoadModel",
             display_name="Load Model (TBAC-UniImage)",
             category="TBAC-UniImage",
             description="Loads a TBAC-UniImage model: the embedded nano model, or a checkpoint that lies in "
             "models/uniimage (a folder, or one .safetensors file).",
+            search_aliases=["uniimage", "checkpoint loader", "load uniimage", "ladder", "qwen sana"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=list(find_checkpoints()),
+                    options=found,
                     default=EMBEDDED,
                     tooltip="The embedded nano model draws 64-pixel icon scenes and needs no download. Put "
                     "the released checkpoint into models/uniimage to see it here.",
@@ -55,30 +42,51 @@ class LadderLoadModel(io.ComfyNode):
                     "weight_dtype",
                     options=DTYPES,
                     default="default",
-                    tooltip="How the diffusion model's weights are kept. default: what ComfyUI prefers for "
-                    "this device. fp8_e4m3fn halves its memory at some loss of quality.",
+                    tooltip="How the weights are kept. default: what ComfyUI prefers for this device. bf16 "
+                    "and fp32: all three parts. fp8_e4m3fn and fp16: diffusion model and language model, "
+                    "which still compute in bf16 or fp32; fp8 halves their memory at some loss of quality.",
+                ),
+                io.Combo.Input(
+                    "base",
+                    options=[AUTO, *found],
+                    default=AUTO,
+                    optional=True,
+                    tooltip="Only for a file that holds a diffusion transformer alone, as ModelSave writes "
+                    "it: the model that the other parts come from. auto = the one whose sizes fit.",
                 ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For Ladder Sampler, KSampler, guiders, LoRA."),
-                MLLM.Output(display_name="mllm", tooltip="For Multi-Layer MLLM Encode and Image Edit."),
+                MLLM.Output(display_name="mllm", tooltip="For the encode and edit nodes of the pack."),
                 io.Vae.Output(display_name="vae", tooltip="For VAE Encode and VAE Decode."),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, checkpoint: str, weight_dtype: str) -> bool | str:
+    def validate_inputs(cls, checkpoint: str, weight_dtype: str, base: str = AUTO) -> bool | str:
         """ComfyUI 0.3 does not check the choices of V3 nodes."""
-        known = list(find_checkpoints())
-        if checkpoint not in known:
-            return f"There is no model {checkpoint!r} in models/{MODEL_FOLDER}; known: {', '.join(known)}."
-        if weight_dtype not in DTYPES:
+        known = list(find_models())
+        for name in (checkpoint, base):
+            if name not in (None, AUTO, *known):
+                return missing(name, known)
+        if weight_dtype not in (None, *DTYPES):
             return f"weight_dtype is {weight_dtype!r}; choose {', '.join(DTYPES)}."
         return True
 
     @classmethod
-    def execute(cls, checkpoint: str, weight_dtype: str) -> io.NodeOutput:
+    def fingerprint_inputs(cls, checkpoint: str, weight_dtype: str, base: str = AUTO) -> str:
+        """A file that was replaced is loaded again."""
+        found = find_models()
+        paths = [found[name] for name in (checkpoint, base) if name in found and name != EMBEDDED]
+        return stamp(*paths)
+
+    @classmethod
+    def execute(cls, checkpoint: str, weight_dtype: str, base: str = AUTO) -> io.NodeOutput:
         """Load the parts once and hand them to ComfyUI's memory management."""
+        from ..core.checkpoints import is_transformer_alone
         from .bridge import load_for_comfy
 
-        return io.NodeOutput(*load_for_comfy(find_checkpoints()[checkpoint], weight_dtype))
+        path = model_path(checkpoint)
+        if path.is_file() and is_transformer_alone(path):
+            return io.NodeOutput(*load_for_comfy(base_of(checkpoint, base), weight_dtype, path))
+        return io.NodeOutput(*load_for_comfy(path, weight_dtype))

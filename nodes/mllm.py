@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -11,13 +14,18 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 from PIL import Image
+from transformers import Qwen2_5_VLForConditionalGeneration
 
-from ..core.conditions import LadderEncoder, fold_condition
+from ..core.conditions import LadderEncoder, execution_device, fold_condition
 from ..core.requests import check_size
+from ..core.understanding import Answer, ask, check_question
 from .offload import cast_parameters, manage_strays, use_comfy_ops
 
 if TYPE_CHECKING:
     from ..core.checkpoints import LadderParts
+
+
+CONDITIONS_KEPT = 12  # of single prompts; one of the released model is 12 MB in float32
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,40 @@ class LatentSize:
         return {"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())}
 
 
+class ManagedMLLM(Qwen2_5_VLForConditionalGeneration):
+    """Generates where ComfyUI computes, also when the first weights lie elsewhere."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return execution_device(self.model.language_model.embed_tokens)
+
+
+class TiedHead(torch.nn.Module):
+    """The language model's head: its embedding's own weight, wherever ComfyUI keeps it just now."""
+
+    def __init__(self, embedding: torch.nn.Embedding) -> None:
+        super().__init__()
+        self.embedding = (embedding,)  # hidden from torch, which would count the weight again
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits ``[..., vocabulary]`` of states ``[..., dim]``."""
+        embedding = self.embedding[0]
+        weight, _, stream = comfy.ops.cast_bias_weight(embedding, hidden_states, offloadable=True)
+        logits = torch.nn.functional.linear(hidden_states, weight)
+        comfy.ops.uncast_bias_weight(embedding, weight, None, stream)
+        return logits
+
+
+def row_key(prompt: str, images: list[Image.Image]) -> bytes:
+    """The same for the same prompt and the same pixels."""
+    digest = hashlib.blake2b(prompt.encode("utf-8", "surrogatepass"), digest_size=16)
+    for image in images:
+        digest.update(repr((image.mode, image.size)).encode())
+        digest.update(image.tobytes())
+    return digest.digest()
+
+
 class LadderMLLM:
     """What the MLLM socket carries.
 
@@ -53,6 +95,7 @@ class LadderMLLM:
     def __init__(self, parts: LadderParts, dtype: torch.dtype, size: LatentSize) -> None:
         management = comfy.model_management
         self.size = size
+        self.known: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self.encoder = LadderEncoder(
             parts.mllm,
             parts.connector,
@@ -76,18 +119,66 @@ class LadderMLLM:
         place = SimpleNamespace(execution_device=self.patcher.load_device)
         parts.mllm.model.language_model.embed_tokens._hf_hook = place
         parts.mllm.model.visual.patch_embed.proj._hf_hook = place
+        parts.mllm.lm_head = TiedHead(parts.mllm.model.language_model.embed_tokens)
+        parts.mllm.__class__ = ManagedMLLM
 
     def encode(self, prompts: list[str], images: list[list[Image.Image]]) -> torch.Tensor:
         """Folded conditions ``[prompts, queries, layers * dim]``, float32.
 
+        Every prompt is encoded alone, so that its condition does not depend in the last bits on what it came
+        with; the last :data:`CONDITIONS_KEPT` are kept and never encoded again.
+
         Raises:
             ValueError: bad prompts or pictures, before the weights are moved.
         """
-        inputs = self.encoder.tokenize(prompts, images)
+        keys = [row_key(prompt, group) for prompt, group in zip(prompts, images, strict=True)]
+        found = {key: self.known[key] for key in keys if key in self.known}
+        inputs = {
+            key: self.encoder.tokenize([prompt], [group])
+            for key, prompt, group in zip(keys, prompts, images, strict=True)
+            if key not in found
+        }
+        if inputs:
+            self.load(max(row.input_ids.numel() for row in inputs.values()))
+        for key, row in inputs.items():
+            with torch.no_grad():
+                states = fold_condition(self.encoder.encode(row).states)
+            found[key] = states.float().to(comfy.model_management.intermediate_device())
+        for key in keys:
+            self.known[key] = found[key]
+            self.known.move_to_end(key)
+        while len(self.known) > CONDITIONS_KEPT:
+            self.known.popitem(last=False)
+        return torch.cat([found[key] for key in keys])
+
+    def ask(
+        self,
+        images: list[Image.Image],
+        question: str,
+        max_new_tokens: int,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer a question about pictures, see :func:`..core.understanding.ask`.
+
+        Raises:
+            ValueError: a bad question or bad pictures, before the weights are moved.
+        """
+        encoder = self.encoder
+        processor = encoder.processor
+        tokens = check_question(processor.tokenizer, images, question, max_new_tokens)
+        self.load(tokens + max_new_tokens)
+        return ask(
+            encoder.mllm,
+            processor.tokenizer,
+            processor.image_processor,
+            images,
+            question,
+            max_new_tokens,
+            on_text=on_text,
+        )
+
+    def load(self, tokens: int) -> None:
+        """Have ComfyUI bring the weights to the device, with room for the activations of ``tokens``."""
         config = self.encoder.mllm.config.text_config
-        tokens = inputs.input_ids.numel()
         activations = tokens * config.hidden_size * 4 * (config.num_hidden_layers + 16)
         comfy.model_management.load_models_gpu([self.patcher], memory_required=activations)
-        with torch.no_grad():
-            states = self.encoder.encode(inputs).states
-        return fold_condition(states).float().to(comfy.model_management.intermediate_device())

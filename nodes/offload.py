@@ -10,6 +10,7 @@ from comfy.patcher_extension import CallbacksMP
 from diffusers.models.normalization import RMSNorm
 
 CASTABLE = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Embedding", "GroupNorm", "LayerNorm")
+LAYERS = (torch.nn.Linear, torch.nn.Conv2d)  # nearly all bytes; SANA has many 1x1 convolutions
 
 
 class CastRMSNorm(RMSNorm, comfy.ops.CastWeightBiasOp):
@@ -46,10 +47,32 @@ def scaled_rms_norm(norm: torch.nn.Module, hidden_states: torch.Tensor, eps: flo
     return x
 
 
-def cast_parameters(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """Cast parameters in place, one at a time. Buffers stay: rotary frequencies need their full precision."""
+def cast_parameters(
+    module: torch.nn.Module, dtype: torch.dtype, layers: torch.dtype | None = None
+) -> torch.nn.Module:
+    """Cast parameters in place, one at a time. Buffers stay: rotary frequencies need their full precision.
+
+    Args:
+        layers: dtype of the weights of :data:`LAYERS`, if it is another.
+    """
+    weights = {id(layer.weight) for layer in module.modules() if isinstance(layer, LAYERS)}
     for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
+        parameter.data = parameter.data.to(layers if layers and id(parameter) in weights else dtype)
+    return module
+
+
+def store_layers(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Keep the weights of :data:`LAYERS` in ``dtype`` and cast them back for every use.
+
+    Few bytes lie elsewhere, and norms, biases, embeddings and tables suffer most from a short dtype.
+
+    Args:
+        module: after :func:`use_comfy_ops`.
+    """
+    for layer in module.modules():
+        if isinstance(layer, LAYERS):
+            layer.weight.data = layer.weight.data.to(dtype)
+            layer.comfy_cast_weights = True
     return module
 
 
@@ -61,6 +84,8 @@ def use_comfy_ops(root: torch.nn.Module, operations: type) -> torch.nn.Module:
         if hasattr(module, "variance_epsilon"):
             module.__class__ = CastQwenRMSNorm
         module.__class__ = classes.get(type(module), type(module))
+        if isinstance(module, torch.nn.Embedding):
+            module.bias = None  # comfy.ops asks for one when it casts
     return root
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
+
+from .compat import schema
+from .ladders import GAINS
+from .limits import check, problem
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +17,57 @@ if TYPE_CHECKING:
     from .mllm import LatentSize
 
 MAX_GUIDANCE = 100.0
+
+
+def seed_input(tooltip: str) -> io.Int.Input:
+    """A seed that the page may count up or draw anew."""
+    return io.Int.Input(
+        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
+    )
+
+
+def guidance_input(name: str, default: float, tooltip: str) -> io.Float.Input:
+    """A guidance scale."""
+    return io.Float.Input(name, default=default, min=0.0, max=MAX_GUIDANCE, step=0.1, tooltip=tooltip)
+
+
+def image_only_input() -> io.Conditioning.Input:
+    """The branch with the picture and without the prompt."""
+    return io.Conditioning.Input(
+        "image_only",
+        optional=True,
+        tooltip="From Multi-Layer MLLM Encode with pictures: adds guidance towards them, at one more "
+        "evaluation a step.",
+    )
+
+
+def interval_inputs() -> list[io.Input]:
+    """The part of the steps that is guided."""
+    ends = (
+        ("guidance_start", 0.0, "Steps before this part of them run without guidance, which is faster."),
+        ("guidance_end", 1.0, "Steps from this part on run without guidance, which is faster; 1 = never."),
+    )
+    return [
+        io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, optional=True, tooltip=tooltip)
+        for name, default, tooltip in ends
+    ]
+
+
+def interval_problem(start: float | None, end: float | None) -> str | None:
+    """What is wrong with a guidance interval, in one sentence; None if nothing is, or an end is unknown."""
+    if start is None or end is None or start < end:
+        return None
+    return f"guidance_start is {start} and guidance_end {end}; let it start before it ends."
+
+
+def gains_input() -> io.Input:
+    """Gains made by Rung Gains."""
+    return GAINS.Input(
+        "gains",
+        optional=True,
+        tooltip="From Rung Gains: how loud every rung is. They take the place of the gains that the model "
+        "brings along.",
+    )
 
 
 def latent_size(model: ModelPatcher) -> LatentSize:
@@ -43,10 +97,11 @@ class LadderEmptyLatent(io.ComfyNode):
             for name in ("width", "height")
         ]
         batch = io.Int.Input("batch_size", default=1, min=1, max=256, tooltip="How many pictures to draw.")
-        return io.Schema(
+        return schema(
             node_id="TBACUniImageEmptyLatent",
             display_name="Empty Ladder Latent",
             category="TBAC-UniImage",
+            search_aliases=["empty latent image", "size", "resolution", "uniimage"],
             description="An empty latent with the channels and the compression of the connected model.",
             inputs=[io.Model.Input("model", tooltip="From Load Model (TBAC-UniImage)."), *sides, batch],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For any sampler.")],
@@ -55,73 +110,99 @@ class LadderEmptyLatent(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, width: int, height: int, batch_size: int) -> io.NodeOutput:
         """Zeros of the right shape."""
+        check(cls, batch_size=batch_size)
         size = latent_size(model)
         return io.NodeOutput(size.empty_latent(width or size.native, height or size.native, batch_size))
 
 
 class LadderSampler(io.ComfyNode):
-    """The published sampling recipe in one node."""
+    """The published sampling recipe in one node, and everything that may be changed about it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return io.Schema(
+        from comfy.samplers import KSampler
+
+        return schema(
             node_id="TBACUniImageSampler",
             display_name="Ladder Sampler",
             category="TBAC-UniImage",
-            description="Samples with the published recipe (DPM-Solver++ 2M, flow sigmas, shift 3). Connect "
-            "image_only for an edit with image guidance.",
+            description="Samples with the published recipe (DPM-Solver++ 2M, flow sigmas, shift 3) or any "
+            "sampler of ComfyUI. Connect image_only for an edit with image guidance.",
+            search_aliases=["ksampler", "sampler", "cfg", "dual cfg", "guidance interval", "uniimage"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load Model (TBAC-UniImage), with or without LoRA."),
                 io.Conditioning.Input("positive", tooltip="The prompt, with its picture when editing."),
                 io.Conditioning.Input("negative", tooltip="What guidance steers away from."),
                 io.Latent.Input(
-                    "latent", tooltip="Sets size and batch: Empty Ladder Latent, or Image Edit's."
+                    "latent", tooltip="Sets size and batch: Empty Ladder Latent, or VAE Encode with denoise."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The same seed gives the same picture.",
-                ),
+                seed_input("The same seed gives the same picture."),
                 io.Int.Input(
                     "steps", default=30, min=1, max=1000, tooltip="Denoising steps; 30 is the recipe."
                 ),
-                io.Float.Input(
-                    "guidance",
-                    default=4.5,
-                    min=0.0,
-                    max=MAX_GUIDANCE,
-                    step=0.1,
-                    tooltip="How strongly the prompt steers; 1 = no guidance.",
-                ),
-                io.Float.Input(
+                guidance_input("guidance", 4.5, "How strongly the prompt steers; 1 = no guidance."),
+                guidance_input(
                     "image_guidance",
-                    default=1.5,
-                    min=0.0,
-                    max=MAX_GUIDANCE,
-                    step=0.1,
-                    tooltip="How strongly the input picture steers; only with image_only connected.",
+                    1.5,
+                    "How strongly the input picture steers; only with image_only connected.",
                 ),
-                io.Conditioning.Input(
-                    "image_only",
+                image_only_input(),
+                io.Combo.Input(
+                    "sampler",
+                    options=["recipe", *KSampler.SAMPLERS],
+                    default="recipe",
                     optional=True,
-                    tooltip="From Image Edit: adds guidance towards the input picture, at three evaluations "
-                    "a step.",
+                    tooltip="recipe: DPM-Solver++ 2M exactly as in the Python pipeline. The others are those "
+                    "of KSampler.",
                 ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=["recipe", *KSampler.SCHEDULERS],
+                    default="recipe",
+                    optional=True,
+                    tooltip="recipe: flow sigmas of shift 3, as in the Python pipeline. The others are those "
+                    "of KSampler.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Below 1, sampling starts from the latent's own picture with so much noise on "
+                    "it; 0 returns it as it is.",
+                ),
+                *interval_inputs(),
+                gains_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
         )
 
     @classmethod
-    def validate_inputs(cls, guidance: float, image_guidance: float) -> bool | str:
+    def validate_inputs(
+        cls,
+        guidance: float | None = None,
+        image_guidance: float | None = None,
+        sampler: str | None = None,
+        scheduler: str | None = None,
+        denoise: float | None = None,
+        guidance_start: float | None = None,
+        guidance_end: float | None = None,
+    ) -> bool | str:
         """ComfyUI's own range check lets NaN pass."""
-        for name, value in (("guidance", guidance), ("image_guidance", image_guidance)):
-            if value is not None and not (math.isfinite(value) and 0 <= value <= MAX_GUIDANCE):
-                return f"{name} is {value}; give a number from 0 to {MAX_GUIDANCE:g}, 1 for no guidance."
-        return True
+        found = problem(
+            cls,
+            guidance=guidance,
+            image_guidance=image_guidance,
+            sampler=sampler,
+            scheduler=scheduler,
+            denoise=denoise,
+            guidance_start=guidance_start,
+            guidance_end=guidance_end,
+        )
+        return found or interval_problem(guidance_start, guidance_end) or True
 
     @classmethod
     def execute(
@@ -135,40 +216,31 @@ class LadderSampler(io.ComfyNode):
         guidance: float,
         image_guidance: float,
         image_only: list | None = None,
+        sampler: str = "recipe",
+        scheduler: str = "recipe",
+        denoise: float = 1.0,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        gains: tuple[float, ...] | None = None,
     ) -> io.NodeOutput:
         """Sample with ComfyUI's guiders, previews, progress and interrupts."""
-        import comfy.model_management
-        import comfy.sample
-        import comfy.utils
-        import latent_preview
-        from comfy.samplers import CFGGuider
-        from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+        from .guidance import LadderGuidance, choose_sampler, choose_sigmas, sample_latent
+        from .ladders import ladder_of, with_gains
 
-        from .solver import recipe_sampler, recipe_sigmas
-
-        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-        check_batch(samples, positive, negative, image_only or [])
-        if image_only is None:
-            guider = CFGGuider(model)
-            guider.set_conds(positive, negative)
-            guider.set_cfg(guidance)
-        else:
-            guider = Guider_DualCFG(model)
-            guider.set_conds(positive, image_only, negative)
-            guider.set_cfg(guidance, image_guidance)
-        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-        result = guider.sample(
-            noise,
-            samples,
-            recipe_sampler(),
-            recipe_sigmas(steps),
-            denoise_mask=latent.get("noise_mask"),
-            callback=latent_preview.prepare_callback(model, steps),
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=seed,
+        found = cls.validate_inputs(
+            guidance, image_guidance, sampler, scheduler, denoise, guidance_start, guidance_end
         )
-        result = result.to(comfy.model_management.intermediate_device())
-        return io.NodeOutput({**latent, "samples": result})
+        if found is not True:
+            raise ValueError(found)
+        check(cls, steps=steps)
+        ladder = ladder_of(model)
+        check_batch(latent["samples"], positive, negative, image_only or [])
+        guider = LadderGuidance(model if gains is None else with_gains(model, gains))
+        interval = (guidance_start, guidance_end)
+        text = [guidance] * ladder.rungs
+        guider.set_ladder(positive, negative, image_only, text, image_guidance, interval)
+        sigmas = choose_sigmas(model, sampler, scheduler, steps, denoise)
+        return io.NodeOutput(sample_latent(guider, latent, seed, choose_sampler(sampler), sigmas))
 
 
 def check_batch(samples: torch.Tensor, *conditionings: list) -> None:
@@ -188,10 +260,11 @@ class LadderScheduler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return io.Schema(
+        return schema(
             node_id="TBACUniImageScheduler",
             display_name="Ladder Scheduler",
             category="TBAC-UniImage",
+            search_aliases=["sigmas", "scheduler", "dpm++", "flow shift", "uniimage"],
             description="The published recipe for SamplerCustomAdvanced: its noise levels and its solver.",
             inputs=[
                 io.Int.Input(
@@ -209,4 +282,5 @@ class LadderScheduler(io.ComfyNode):
         """Sigmas and sampler."""
         from .solver import recipe_sampler, recipe_sigmas
 
+        check(cls, steps=steps)
         return io.NodeOutput(recipe_sigmas(steps), recipe_sampler())

@@ -72,20 +72,30 @@ def free_port(wanted: int = 0) -> int:
         return probe.getsockname()[1]
 
 
-def command_line(tree: Path, port: int, *options: str) -> list[str]:
-    """The command that starts ``tree``'s server with this pack mounted."""
+def command_line(
+    tree: Path, port: int, *options: str, python: str | None = None, mounted: Path | None = None
+) -> list[str]:
+    """The command that starts ``tree``'s server with this pack, or another, mounted (see ``mount_pack``)."""
     import torch
 
-    command = [python_for(tree), str(tree / "main.py"), "--listen", "127.0.0.1", "--port", str(port)]
-    command += ["--extra-model-paths-config", str(comfy_tree.mount_pack(tree)), "--preview-method", "auto"]
+    paths = mounted or comfy_tree.mount_pack(tree)
+    command = [python or python_for(tree), str(tree / "main.py"), "--listen", "127.0.0.1"]
+    command += ["--port", str(port), "--extra-model-paths-config", str(paths), "--preview-method", "auto"]
     if not torch.cuda.is_available() and not torch.backends.mps.is_available():
         command.append("--cpu")
     return [*command, *options]
 
 
 @contextmanager
-def running_server(tree: Path, folder: Path) -> Iterator[Server]:
+def running_server(
+    tree: Path, folder: Path, *more: str, python: str | None = None, mounted: Path | None = None
+) -> Iterator[Server]:
     """Run a headless server whose files all lie under ``folder``; it is ended however the block is left.
+
+    Args:
+        more: further options of ComfyUI's command line.
+        python: another interpreter than :func:`python_for`.
+        mounted: what :func:`comfy_tree.mount_pack` wrote for another pack than this repository.
 
     Raises:
         RuntimeError: the server ended, or was not ready in time; the message holds the end of its log.
@@ -95,10 +105,15 @@ def running_server(tree: Path, folder: Path) -> Iterator[Server]:
         place.mkdir(parents=True, exist_ok=True)
     port = free_port()
     options = [part for name, place in places.items() for part in (f"--{name}-directory", str(place))]
-    options += ["--disable-auto-launch", "--database-url", f"sqlite:///{places['user'] / 'comfyui.db'}"]
+    options += [
+        *more,
+        "--disable-auto-launch",
+        "--database-url",
+        f"sqlite:///{places['user'] / 'comfyui.db'}",
+    ]
     server = Server(f"127.0.0.1:{port}", folder, folder / "server.log")
     process = subprocess.Popen(
-        command_line(tree, port, *options),
+        command_line(tree, port, *options, python=python, mounted=mounted),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

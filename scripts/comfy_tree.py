@@ -48,18 +48,18 @@ def fetch_tree() -> Path:
     return OWN_TREE
 
 
-def mount_pack(tree: Path) -> Path:
-    """Write the search-path file that makes ``tree`` load this pack, and return the file.
+def mount_pack(tree: Path, pack: Path = ROOT, mounted: Path = CACHE / "mounted") -> Path:
+    """Write the search-path file that makes ``tree`` load ``pack``, and return the file.
 
     ComfyUI reads further ``custom_nodes`` folders from ``--extra-model-paths-config``; ours holds a link to
-    this repository. Nothing is mounted where the tree has the pack already.
+    the pack. Nothing is mounted where the tree has the pack already.
     """
-    folder = CACHE / "mounted" / "custom_nodes"
+    folder = mounted / "custom_nodes"
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / PACK_NAME
     link.unlink(missing_ok=True)
-    if ROOT not in [entry.resolve() for entry in (tree / "custom_nodes").iterdir()]:
-        link.symlink_to(ROOT, target_is_directory=True)
+    if pack not in [entry.resolve() for entry in (tree / "custom_nodes").iterdir()]:
+        link.symlink_to(pack, target_is_directory=True)
     config = folder.parent / "paths.yaml"
     config.write_text(f'{PACK_NAME}:\n  custom_nodes: "{folder.as_posix()}"\n')
     return config

@@ -6,10 +6,12 @@ import math
 import os
 import resource
 import signal
+from io import FileIO
 
 import torch
 from tbac_uniimage.training import loop
 from tbac_uniimage.training.data import samples
+from tbac_uniimage.training.metrics import RunLog
 from torch.utils.data import get_worker_info
 
 
@@ -74,10 +76,10 @@ def broken_for_good() -> None:
 
 
 class DyingBatches(samples.MicroBatches):
-    """Ends the worker that is asked for the tenth micro-batch, as a system short of memory would."""
+    """Ends a worker that is asked for micro-batch 10 or 11, as a system short of memory would."""
 
     def __getitem__(self, number: int) -> samples.TrainBatch:
-        if number == 10 and get_worker_info() is not None:
+        if number in (10, 11) and get_worker_info() is not None:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(number)
 
@@ -93,3 +95,53 @@ def full_disk() -> None:
 
 def nan_at_4() -> None:
     scaled_losses({4: math.nan})
+
+
+def on_rank(rank: int) -> bool:
+    return os.environ.get("RANK", "0") == str(rank)
+
+
+def full_disk_on_rank_0() -> None:
+    if on_rank(0):
+        full_disk()
+
+
+def full_disk_on_rank_1() -> None:
+    if on_rank(1):
+        full_disk()
+
+
+def dying_worker_on_rank_1() -> None:
+    if on_rank(1):
+        dying_worker()
+
+
+def no_logs() -> None:
+    """The fifth line of the log meets a full disk."""
+    line = RunLog.line
+
+    def wrapped(self: RunLog, values: dict) -> None:
+        if self.enabled and values["step"] == 5:
+            self.files["metrics.jsonl"] = FileIO("/dev/full", "a")
+        line(self, values)
+
+    RunLog.line = wrapped
+
+
+def launcher_settings() -> None:
+    """What a configuration of accelerate may ask for, and a recipe does not."""
+    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "4"
+    os.environ["ACCELERATE_DYNAMO_BACKEND"] = "INDUCTOR"
+
+
+def shift_then_killed() -> None:
+    """As :func:`shift`; the process is killed as soon as it has rolled back and done one more step."""
+    shift()
+    after_step = loop.Trainer.after_step
+
+    def wrapped(self: loop.Trainer, sums: loop.StepSums) -> None:
+        after_step(self, sums)
+        if self.done == 24:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    loop.Trainer.after_step = wrapped

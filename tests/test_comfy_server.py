@@ -1,9 +1,8 @@
-"""Both templates end to end in a real ComfyUI server; their pictures against the Python pipeline's."""
+"""Two graphs end to end in a real ComfyUI server; their pictures against the Python pipeline's."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 import re
 from collections.abc import Iterator
@@ -178,37 +177,14 @@ def test_interrupt_stops_sampling_and_the_next_graph_runs(server):
 def test_pack_is_listed_documented_and_quick_to_import(server):
     _, body = get(server, "/object_info")
     nodes = {name: node for name, node in json.loads(body).items() if name.startswith("TBACUniImage")}
-    assert len(nodes) == 6
+    assert set(nodes) == {page.stem for page in (ROOT / "web" / "docs").glob("*.md")}
     for name, node in nodes.items():
-        for group in node["input"].values():
-            for label, (_, options) in group.items():
+        for group in ("required", "optional"):
+            for label, (_, options) in node["input"].get(group, {}).items():
                 assert options.get("tooltip"), f"{name}.{label} has no tooltip"
         assert node["description"] and all(node["output_tooltips"])
         status, text = get(server, f"/extensions/{PACK}/docs/{name}.md")
         assert status == 200 and text.startswith("# ")
-    templates = json.loads(get(server, "/workflow_templates")[1])[PACK]
-    assert sorted(templates) == ["image_edit", "text_to_image"]
-    for template in templates:
-        for kind in ("json", "jpg"):
-            assert get(server, f"/api/workflow_templates/{PACK}/{template}.{kind}")[0] == 200
     seconds = re.search(rf"([\d.]+) seconds: .*{PACK}$", server.log.read_text(), re.MULTILINE).group(1)
     print(f"\nimport time in ComfyUI's report: {seconds} s")
-    assert float(seconds) <= 0.5
-
-
-def test_templates_hold_the_api_graphs():
-    """UI and API form of a template are the same graph: same nodes, same links, same settings."""
-    for name in ("text_to_image", "image_edit"):
-        template = json.loads((ROOT / "workflows" / f"{name}.json").read_text())
-        nodes = {str(node["id"]): node for node in template["nodes"]}
-        links = {link[0]: link for link in template["links"]}
-        for key, expected in copy.deepcopy(graph(name)).items():
-            node = nodes.pop(key)
-            assert node["type"] == expected["class_type"]
-            for label, value in expected["inputs"].items():
-                if isinstance(value, list):
-                    [link] = [links[i["link"]] for i in node["inputs"] if i["name"] == label]
-                    assert [str(link[1]), link[2]] == value
-                else:
-                    assert value in node["widgets_values"]
-        assert all(node["type"] in ("MarkdownNote", "Note") for node in nodes.values())
+    assert float(seconds) <= 0.3

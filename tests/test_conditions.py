@@ -9,6 +9,7 @@ from tbac_uniimage.core.conditions import LadderEncoder, fold_condition, unfold_
 from tbac_uniimage.core.inputs import check_images
 from tbac_uniimage.core.prompts import pad_left
 from tbac_uniimage.core.rope import rope_positions
+from tbac_uniimage.core.versions import MISPLACES_PICTURES, image_arguments, image_features, mend_positions
 
 
 @pytest.fixture
@@ -35,18 +36,19 @@ def test_equals_the_full_pass_of_transformers(tiny, encoder):
     inputs = encoder.tokenize(prompts, images)
     ours = encoder.hidden_states(inputs)
 
+    mend_positions(tiny.mllm)
     model = tiny.mllm.model
     is_query = inputs.input_ids >= encoder.processor.first_query_id
     embeds = model.language_model.embed_tokens(inputs.input_ids.masked_fill(is_query, 0))
     embeds[is_query] = tiny.connector.queries.detach().repeat(len(prompts), 1)
-    features = model.get_image_features(inputs.pixel_values, inputs.image_grid_thw).pooler_output
+    features = image_features(model, inputs.pixel_values, inputs.image_grid_thw)
     is_image = inputs.input_ids == tiny.mllm.config.image_token_id
     embeds[is_image] = torch.cat(list(features))
     positions, _ = model.get_rope_index(
-        inputs.input_ids,
-        is_image.int(),
+        input_ids=inputs.input_ids,
         image_grid_thw=inputs.image_grid_thw,
         attention_mask=inputs.attention_mask,
+        **image_arguments(inputs.input_ids, tiny.mllm.config.image_token_id),
     )
     hidden = model.language_model(
         inputs_embeds=embeds,
@@ -60,6 +62,7 @@ def test_equals_the_full_pass_of_transformers(tiny, encoder):
     torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.skipif(MISPLACES_PICTURES, reason="this transformers computes other positions")
 @given(
     rows=st.lists(
         st.lists(st.one_of(st.integers(1, 5), st.tuples(st.integers(1, 4), st.integers(1, 4))), max_size=6),
@@ -68,23 +71,25 @@ def test_equals_the_full_pass_of_transformers(tiny, encoder):
     )
 )
 def test_positions_equal_those_of_transformers(tiny, rows):
-    """Any mix of text runs and image sizes; transformers of this environment computes them rightly."""
-    image_token, sequences, grids = tiny.mllm.config.image_token_id, [], []
+    """Any mix of text runs and image sizes, as transformers computes them."""
+    image_token, vision_start = tiny.mllm.config.image_token_id, tiny.mllm.config.vision_start_token_id
+    sequences, grids = [], []
     for row in rows:
         sequence = [1]
         for piece in row:
             if isinstance(piece, tuple):
                 grids.append([1, 2 * piece[0], 2 * piece[1]])
-                sequence += [2, *[image_token] * (piece[0] * piece[1]), 3]
+                sequence += [vision_start, *[image_token] * (piece[0] * piece[1]), 3]
             else:
                 sequence += [4] * piece
         sequences.append(sequence)
     ids, mask = pad_left(sequences, 0)
     grid = torch.tensor(grids) if grids else None
     expected, _ = tiny.mllm.model.get_rope_index(
-        ids, (ids == image_token).int(), image_grid_thw=grid, attention_mask=mask
+        input_ids=ids, image_grid_thw=grid, attention_mask=mask, **image_arguments(ids, image_token)
     )
-    assert torch.equal(rope_positions(ids, mask, image_token, grid, 2), expected)
+    tokens = mask.bool()  # padding has position 0 here and 1 in older versions of transformers
+    assert torch.equal(rope_positions(ids, mask, image_token, grid, 2)[:, tokens], expected[:, tokens])
 
 
 def test_a_batch_equals_its_rows_alone(encoder):
@@ -97,7 +102,6 @@ def test_a_batch_equals_its_rows_alone(encoder):
 
 
 def test_gradients_reach_queries_and_connector_only(tiny, encoder):
-    tiny.connector.requires_grad_(True)
     tiny.connector.zero_grad()
     encoder(["a cat"], [[picture(40, 40, 3)]]).states.square().sum().backward()
     assert tiny.connector.queries.grad.abs().min() > 0

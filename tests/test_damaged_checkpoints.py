@@ -51,7 +51,7 @@ def test_another_size_says_what_to_give():
     with pytest.raises(ValueError) as caught:
         load_parts(CHECKPOINT)
     assert "should be [2048]" in str(caught.value) or "should be [2304]" in str(caught.value)
-    assert "give mllm_dir and sana_dir" in str(caught.value)
+    assert "or give them as mllm_dir and sana_dir" in str(caught.value)
 
 
 def test_too_many_queries_in_the_configuration(folder):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from children import exit_codes, write_entries
 from PIL import Image
 from safetensors.torch import load_file
 from tbac_uniimage.core.inputs import LadderProcessor
@@ -28,6 +29,7 @@ from tbac_uniimage.training.data.stored import (
 from tbac_uniimage.training.ladder import LadderTrainee
 from tbac_uniimage.training.loop import encode_latents
 from tbac_uniimage.training.recipe import Recipe
+from tbac_uniimage.training.stops import DISK, Stop
 
 SIDE = 64
 
@@ -190,27 +192,13 @@ def test_workers_read_ahead(data, model, tmp_path):
     assert cache.fill(recipe, model, torch.float32, batch=4).written == 10
 
 
-def write_all(folder: Path, start, failures) -> None:
-    """Write 40 entries; read each back at once, while others write it too."""
-    entries = Cache(folder, "model")
-    start.wait()
-    for round_ in range(5):
-        for i in range(40):
-            path = entries.path("data", f"key {i}", "64x64 centre")
-            entries.write(path, {"latents": torch.full((64, 8, 8), float(i))})
-            if not torch.equal(entries.read(path, "x")["latents"], torch.full((64, 8, 8), float(i))):
-                failures.put((round_, i))
-
-
 def test_several_processes_write_the_same_entries(tmp_path):
     context = multiprocessing.get_context("fork")  # nothing but files is shared
-    start, failures = context.Barrier(4), context.Queue()
-    writers = [context.Process(target=write_all, args=(tmp_path, start, failures)) for _ in range(4)]
+    start = context.Barrier(4)
+    writers = [context.Process(target=write_entries, args=(tmp_path, start)) for _ in range(4)]
     for writer in writers:
         writer.start()
-    for writer in writers:
-        writer.join()
-    assert [writer.exitcode for writer in writers] == [0] * 4 and failures.empty()
+    assert exit_codes(writers) == [0] * 4
     assert len(entries(tmp_path)) == 40  # and no temporary file
 
 
@@ -313,3 +301,19 @@ def test_the_command_fills_what_training_reads(data, checkpoint, tmp_path, capsy
     batches = open_data(recipe, load_base(recipe, torch.bfloat16))  # train.precision=bf16
     batch = batches[0]
     assert batch.latents.shape == (2, 8, 4, 4) and batch.bad == []
+
+
+def test_a_folder_that_cannot_be_one(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"data.cache.latents is .*x, which is no folder .*give another"):
+        cache.make_folder(tmp_path / "file" / "x", "latents")
+
+
+def test_a_disk_that_fills(tmp_path):
+    entries = Cache(tmp_path, "model")
+    path = entries.path("data", "key", "64x64 centre")
+    path.parent.parent.mkdir()
+    path.parent.touch()  # in the place of a folder
+    with pytest.raises(Stop, match="cannot be written to: File exists; free some space") as caught:
+        entries.write(path, {"latents": torch.zeros(1)})
+    assert caught.value.code == DISK

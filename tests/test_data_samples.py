@@ -7,13 +7,17 @@ import io
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import tarfile
+import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from children import Deadly
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -370,21 +374,47 @@ def test_refused_settings(mixed, processor):
         make(mixed.model_copy(update={"data": data}), processor)
 
 
-class Suicidal(MicroBatches):
-    """Its process is killed at the third micro-batch, as the kernel does when memory runs out."""
-
-    def __getitem__(self, number: int):
-        if number == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(number)
-
-
 @pytest.mark.slow
 def test_a_dead_worker_ends_in_one_sentence(mixed, processor):
-    batches = Suicidal(mixed, processor, CHANNELS, FACTOR)
+    batches = Deadly(mixed, processor, CHANNELS, FACTOR)
     with pytest.raises(Stop, match="A data worker.* was ended.*lower data.workers") as caught:
         list(loader(batches, 0, 1, 0, 2, workers=1))
     assert caught.value.code == BAD_DATA
+
+
+def in_python(code: str) -> subprocess.CompletedProcess:
+    """Run code that may import what lies beside this file."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    command, environment = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": path}
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, env=environment)
+
+
+@pytest.mark.slow
+def test_a_process_ends_with_its_workers():
+    """Workers do not listen to SIGTERM, and a process that ends waits for its children."""
+    result = in_python("import children; print(children.read_one())")
+    assert (result.returncode, result.stdout) == (0, "0\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_workers_end_with_a_process_that_is_killed():
+    result = in_python("import children; children.read_one_and_die()")
+    assert result.returncode == -signal.SIGKILL
+    workers, until = [int(number) for number in result.stdout.split()], time.monotonic() + 30
+    assert len(workers) == 2
+    while any(map(exists, workers)):
+        assert time.monotonic() < until, "workers live on"
+        time.sleep(0.05)
+
+
+def exists(process: int) -> bool:
+    """Whether a process runs; one that nobody has asked about its end does not."""
+    stat = Path(f"/proc/{process}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,3 +191,15 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch, module, cha
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=remedy):
         opened(tmp_path, **changes)
+
+
+def test_what_cannot_be_written_at_the_end_is_one_sentence(tmp_path, monkeypatch) -> None:
+    log = RunLog(tmp_path, 0, tensorboard=True, wandb=None, config={})
+
+    def close() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(log.tensorboard, "close", close)
+    with pytest.raises(Stop, match="tensorboard cannot be written: No space left") as caught:
+        log.close()
+    assert caught.value.code == DISK

@@ -9,39 +9,16 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def project_files() -> list[Path]:
-    """Files of the repository relative to its root: tracked, or new and not ignored."""
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if listing.returncode:
-        pytest.skip("not a git checkout")
-    return [Path(name) for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
-
-
-def published_files() -> list[Path]:
-    """What is left for the registry's zip; every line of .comfyignore is a path from the root."""
-    lines = (ROOT / ".comfyignore").read_text().split()
-    assert all(re.fullmatch(r"/[\w.-]+/?", line) for line in lines)
-    ignored = {line.strip("/") for line in lines}
-    assert not [name for name in ignored if not (ROOT / name).exists()]
-    return [path for path in project_files() if path.parts[0] not in ignored]
+from published import ROOT, project_files, published_files
 
 
 def test_published_pack_is_complete():
     names = {path.as_posix() for path in published_files()}
     assert {"__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "NOTICE", "README.md"} <= names
     templates = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-    assert templates == ["image_edit", "text_to_image"]
+    assert "text_to_image" in templates
     assert {f"workflows/{name}.{kind}" for name in templates for kind in ("json", "jpg")} <= names
-    assert {f"web/docs/{path.name}" for path in (ROOT / "web" / "docs").iterdir()} <= names
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "web" / "docs").rglob("*.md")} <= names
     assert "assets/samples/tbac_uniimage_scene.png" in names
     assert {path.parts[0] for path in published_files() if len(path.parts) > 1} <= {
         "assets",
@@ -51,16 +28,6 @@ def test_published_pack_is_complete():
         "web",
         "workflows",
     }
-
-
-def test_published_pack_starts_and_fetches_nothing():
-    """The registry's scan flags a version for any of these, comments included."""
-    forbidden = re.compile(
-        r"subprocess|os\.system|(?<!\.)\b(eval|exec)\(|urllib|import (requests|socket)|(pickle|torch)\.load\("
-    )
-    for path in published_files():
-        if path.suffix == ".py":
-            assert not forbidden.search((ROOT / path).read_text(encoding="utf-8")), path
 
 
 def test_installing_the_pack_changes_nothing():
@@ -74,15 +41,15 @@ def test_extra_and_check_ask_for_the_same_versions():
     from tbac_uniimage.core import MINIMUM
 
     extra = re.search(r"^standalone = (.*)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE).group(1)
-    for name, (major, minor) in MINIMUM.items():
-        assert f'"{name}>={major}.{minor}"' in extra
+    for name, minimum in MINIMUM.items():
+        assert f'"{name}>={".".join(map(str, minimum))}"' in extra
 
 
 @pytest.mark.slow
 def test_wheel_works_alone(tmp_path):
     """Built offline, installed by unpacking, imported from there; it holds what the source tree holds."""
     source, target = tmp_path / "source", tmp_path / "site"
-    for path in project_files():
+    for path in project_files("--others", "--exclude-standard"):
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / path, source / path)
     options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
@@ -93,7 +60,7 @@ def test_wheel_works_alone(tmp_path):
         archive.extractall(target)
 
     there = {path.relative_to(target / "tbac_uniimage") for path in target.glob("tbac_uniimage/**/*")}
-    wanted = [path for path in project_files() if is_part_of_the_package(path)]
+    wanted = [path for path in project_files("--others", "--exclude-standard") if is_packaged(path)]
     assert not set(wanted) - there
     assert not [path for path in there if path.parts[0] in ("tests", "scripts", "benchmarks", "docs")]
     licences = {path.name for path in target.glob("*.dist-info/licenses/*")}
@@ -119,8 +86,22 @@ def test_wheel_works_alone(tmp_path):
     assert (tmp_path / rest[-1]).name == "0001.png" and (tmp_path / rest[-1]).is_file()
 
 
-def is_part_of_the_package(path: Path) -> bool:
+def is_packaged(path: Path) -> bool:
     """Whether a file of the source tree belongs into the wheel."""
     if path.suffix == ".py":
         return len(path.parts) == 1 or path.parts[0] in ("core", "nodes", "training")
     return path.parts[0] in ("assets", "workflows", "web", "locales") or path.parts[:2] == ("core", "configs")
+
+
+def test_the_command_for_old_libraries_leaves_the_others_alone(monkeypatch):
+    """Free to choose, pip would replace transformers for the newest diffusers."""
+    from tbac_uniimage import core
+
+    there = {"torch": "2.9.0+cu128", "transformers": "4.57.3", "diffusers": "0.35.1"}
+    monkeypatch.setattr(core.metadata, "version", there.__getitem__)
+    with pytest.raises(ImportError) as raised:
+        core.check_versions()
+    assert str(raised.value) == (
+        "TBAC-UniImage cannot run: diffusers 0.35.1 is too old; in this Python run "
+        '`pip install "torch==2.9.0+cu128" "transformers==4.57.3" "diffusers>=0.35.2"`.'
+    )

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -176,5 +177,12 @@ def test_parser_loads_nothing_heavy() -> None:
         "plot.add_arguments(argparse.ArgumentParser());"
         "print(sorted({'torch', 'matplotlib', 'numpy', 'PIL'} & set(sys.modules)))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout == "[]\n"
+
+
+def test_no_run_is_what_is_said_first(tmp_path) -> None:
+    options = SimpleNamespace(output=None, run_folder=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="There is no metrics.jsonl in .*nowhere; give the folder of a run"):
+        plot.run(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from tbac_uniimage.cli import main
 from tbac_uniimage.training import checkpoint, engine
 from tbac_uniimage.training.data.build import build  # noqa: F401  loaded before processes are forked off
+from tbac_uniimage.training.loop import Trainer
 from training_runs import losses, make_data, make_edits, metrics, recipe, run, train, write_recipe
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
@@ -123,6 +125,50 @@ def test_launchers_that_cannot_be_used(tmp_path, data, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_the_recipe_decides_and_not_the_launcher(tmp_path, data):
+    for name, prepare in (("plain", None), ("run", "launcher_settings")):
+        train(settings_of(tmp_path, data, name), 2, prepare)
+    assert losses(tmp_path / "run") == losses(tmp_path / "plain")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_buckets_and_lora_in_several_processes(tmp_path, data, parallel):
+    """Aspect-ratio buckets with random crops; dropout of a LoRA, which follows the micro-batch."""
+    options = {
+        "micro_batch": 2,
+        "parts": "lora",
+        "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.2},
+        "steps": 4,
+    }
+    for name, world in (("one", 1), ("two", 2)):
+        settings = settings_of(tmp_path, data, name, parallel=parallel, learning_rate=1e-2, **options)
+        settings["data"] |= {"aspect": "buckets", "crop": "random"}
+        train(settings, world)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("run={file}", "The run folder .*file cannot be written to .*run="),
+        ("run={file}/x", "The run folder .*x cannot be written to .*run="),
+        ("data.cache.latents={file}", "data.cache.latents names; fill it"),
+        ("data.cache.vision=nowhere", "no folder nowhere, which data.cache.vision names"),
+        ("validation.edits=[{{image: no.png, instruction: x}}]", "validation picture no.png cannot be read"),
+    ],
+)
+def test_what_a_recipe_names_is_looked_at_first(tmp_path, data, monkeypatch, capsys, change, words):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Trainer, "fit", lambda self: pytest.fail("the run began"))
+    path = str(write_recipe(settings_of(tmp_path, data)))
+    assert main(["train", "run", path, change.format(file=tmp_path / "file")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(words, said) and said.startswith("tbac-uniimage: ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_processes_that_cannot_share_a_step(tmp_path, data):
     codes, output = run(settings_of(tmp_path, data, batch=3), world=2)
     assert codes[0] == 2 and "2 processes cannot share" in output and "Traceback" not in output
@@ -131,7 +177,7 @@ def test_processes_that_cannot_share_a_step(tmp_path, data):
 
 def test_dry_run_starts_nothing(tmp_path, data, capsys):
     path = write_recipe(settings_of(tmp_path, data))
-    assert main(["train", "run", "--dry-run", str(path), "train.batch=8", "data.sets.0.weight=2"]) == 0
+    assert main(["train", "run", str(path), "train.batch=8", "--dry-run", "data.sets.0.weight=2"]) == 0
     out = capsys.readouterr().out
     assert "batch: 8" in out and "331,032" in out and "384,427" in out
     assert "85.71" in out  # 2 x 24 of 2 x 24 + 8 samples of an epoch

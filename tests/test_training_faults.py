@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,57 @@ def test_dead_worker(tmp_path, data):
     reference = settings_of(tmp_path, data) | {"run": str(tmp_path / "reference")}
     train(reference)
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "reference"), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [("dying_worker_on_rank_1", (None, 4)), ("no_logs", (5, None)), ("full_disk_on_rank_1", (5, 5))],
+)
+def test_trouble_in_one_of_two_processes(tmp_path, data, fault, code):
+    """Nobody waits for the one that ended, which has a code of its own."""
+    settings = settings_of(tmp_path, data, steps=12)
+    settings["data"] |= {"workers": 1 if "worker" in fault else 0}
+    codes, output = run(settings, world=2, prepare=fault)
+    assert 0 not in codes
+    assert all(wanted in (None, found) for wanted, found in zip(code, codes, strict=True)), output
+
+
+def test_killed_after_a_roll_back(tmp_path, data):
+    """The resumed run rolls back again, to the same checkpoint, and ends as the uninterrupted one."""
+    monitor = {"trips": 3}
+    settings = settings_of(tmp_path, data, monitor)
+    train(settings | {"run": str(tmp_path / "whole")}, prepare="shift")
+    assert run(settings, prepare="shift_then_killed")[0] == [-signal.SIGKILL]
+    train(settings, prepare="shift")
+    assert skips(tmp_path / "run") == skips(tmp_path / "whole")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    states = [checkpoint.read_state(tmp_path / name / "last") for name in ("run", "whole")]
+    assert states[0] == states[1] and len(states[0]["monitor"]["closed"]) == 1
+
+
+def test_bad_samples_in_several_processes(tmp_path):
+    """Counted, named and left out alike, whatever the number of processes."""
+    files = {}
+    for i in range(40):
+        files |= {f"{i:02d}.png": picture((i, 90, 160), (64, 64)), f"{i:02d}.txt": f"number {i}".encode()}
+    tar = tmp_path / "source" / "shard.tar"
+    tar.parent.mkdir()
+    tar.write_bytes(pack(files))
+    build(str(tar.parent), tmp_path / "index", name="torn")
+    half = tar.stat().st_size // 2
+    tar.write_bytes(tar.read_bytes()[:half] + bytes(half))
+    for name, world, parallel in (("one", 1, "ddp"), ("two", 2, "ddp"), ("sharded", 2, "fsdp2")):
+        settings = settings_of(tmp_path, [tmp_path / "index" / "torn"], steps=8, batch=4, parallel=parallel)
+        settings["data"] |= {"max_bad": 1.0}
+        train(settings | {"run": str(tmp_path / name)}, world)
+    one, two, sharded = (
+        sorted((tmp_path / name / "bad_samples.jsonl").read_text().splitlines())
+        for name in ("one", "two", "sharded")
+    )
+    assert len(one) > 8 and one == two == sharded
+    for name in ("two", "sharded"):
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=2e-6)
+        assert metrics(tmp_path / name)[-1]["samples"] == 32 - len(one)
 
 
 def test_truncated_and_overwritten_tar(tmp_path):

@@ -5,12 +5,14 @@ import torch
 from conftest import PARITY
 from PIL import Image
 from tbac_uniimage.core.prompts import build_chat
+from tbac_uniimage.core.rope import rope_positions
 from tbac_uniimage.core.understanding import (
     ANSWER_SYSTEM_PROMPT,
     ask,
     load_vocabulary_rows,
     with_vocabulary_rows,
 )
+from tbac_uniimage.core.versions import image_arguments
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 
@@ -32,7 +34,10 @@ def test_greedy_answer_equals_a_plain_loop(tiny):
 
 
 def test_the_picture_reaches_the_answer(tiny):
-    """The first word's logits are those of transformers' own forward on the same picture."""
+    """The first word's logits are those of transformers' forward on the same picture and our positions.
+
+    With positions of its own, transformers 5.3 and 5.4 would give others.
+    """
     images = [Image.linear_gradient("L").resize((90, 60)).convert("RGB"), Image.new("RGB", (64, 64), "red")]
     seen = []
     handle = tiny.mllm.lm_head.register_forward_hook(lambda _m, _i, logits: seen.append(logits[:, -1]))
@@ -45,9 +50,11 @@ def test_the_picture_reaches_the_answer(tiny):
     patches = tiny.image_processor(images=images[:1], return_tensors="pt")
     counts = [patches["image_grid_thw"].prod().item() // 4]
     ids = torch.tensor([build_chat(tiny.tokenizer, ANSWER_SYSTEM_PROMPT, "what is this", counts)])
+    image_token, ones = tiny.mllm.config.image_token_id, torch.ones_like(ids)
+    positions = rope_positions(ids, ones, image_token, patches["image_grid_thw"], 2)
     with torch.no_grad():
         expected = tiny.mllm(
-            input_ids=ids, mm_token_type_ids=(ids == tiny.mllm.config.image_token_id).int(), **patches
+            input_ids=ids, position_ids=positions, **image_arguments(ids, image_token), **patches
         ).logits[:, -1]
     torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=1e-4)
 

@@ -5,18 +5,22 @@ Processes are forked off a server that has the libraries loaded, so that one sta
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import yaml
+from children import end
 from conftest import PARITY, QWEN, SANA
 from data_files import picture, write
 from tbac_uniimage.training.data.build import build
@@ -24,6 +28,7 @@ from tbac_uniimage.training.data.build import build
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["preload_training"])
 LIMIT = 300  # seconds that a test waits before it fails
+STARTED: list[BaseProcess] = []
 
 
 def make_data(folder: Path, number: int = 24) -> Path:
@@ -126,23 +131,40 @@ def start(argv: Sequence[str], output: Path, world: int = 1, prepare: str | None
         process = FORKS.Process(target=body, args=arguments)
         process.start()
         processes.append(process)
+        STARTED.append(process)
     return processes
 
 
 def finish(processes: Sequence[BaseProcess]) -> list[int]:
     """Wait for the processes; their exit codes. When one fails the others are ended, as a launcher would."""
-    for process in processes:
-        process.join(LIMIT)
-        if process.exitcode != 0:
-            break
-    if any(process.exitcode not in (0, None) for process in processes):
-        for process in processes:
-            process.join(5)
-            process.kill()
-    for process in processes:
-        process.join(LIMIT)
-        assert process.exitcode is not None, "the run did not end"
+    until = time.monotonic() + LIMIT
+    while running(processes) and all(process.exitcode in (0, None) for process in processes):
+        if time.monotonic() > until:
+            end(processes)
+            raise AssertionError(f"the run did not end within {LIMIT} s")
+        wait([process.sentinel for process in processes if process.exitcode is None], 1)
+    wait([process.sentinel for process in processes if process.exitcode is None], 5)
+    end(processes)
     return [process.exitcode for process in processes]
+
+
+def running(processes: Sequence[BaseProcess]) -> bool:
+    return any(process.exitcode is None for process in processes)
+
+
+def wait_until(happened: Callable[[], bool], processes: Sequence[BaseProcess], output: Path) -> None:
+    """Wait for something that a run does. Fails when a process ends before, or when it takes too long."""
+    until = time.monotonic() + LIMIT
+    while not happened():
+        wait([process.sentinel for process in processes], 0.01)
+        assert all(process.exitcode is None for process in processes), output.read_text()
+        assert time.monotonic() < until, f"nothing happened for {LIMIT} s: {output.read_text()}"
+
+
+@atexit.register
+def end_all() -> None:
+    """Where a test failed in between; the interpreter would wait for them for ever."""
+    end([process for process in STARTED if process.exitcode is None])
 
 
 def train(settings: Mapping[str, Any], world: int = 1, prepare: str | None = None) -> str:

@@ -26,10 +26,12 @@ from torch.distributed.tensor import DTensor
 
 from ..core.checkpoints.naming import check_tensors
 from .checkpoint_folders import (
+    LAST,
     check,
     flush,
     folder_of,
     hidden,
+    is_copy,
     newest,
     prune,
     publish,
@@ -228,6 +230,7 @@ def _prepare(job: _Job, partial: Path) -> None:
     """Make room for the checkpoint, or refuse."""
     checkpoints = job.folder.parent
     checkpoints.mkdir(parents=True, exist_ok=True)
+    is_copy(checkpoints.parent / LAST)
     remove_stale(checkpoints)
     free = shutil.disk_usage(checkpoints).free
     needed = job.num_bytes + job.num_bytes // 100 + SPARE_BYTES

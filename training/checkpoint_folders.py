@@ -193,10 +193,25 @@ def publish(partial: Path, folder: Path) -> None:
     link = run / f".{LAST}"
     link.unlink(missing_ok=True)
     link.symlink_to(folder.relative_to(run))
+    if is_copy(run / LAST):
+        shutil.rmtree(run / LAST)
     link.replace(run / LAST)
     flush(run)
     for old in folder.parent.glob(".step-*.replaced"):
         shutil.rmtree(old)
+
+
+def is_copy(last: Path) -> bool:
+    """Whether ``last`` is no link but a checkpoint: the run was copied by a program that follows links.
+
+    Raises:
+        OSError: it is something else, which must not be replaced.
+    """
+    if last.is_symlink() or not last.exists():
+        return False
+    if not (last / COMPLETE).is_file():
+        raise OSError(f"{last} is in the way, which is no link to a checkpoint; rename it")
+    return True
 
 
 def write_complete(

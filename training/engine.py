@@ -16,7 +16,11 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 from torch import nn
 
 from ..core.transformer import LadderTransformer2DModel
@@ -59,6 +63,7 @@ def start(precision: str) -> Accelerator:
         # not said, ranks without a GPU would not know of each other
         cpu=not torch.accelerator.is_available(),
         mixed_precision="bf16" if precision == "bf16" else "no",
+        dynamo_backend="no",  # the recipe says what is compiled, not accelerate's configuration
         kwargs_handlers=options,
     )
 
@@ -137,6 +142,23 @@ def reshard(trainee: nn.Module) -> None:
     for module in trainee.modules():
         if is_sharded(module):
             module.reshard()
+
+
+def by_first(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """What a function returns in the first process, for all of them; a ValueError too.
+
+    For what is read from a disk: another process could see it a moment later, when it has changed.
+    """
+    outcome = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [function(), None]
+        except ValueError as error:
+            outcome = [None, error]
+    result, error = broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    return result
 
 
 def total(values: torch.Tensor) -> torch.Tensor:

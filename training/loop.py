@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -33,38 +32,11 @@ from .order import generator
 from .recipe import Recipe
 from .saving import Keeper
 from .stops import BAD_DATA, INTERRUPTED, UNSTABLE, Stop
+from .sums import OwnSums, StepSums
 from .throughput import Throughput
 from .validation import Validator
 
-BINS = 10  # of the noise level, for the loss per bin
 FIRST_SAMPLES = 10_000  # the share of bad samples is not judged on fewer
-
-
-@dataclass
-class StepSums:
-    """What all processes saw in one step, summed; one tensor, so that one reduction does."""
-
-    loss: float
-    weight: float
-    broken: float  # micro-batches whose loss was not finite
-    interrupted: float  # processes that were asked to stop
-    wait: float  # seconds that processes waited for data
-    bin_losses: list[float]
-    bin_weights: list[float]
-
-    @classmethod
-    def of(cls, values: Tensor) -> StepSums:
-        """From a reduced tensor ``[5 + 2 * BINS]``."""
-        numbers = values.tolist()
-        return cls(*numbers[:5], numbers[5 : 5 + BINS], numbers[5 + BINS :])
-
-    @property
-    def bins(self) -> list[float | None]:
-        """Mean loss of every bin of the noise level, None where no sample fell."""
-        return [
-            loss / weight if weight else None
-            for loss, weight in zip(self.bin_losses, self.bin_weights, strict=True)
-        ]
 
 
 class Trainer:
@@ -144,7 +116,7 @@ class Trainer:
             )
         checkpoint.load(path, self.tensors())
         self.done, self.samples, self.bad = state["step"], state["samples"], state["bad"]
-        self.keeper.best = state["best"]
+        self.keeper.resume(state["best"])
         self.monitor.load_state_dict(state["monitor"])
 
     def fit(self) -> None:
@@ -184,6 +156,7 @@ class Trainer:
                 raise
             raise stop from error
         finally:
+            self.batches.close()
             bar.close()
             self.log.close()
             for number, handler in previous.items():
@@ -252,33 +225,25 @@ class Trainer:
         train, device = self.recipe.train, self.accelerator.device
         world = self.accelerator.num_processes
         rounds = train.batch // train.micro_batch // world
-        sums = torch.zeros(5 + 2 * BINS, dtype=torch.float64)
-        bad: list[str] = []
+        own, bad = OwnSums(), []
         for i in range(rounds):
             began = time.perf_counter()
             batch = next(self.batches)
-            sums[4] += time.perf_counter() - began
-            weight = batch.weight.to(device)
+            wait = time.perf_counter() - began
             with engine.accumulating(self.module, last=i == rounds - 1):
-                losses = self.losses(batch)
-                losses = torch.where(weight > 0, losses, 0.0)  # of a sample that is not there
+                # of a sample that is not there, 0
+                losses = torch.where(batch.weight.to(device) > 0, self.losses(batch), 0.0)
                 self.throughput.see(batch.inputs, batch.noise.shape)
-                # processes average their gradients, so their number cancels
-                self.accelerator.backward(losses.sum() * (world / train.batch))
-            losses = losses.detach().double().cpu()
-            sums[0] += losses.sum()
-            sums[1] += batch.weight.sum()
-            sums[2] += not losses.isfinite().all()
-            bins = (spread(batch.u, self.recipe.objective.timesteps) * BINS).long()
-            sums[5 : 5 + BINS].index_add_(0, bins, losses)
-            sums[5 + BINS :].index_add_(0, bins, batch.weight.double())
+                # processes average their gradients, so their number cancels; accelerate's own backward would
+                # also divide by its gradient_accumulation_steps
+                (losses.sum() * (world / train.batch)).backward()
+            own.add(losses, batch.weight, spread(batch.u, self.recipe.objective.timesteps), wait)
             bad += batch.bad
-        sums[3] = self.stop_asked
-        reduced = StepSums.of(engine.total(sums.to(device)).cpu())
-        missing = train.batch - round(reduced.weight)
+        sums = own.reduced(device, self.stop_asked)
+        missing = train.batch - round(sums.weight)
         if missing:
             self.report_bad(gather_object(bad) if world > 1 else bad, missing)
-        return reduced
+        return sums
 
     def losses(self, batch: TrainBatch) -> Tensor:
         """Losses of a micro-batch, float32 ``[batch]`` on the device."""
@@ -357,7 +322,7 @@ class Trainer:
             self.logged = True
         if self.logged:
             self.log.line(self.line | self.throughput.figures())
-        stopping = sums.interrupted > 0
+        stopping = sums.interrupted > 0 and not last
         if done % recipe.checkpoint.every == 0 or last or stopping:
             self.log.flush()
             self.keeper.consider(done, self.line.get("validation_loss"))

@@ -250,13 +250,15 @@ def rung_states(model: LadderParts, batch: int, vision_tokens: int, dtype: torch
         model.image_processor,
         num_layers=model.transformer.config.num_layers,
     )
+    encoder.gradient_checkpointing = model.transformer.gradient_checkpointing
     length = CHAT_TOKENS + model.max_text_tokens + vision_tokens
     queries = model.connector.queries
     cache = DynamicCache(config=model.mllm.config.get_text_config())
     with torch.no_grad():
         prefix = torch.empty(batch, length, queries.shape[1], dtype=dtype)
         positions = torch.zeros(3, batch, length, dtype=torch.long)
-        encoder.run_layers(prefix, None, positions, cache)
+        for _ in encoder.layer_inputs(prefix, None, positions, cache):
+            pass
     positions = torch.zeros(3, batch, len(queries), dtype=torch.long)
     return encoder.run_layers(queries.to(dtype).expand(batch, -1, -1), None, positions, cache)
 

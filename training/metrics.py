@@ -108,7 +108,8 @@ class RunLog:
             import numpy as np
 
             pixels = np.asarray(picture.convert("RGB"))
-            self.tensorboard.add_image(name, pixels, step, dataformats="HWC")
+            with full_disk_stops(self.run / "tensorboard"):
+                self.tensorboard.add_image(name, pixels, step, dataformats="HWC")
         if self.wandb is not None:
             import wandb
 
@@ -142,11 +143,17 @@ class RunLog:
                 self.tensorboard.flush()
 
     def close(self) -> None:
-        """End the log; nothing can be written afterwards."""
-        for file in self.files.values():
-            file.close()
+        """End the log; nothing can be written afterwards.
+
+        Raises:
+            Stop: what was not written yet cannot be.
+        """
+        for name, file in self.files.items():
+            with full_disk_stops(self.run / name):
+                file.close()
         if self.tensorboard is not None:
-            self.tensorboard.close()
+            with full_disk_stops(self.run / "tensorboard"):
+                self.tensorboard.close()
         if self.wandb is not None:
             self.wandb.finish()
 

@@ -42,12 +42,20 @@ def run(options: argparse.Namespace) -> None:
     output = options.output or options.run_folder / "plot.png"
     if output.suffix.lower() not in SUFFIXES:
         raise ValueError(f"The picture {output} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}.")
+    record = read_run(options.run_folder)
     if not output.parent.is_dir():
         raise ValueError(f"There is no folder {output.parent} to write the picture to; make it first.")
-    figure = draw(read_run(options.run_folder))
+    figure = draw(record)
     partial = output.with_name(f".partial-{output.name}")
-    figure.savefig(partial)
-    partial.replace(output)
+    try:
+        figure.savefig(partial)
+        partial.replace(output)
+    except OSError as error:
+        raise ValueError(
+            f"{output} cannot be written ({error.strerror}); give another place with -o."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
     print(output)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,20 @@ class Keeper:
         self.is_calm = is_calm
         self.say = say
         self.best: dict[str, Any] | None = None
+        self.best_saved: dict[str, Any] | None = None  # the same without the one that is being written
         self.saving: checkpoint.Saving | None = None
 
+    def resume(self, best: dict[str, Any] | None) -> None:
+        """Take over what a checkpoint says of the best one."""
+        self.best = self.best_saved = best
+
     def consider(self, step: int, loss: float | None) -> None:
-        """Take the checkpoint of a step, which is about to be written, for the best if its loss is."""
-        if loss is not None and (self.best is None or loss < self.best["loss"]):
+        """Take the checkpoint of a step, which is about to be written, for the best if its loss is.
+
+        Waits for the one before, which may have been the best and fail.
+        """
+        self.finish()
+        if loss is not None and math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
             self.best = {"step": step, "loss": loss}
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any], final: bool) -> None:
@@ -79,11 +89,16 @@ class Keeper:
         except checkpoint.CheckpointError as error:
             if final:
                 raise Stop(str(error), DISK) from error
+            self.best = self.best_saved
             self.say(f"{error} The run goes on and tries again at the next checkpoint.")
             return
+        self.best_saved = self.best
         if self.accelerator.is_main_process and self.is_calm():
             best = f"step-{self.best['step']:08d}" if self.best and self.settings.best else None
-            checkpoint.prune(self.run, self.settings.keep, best)
+            try:
+                checkpoint.prune(self.run, self.settings.keep, best)
+            except OSError as error:
+                self.say(f"An old checkpoint cannot be removed ({error}); the run goes on, look at its disk.")
 
     def newest_before(self, step: int) -> Path | None:
         """The newest whole checkpoint that knows nothing of a step (from 0), the same on all processes."""

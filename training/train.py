@@ -57,29 +57,56 @@ def train(recipe: Recipe) -> None:
     """Everything between a recipe and the loop."""
     from . import engine
     from .loop import Trainer
-    from .models import RECIPE_FILE
-    from .recipe import save_recipe, total_steps
+    from .recipe import total_steps
 
     accelerator = engine.start(recipe.train.precision)
-    check_engine(recipe, accelerator)
+    check_engine(recipe, accelerator.num_processes)
     folder = Path(recipe.run).expanduser()
-    recipe = pin_init(recipe, folder)
-    found = find_checkpoint(folder, recipe, accelerator)
+    recipe, found = engine.by_first(accelerator, lambda: find_start(recipe, folder))
     parts = prepare_parts(recipe, accelerator)
     dataset = open_data(recipe, parts)
-    check_sources(dataset)
     steps = total_steps(recipe.train, dataset.order.steps_per_epoch)
-    trainer = Trainer(recipe, accelerator, parts, dataset, dataset.held_out(), steps)
+    held_out = dataset.held_out() if recipe.validation.every else []
+    trainer = Trainer(recipe, accelerator, parts, dataset, held_out, steps)
+    for line in (line for batch in held_out for line in batch.bad):
+        trainer.say(f"Left out of the validation: {line}")
     if found is not None:
         trainer.resume(found)
     if trainer.done >= steps:
         trainer.say(f"{folder} has all of its {steps} steps; there is nothing left to do.")
         return
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_recipe(recipe, folder / RECIPE_FILE)
+    engine.by_first(accelerator, lambda: write_recipe(recipe, folder))
     trainer.fit()
     accelerator.end_training()
+
+
+def find_start(recipe: Recipe, folder: Path) -> tuple[Recipe, Path | None]:
+    """The recipe with its model pinned, and the checkpoint to go on from. Reads little and writes nothing.
+
+    Raises:
+        ValueError: something that the recipe names is not there or cannot be used.
+    """
+    from .validation import read_requests
+
+    recipe = pin_init(recipe, folder)
+    found = find_checkpoint(folder, recipe)
+    check_data(recipe)
+    read_requests(recipe.validation)
+    return recipe, found
+
+
+def write_recipe(recipe: Recipe, folder: Path) -> None:
+    """Make the folder of a run, with its resolved recipe. Raises ValueError if that cannot be done."""
+    from .models import RECIPE_FILE
+    from .recipe import save_recipe
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_recipe(recipe, folder / RECIPE_FILE)
+    except OSError as error:
+        raise ValueError(
+            f"The run folder {folder} cannot be written to ({error.strerror}); name another with run=."
+        ) from error
 
 
 def dry_run(recipe: Recipe) -> str:
@@ -90,22 +117,23 @@ def dry_run(recipe: Recipe) -> str:
     from .settings import BaseModels
     from .summary import summarise
 
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    check_engine(recipe, world)
+    check_data(recipe)
     # the released sizes are known without their files
     released = recipe.init is None and recipe.base == BaseModels()
     parts = released_parts_on_meta() if released else load_base(recipe)
     channels, factor = parts.transformer.config.in_channels, parts.vae.spatial_compression_ratio
     dataset = MicroBatches(recipe, None, channels, factor)
-    check_sources(dataset)
     images = max(int(data.index.input_counts().max(initial=0)) for data in dataset.sets)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
     return summarise(recipe, parts, dataset.order.sources, world, images)
 
 
-def check_engine(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Raise ValueError if the processes cannot do what the recipe says."""
+def check_engine(recipe: Recipe, world: int) -> None:
+    """Raise ValueError if so many processes cannot do what the recipe says."""
     from . import engine
 
-    settings, world = recipe.train, accelerator.num_processes
+    settings = recipe.train
     micro_batches = settings.batch // settings.micro_batch
     if micro_batches % world:
         raise ValueError(
@@ -141,20 +169,24 @@ def pin_init(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update={"init": str(found)})
 
 
-def find_checkpoint(folder: Path, recipe: Recipe, accelerator: Accelerator) -> Path | None:
+def find_checkpoint(folder: Path, recipe: Recipe) -> Path | None:
     """The checkpoint to go on from, None for a run that begins.
 
     Raises:
         ValueError: the folder holds a run of another recipe, or checkpoints of which none is whole.
     """
-    from accelerate.utils import broadcast_object_list
-
     from . import checkpoint
     from .models import RECIPE_FILE
     from .recipe import differences, load_recipe
 
     saved = folder / RECIPE_FILE
+    newest, refused = checkpoint.newest(folder)
     if not saved.exists():
+        if newest or refused:
+            raise ValueError(
+                f"{folder} holds checkpoints and no {RECIPE_FILE}, so nobody knows of what run they are; put "
+                "the file back, or name another folder with run=."
+            )
         return None
     changed = differences(load_recipe(saved), recipe)
     if changed:
@@ -162,11 +194,8 @@ def find_checkpoint(folder: Path, recipe: Recipe, accelerator: Accelerator) -> P
             f"{folder} holds a run of another recipe ({'; '.join(changed)}); name another folder with run=, "
             "or take the recipe of that run."
         )
-    answer = [checkpoint.newest(folder)] if accelerator.is_main_process else [None]
-    newest, refused = broadcast_object_list(answer)[0]
-    if accelerator.is_main_process:
-        for sentence in refused:
-            print(f"Passed over: {sentence}", file=sys.stderr)
+    for sentence in refused:
+        print(f"Passed over: {sentence}", file=sys.stderr)
     if newest is None and refused:
         raise ValueError(
             f"No checkpoint of {folder} is whole; remove them to begin again, or name another run=."
@@ -238,10 +267,18 @@ def open_data(recipe: Recipe, parts: LadderParts) -> MicroBatches:
     )
 
 
-def check_sources(dataset: MicroBatches) -> None:
-    """Raise ValueError if the files of a data set are no longer those that were indexed."""
-    for data in dataset.sets:
-        data.index.check_source()
+def check_data(recipe: Recipe) -> None:
+    """Raise ValueError if an index, the files that it is of, or a cache are not there or have changed."""
+    from .data.index import Index
+
+    for settings in recipe.data.sets:
+        Index(settings.folder).check_source()
+    for name, folder in recipe.data.cache:
+        if folder and not Path(folder).expanduser().is_dir():
+            raise ValueError(
+                f"There is no folder {folder}, which data.cache.{name} names; fill it with `tbac-uniimage "
+                "train cache`, or train without it."
+            )
 
 
 if __name__ == "__main__":

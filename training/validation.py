@@ -20,7 +20,7 @@ from .captions import wrap
 from .data.samples import TrainBatch
 from .ema import AveragedWeights
 from .ladder import LadderTrainee
-from .metrics import RunLog
+from .metrics import RunLog, full_disk_stops
 from .recipe import Recipe
 from .settings import ValidationSettings
 
@@ -38,20 +38,20 @@ class Request:
     image: Image.Image | None = None
 
 
-def read_requests(prompts: Sequence[str], edits: Sequence[tuple[Path, str]]) -> list[Request]:
+def read_requests(settings: ValidationSettings) -> list[Request]:
     """Fixed prompts and edits of a run.
 
     Raises:
         ValueError: a picture that cannot be read.
     """
-    requests = [Request(prompt) for prompt in prompts]
-    for path, instruction in edits:
+    requests = [Request(prompt) for prompt in settings.prompts]
+    for edit in settings.edits:
         try:
-            with Image.open(path) as image:
-                requests.append(Request(instruction, ImageOps.exif_transpose(image).convert("RGB")))
+            with Image.open(Path(edit.image).expanduser()) as image:
+                requests.append(Request(edit.instruction, ImageOps.exif_transpose(image).convert("RGB")))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(
-                f"The validation picture {path} cannot be read ({error}); give a PNG, JPEG or WebP."
+                f"The validation picture {edit.image} cannot be read ({error}); give a PNG, JPEG or WebP."
             ) from error
     return requests
 
@@ -159,8 +159,7 @@ class Validator:
         self.ema = ema
         self.held_out = held_out
         self.losses = losses
-        edits = [(Path(edit.image).expanduser(), edit.instruction) for edit in self.settings.edits]
-        self.requests = read_requests(self.settings.prompts, edits)
+        self.requests = read_requests(self.settings)
 
     @torch.no_grad()
     def validate(self, step: int, log: RunLog) -> float | None:
@@ -207,5 +206,6 @@ class Validator:
         bar.close()
         if self.accelerator.is_main_process:
             sheet = grid(self.requests, pictures)
-            save_grid(sheet, self.folder, step)
+            with full_disk_stops(self.folder):
+                save_grid(sheet, self.folder, step)
             log.image("samples", sheet, step)

@@ -9,10 +9,11 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from ..connector import LadderConnector
 from ..prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
+from ..versions import Qwen2VLImageProcessorPil
+from .alone import match_transformer
 from .naming import HEAD, check_tensors, mllm_name
 from .parts import (
     LadderParts,
@@ -77,11 +78,12 @@ def load_pipeline_folder(
     device: torch.device,
     dtype: torch.dtype | None,
     tokenizer_dir: str | Path | None = None,
+    transformer_file: str | Path | None = None,
 ) -> LadderParts:
     """Load our own pipeline folder, which diffusers' ``save_pretrained`` wrote.
 
     The modules that ``model_index.json`` names are not looked up: ComfyUI imports this package under a name
-    of its own.
+    of its own. With ``transformer_file`` the folder's own transformer is not read and need not be there.
 
     Raises:
         ValueError: a part that is missing, incomplete or of another kind.
@@ -99,7 +101,12 @@ def load_pipeline_folder(
         "transformer": transformer_on_meta(read_part_config(path / "transformer", "transformer")),
         "vae": vae_on_meta(read_part_config(path / "vae", "vae")),
     }
-    headers = {part: match_folder(path / part, module) for part, module in skeleton.items()}
+    headers = {
+        part: match_transformer(transformer_file, module)
+        if part == "transformer" and transformer_file is not None
+        else match_folder(path / part, module)
+        for part, module in skeleton.items()
+    }
     tokenizer = find_tokenizer(skeleton["mllm"].config, [path / "tokenizer"], tokenizer_dir)
     return freeze(
         LadderParts(

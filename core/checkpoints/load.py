@@ -35,6 +35,7 @@ def load_parts(
     tokenizer_dir: str | Path | None = None,
     mllm_dir: str | Path | None = None,
     sana_dir: str | Path | None = None,
+    transformer_file: str | Path | None = None,
 ) -> LadderParts:
     """Load a model of any layout, its weights held once: views onto the files until they are cast or moved.
 
@@ -45,6 +46,7 @@ def load_parts(
         tokenizer_dir: tokenizer to use if the model's folders have none.
         mllm_dir: Qwen2.5-VL folder that a released checkpoint of another size than 3B was made from.
         sana_dir: SANA folder in diffusers' layout that it was made from.
+        transformer_file: safetensors file of a diffusion transformer alone, in place of the model's own.
 
     Returns:
         LadderParts: in evaluation mode; MLLM and autoencoder frozen.
@@ -55,8 +57,8 @@ def load_parts(
     path, dtype, device = Path(path), check_dtype(dtype), check_device(device)
     check_layout(path)
     if is_pipeline_folder(path):
-        return load_pipeline_folder(path, device, dtype, tokenizer_dir)
-    return load_released(path, device, dtype, tokenizer_dir, mllm_dir, sana_dir)
+        return load_pipeline_folder(path, device, dtype, tokenizer_dir, transformer_file)
+    return load_released(path, device, dtype, tokenizer_dir, mllm_dir, sana_dir, transformer_file)
 
 
 def is_pipeline_folder(path: str | Path) -> bool:

@@ -20,6 +20,7 @@ from transformers import (
 from ..connector import LadderConnector
 from ..prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from ..transformer import LadderTransformer2DModel
+from ..versions import fill_rotary, mllm_config
 from .weights import read_json
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -67,7 +68,9 @@ def on_meta(make: Callable[..., Module], *args: Any, **kwargs: Any) -> Module:
 
 def mllm_on_meta(config: dict[str, Any]) -> Qwen2_5_VLForConditionalGeneration:
     """Qwen2.5-VL of a configuration in transformers' format."""
-    return on_meta(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig.from_dict(config))
+    mllm = on_meta(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig.from_dict(mllm_config(config)))
+    mllm.tie_weights()  # transformers 5.0 does so only where it reads a folder
+    return mllm
 
 
 def transformer_on_meta(config: dict[str, Any]) -> LadderTransformer2DModel:
@@ -113,7 +116,7 @@ def fill(
         for child in module.modules():
             if child._non_persistent_buffers_set:  # rotary frequencies, which no checkpoint stores
                 child.to_empty(device="cpu")
-                module._init_weights(child)
+                fill_rotary(module, child)
     return place(module, device, dtype).eval()
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from ..connector import LadderConnector
 from ..prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from ..schedulers import recipe_scheduler
+from .alone import match_transformer
 from .folders import read_part_config
 from .naming import EMBEDDING, HEAD, Place, check_tensors, mllm_name, place_of, released_name
 from .parts import (
@@ -38,8 +39,8 @@ RELEASED_TYPES = ("tbacuniimage", "metaquery")
 RELEASED_QUERIES = 64
 NUM_RESERVED = 2  # <begin_of_img> and <end_of_img> of the authors' tokenizer, after the queries
 REMEDY = (
-    "for a model of another size give mllm_dir and sana_dir, the Qwen2.5-VL and SANA folders that it was "
-    "made from, otherwise download the checkpoint again"
+    "for a model of another size put the Qwen2.5-VL and SANA folders that it was made from beside it, under "
+    "the names in its config.json, or give them as mllm_dir and sana_dir; otherwise download it again"
 )
 
 
@@ -50,6 +51,7 @@ def load_released(
     tokenizer_dir: str | Path | None = None,
     mllm_dir: str | Path | None = None,
     sana_dir: str | Path | None = None,
+    transformer_file: str | Path | None = None,
 ) -> LadderParts:
     """Read a released checkpoint.
 
@@ -60,6 +62,7 @@ def load_released(
         tokenizer_dir: folder of a Qwen2.5-VL tokenizer, used if the model's own folders have none.
         mllm_dir: Qwen2.5-VL folder whose sizes the model has, if they are not the released 3B's.
         sana_dir: the same for SANA.
+        transformer_file: safetensors file of a diffusion transformer alone, read in place of its own.
 
     Raises:
         ValueError: tensors that are missing, unexpected or misshapen, or no tokenizer.
@@ -88,6 +91,9 @@ def load_released(
         num_reserved=rows[2],
     )
     found = _match(path, headers, skeleton, rows)
+    if transformer_file is not None:
+        other = match_transformer(transformer_file, skeleton["transformer"])
+        found |= {Place("transformer", name): info for name, info in other.items()}
     mllm_id = config.get("mllm_id") or RELEASED_MLLM_ID
     tokenizer = find_tokenizer(mllm_config, [folder, mllm_dir], tokenizer_dir, mllm_id)
 
@@ -123,7 +129,10 @@ def check_origin(path: Path, headers: dict[str, TensorInfo]) -> None:
     elif any(mllm_name(name) == EMBEDDING for name in headers):
         kind = "a language model alone; give its folder as mllm_dir, or to assemble"
     elif any(name.startswith(("caption_projection.", "transformer_blocks.")) for name in headers):
-        kind = "a diffusion transformer alone; give its folder as sana_dir, or to assemble"
+        kind = (
+            "a diffusion transformer alone; load the model that it was made from and give this as its "
+            "transformer_file, or give its folder to assemble"
+        )
     else:
         kind = f"another model ({list_names(sorted(headers))})"
     raise ValueError(f"{path} holds no tensor of a TBAC-UniImage model; it looks like {kind}.")

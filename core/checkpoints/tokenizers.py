@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig, Qwen2Tokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig
+
+from ..versions import Qwen2TokenizerFast, Qwen2VLImageProcessorPil, tokenizer_arguments
 
 RELEASED_MLLM_ID = "Qwen/Qwen2.5-VL-3B-Instruct"
 CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
@@ -27,7 +28,8 @@ def comfyui_tokenizer_dir() -> Path | None:
 
     ComfyUI is only located, never imported.
     """
-    places = [Path(os.environ["COMFYUI_PATH"]) / "comfy"] if os.environ.get("COMFYUI_PATH") else []
+    named = os.path.expandvars("$COMFYUI_PATH")  # as it stands if there is none
+    places = [Path(named) / "comfy"]
     spec = importlib.util.find_spec("comfy")
     if spec is not None:
         places += [Path(place) for place in spec.submodule_search_locations or []]
@@ -38,8 +40,10 @@ def comfyui_tokenizer_dir() -> Path | None:
 def read_tokenizer(folder: Path, config: Qwen2_5_VLConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder that :func:`has_tokenizer`; ``config`` stands in for its config.json."""
     if (folder / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
-    return Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(
+            folder, config=config, local_files_only=True, **tokenizer_arguments()
+        )
+    return Qwen2TokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def check_tokenizer(

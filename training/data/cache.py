@@ -7,6 +7,7 @@ and the vision tower's output on the input pictures.
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +73,9 @@ def run(options: argparse.Namespace) -> None:
         )
     if options.batch < 1:
         raise ValueError(f"--batch is {options.batch}; a computation needs at least 1 sample.")
+    for name, folder in recipe.data.cache:
+        if folder:
+            make_folder(Path(folder).expanduser(), name)
 
     import torch
     from accelerate import PartialState
@@ -91,6 +95,17 @@ def run(options: argparse.Namespace) -> None:
         world=state.num_processes,
     )
     print(f"{filled.written:,} samples computed, {filled.present:,} were there, {len(filled.bad):,} are bad.")
+
+
+def make_folder(folder: Path, name: str) -> None:
+    """Make the folder of a cache. Raises ValueError if that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"data.cache.{name} is {folder}, which is no folder and cannot be made one ({error.strerror}); "
+            "give another one."
+        ) from error
 
 
 def fill(
@@ -119,8 +134,11 @@ def fill(
     computer = Computer(parts, work, dtype)
     mine = range(rank, len(work), world)
     filled = Filled()
-    with tqdm(total=work.count(mine), unit="sample", desc="cache", disable=rank > 0) as bar:
-        for items in read_ahead(work, mine, recipe.data.workers):
+    with (
+        tqdm(total=work.count(mine), unit="sample", desc="cache", disable=rank > 0) as bar,
+        closing(read_ahead(work, mine, recipe.data.workers)) as chunks,
+    ):
+        for items in chunks:
             computer.write(items)
             for item in items:
                 if item.bad:

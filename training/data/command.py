@@ -108,6 +108,14 @@ def show_index(options: argparse.Namespace) -> None:
     count = min(options.samples, len(index))
     numbers = sorted(Random(options.seed).sample(range(len(index)), count))
     partial = path.with_name(f".{path.name}.partial")
-    contact_sheet(index, numbers).save(partial, format="PNG")
-    os.replace(partial, path)
+    sheet = contact_sheet(index, numbers)
+    try:
+        sheet.save(partial, format="PNG")
+        os.replace(partial, path)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written ({error.strerror}); give another place with -o."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
     print(f"{count} of them: {path}")

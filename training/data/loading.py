@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
-from collections.abc import Iterator, Sequence
-from multiprocessing import get_all_start_methods, get_context
+import threading
+from collections.abc import Generator, Iterable, Sequence
+from multiprocessing import active_children, get_all_start_methods, get_context, parent_process
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +48,7 @@ class Answers(Dataset):
 
 def loader(
     dataset: MicroBatches, rank: int, world: int, first_step: int, end_step: int, workers: int
-) -> Iterator[TrainBatch]:
+) -> Generator[TrainBatch, None, None]:
     """This rank's micro-batches of the optimizer steps ``first_step`` … ``end_step - 1``, in order.
 
     Micro-batch k of a step goes to rank k mod ``world``.
@@ -71,18 +75,19 @@ def loader(
     return read_ahead(dataset, range(first_step * per_step + rank, end_step * per_step, world), workers)
 
 
-def read_ahead(dataset: Dataset, numbers: Sequence[int], workers: int) -> Iterator[Any]:
+def read_ahead(dataset: Dataset, numbers: Sequence[int], workers: int) -> Generator[Any, None, None]:
     """The items of these numbers, in this order; ``workers`` processes work ahead.
 
     Workers are started afresh, since a fork would copy a CUDA context that it must not use; each computes
-    with one thread. Raises what reading an item raised, and Stop if a worker died.
+    with one thread. Raises what reading an item raised, and Stop if a worker died. Close it when no more
+    items are wanted; the workers end with it.
     """
     parallel = {}
     if workers:
         parallel = {
             "multiprocessing_context": fresh_processes(),
             "prefetch_factor": PREFETCH,
-            "worker_init_fn": leave_signals,
+            "worker_init_fn": prepare_worker,
         }
     items = DataLoader(
         Answers(dataset),
@@ -93,8 +98,12 @@ def read_ahead(dataset: Dataset, numbers: Sequence[int], workers: int) -> Iterat
         pin_memory=torch.cuda.is_available(),
         **parallel,
     )
+    others = set(active_children())
+    reading = iter(items)
+    # when this process ends it asks its children to end too and waits, and ours do not listen
+    kill = Finalize(None, kill_all, [set(active_children()) - others], exitpriority=10)
     try:
-        for item in items:
+        for item in reading:
             if isinstance(item, ValueError):
                 raise item
             yield item
@@ -103,6 +112,16 @@ def read_ahead(dataset: Dataset, numbers: Sequence[int], workers: int) -> Iterat
         if stop is None:
             raise
         raise stop from error
+    finally:
+        del reading  # tells the workers to end, and waits a little
+        kill()
+
+
+def kill_all(processes: Iterable[BaseProcess]) -> None:
+    """End processes, whatever they do."""
+    for process in processes:
+        process.kill()
+        process.join()
 
 
 def as_stop(error: Exception) -> Stop | None:
@@ -136,10 +155,21 @@ def fresh_processes() -> BaseContext:
     return context
 
 
-def leave_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM go to all processes; the training process decides and still needs its data."""
+def prepare_worker(worker: int) -> None:
+    """Make a worker live exactly as long as the training process wants it to.
+
+    Ctrl-C and SIGTERM go to all processes; the training process decides and still needs its data. When it is
+    killed nobody tells the workers, nor the server that they were forked off, which ends after its children.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=end_with, args=(parent_process(),), daemon=True).start()
+
+
+def end_with(parent: BaseProcess) -> None:
+    """End this process when another one has ended."""
+    parent.join()
+    os._exit(1)
 
 
 def unchanged(batch: Any) -> Any:

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from ..stops import DISK, Stop
+
 HASH_BYTES = 16
 
 
@@ -46,14 +48,27 @@ class Cache:
         return self.folder / name[:2] / name[2:4] / f"{name[4:]}.safetensors"
 
     def write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Write an entry whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write an entry whole or not at all.
+
+        Raises:
+            Stop: it cannot be written.
+        """
         temporary = path.with_name(f".{path.stem}.{os.getpid()}.{uuid.uuid4().hex}")
         try:
-            temporary.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_bytes(
+                    save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+                )
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise Stop(
+                f"The cache {self.folder} cannot be written to: {error.strerror}; free some space. The same "
+                "command goes on.",
+                DISK,
+            ) from error
 
     def read(self, path: Path, sample: str) -> dict[str, Tensor]:
         """The tensors of an entry.

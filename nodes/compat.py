@@ -1,0 +1,14 @@
+"""What newer versions of ComfyUI know and the oldest that the pack runs on does not."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from comfy_api.latest import io
+
+
+def schema(**fields: Any) -> io.Schema:
+    """``io.Schema`` of those fields that this ComfyUI has, such as ``search_aliases`` from 0.11 on."""
+    known = inspect.signature(io.Schema).parameters
+    return io.Schema(**{name: value for name, value in fields.items() if name in known})

@@ -1,0 +1,112 @@
+"""Sampling of edits: conditions of all pictures at once, then one picture after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import comfy.model_management
+import comfy.sample
+import comfy.utils
+import latent_preview
+import torch
+from comfy.samplers import CFGGuider
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+from ..core.guidance import Guidance, branch_inputs
+from .solver import recipe_sampler, recipe_sigmas
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from PIL import Image
+
+    from .mllm import LadderMLLM
+
+ENCODED_TOGETHER = 4  # pictures whose conditions, three each, the language model computes at once
+
+
+def encode_edits(
+    mllm: LadderMLLM,
+    instruction: str,
+    groups: list[list[Image.Image]],
+    negative_prompt: str,
+    guidance: Guidance,
+) -> list[torch.Tensor]:
+    """Folded conditions of every edit, each ``[branches, queries, layers * dim]`` in guidance's order."""
+    branches = guidance.num_branches(has_images=True)
+    conditions = []
+    for start in range(0, len(groups), ENCODED_TOGETHER):
+        some = groups[start : start + ENCODED_TOGETHER]
+        texts = [instruction] * len(some), [negative_prompt] * len(some)
+        rows = mllm.encode(*branch_inputs(*texts, some, branches))
+        conditions += [rows[i :: len(some)] for i in range(len(some))]
+    return conditions
+
+
+def partial_sigmas(steps: int, strength: float) -> torch.Tensor:
+    """The last ``steps`` noise levels of the recipe, from about ``strength`` of its way; ``[steps + 1]``."""
+    return recipe_sigmas(max(steps, int(steps / strength)))[-steps - 1 :]
+
+
+def sample_edits(
+    model: ModelPatcher,
+    conditions: list[torch.Tensor],
+    guidance: Guidance,
+    latents: torch.Tensor,
+    changeable: torch.Tensor | None,
+    seed: int,
+    sigmas: torch.Tensor,
+) -> torch.Tensor:
+    """Sample one edit after the other, each as if it were alone; one progress bar over all.
+
+    Args:
+        conditions: of every edit, from :func:`encode_edits`.
+        latents: ``[edits, channels, h, w]``, zeros to start from noise alone.
+        changeable: ``[edits, 1, h, w]``, 0 = latents that stay.
+        sigmas: noise levels.
+    """
+    steps = len(sigmas) - 1
+    show = preview_callback(model, steps * len(latents))
+    results = []
+    for i, condition in enumerate(conditions):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        latent = latents[i : i + 1]
+        results.append(
+            make_guider(model, condition, guidance).sample(
+                comfy.sample.prepare_noise(latent, seed),
+                latent,
+                recipe_sampler(),
+                sigmas,
+                denoise_mask=None if changeable is None else changeable[i : i + 1],
+                callback=lambda step, denoised, x, _, done=i * steps: show(done + step, denoised),
+                disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+                seed=seed,
+            )
+        )
+    return torch.cat(results).to(comfy.model_management.intermediate_device())
+
+
+def make_guider(model: ModelPatcher, condition: torch.Tensor, guidance: Guidance) -> CFGGuider:
+    """ComfyUI's guider for the branches of ``condition``."""
+    *others, positive = ([[row[None], {}]] for row in condition)
+    if len(others) == 2:
+        guider = Guider_DualCFG(model)
+        guider.set_conds(positive, others[1], others[0])
+        guider.set_cfg(guidance.text, guidance.image)
+        return guider
+    guider = CFGGuider(model)
+    guider.set_conds(positive, others[0] if others else positive)
+    guider.set_cfg(guidance.text if others else 1.0)
+    return guider
+
+
+def preview_callback(model: ModelPatcher, total: int) -> Callable[[int, torch.Tensor], None]:
+    """``show(step, denoised)``: progress over ``total`` steps and a preview of the picture in work."""
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    bar = comfy.utils.ProgressBar(total)
+
+    def show(step: int, denoised: torch.Tensor) -> None:
+        preview = previewer and previewer.decode_latent_to_preview_image("JPEG", denoised)
+        bar.update_absolute(step + 1, total, preview)
+
+    return show

@@ -1,0 +1,235 @@
+"""Image Edit: pictures and an instruction become edited pictures, in one node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io
+
+from . import limits
+from .compat import schema
+from .conditioning import to_pil
+from .loading import MLLM
+from .sampling import guidance_input, latent_size, seed_input
+
+if TYPE_CHECKING:
+    import torch
+    from comfy.model_patcher import ModelPatcher
+    from PIL import Image
+
+    from .autoencoder import LadderVAE
+    from .mllm import LadderMLLM
+
+MAX_FEATHER = 128
+
+
+class LadderEdit(io.ComfyNode):
+    """Edits pictures by an instruction, whole or inside a mask."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's face."""
+        further = [
+            io.Image.Input(
+                name,
+                optional=True,
+                tooltip="A further picture that the instruction may speak of: one for all edits, or one for "
+                "each picture of the batch.",
+            )
+            for name in ("image_2", "image_3", "image_4")
+        ]
+        return schema(
+            node_id="TBACUniImageEditPicture",
+            display_name="Image Edit (TBAC-UniImage)",
+            category="TBAC-UniImage",
+            description="Edits a picture by an instruction. The result has the picture's size and lies "
+            "exactly over it; with a mask, every pixel outside the mask stays bit for bit. A batch is edited "
+            "picture by picture.",
+            search_aliases=["image edit", "instruct edit", "inpaint", "edit by instruction", "uniimage edit"],
+            inputs=[
+                io.Model.Input("model", tooltip="From Load Model (TBAC-UniImage), with or without LoRA."),
+                MLLM.Input("mllm", tooltip="From the same Load Model."),
+                io.Vae.Input("vae", tooltip="From the same Load Model."),
+                io.Image.Input(
+                    "image",
+                    tooltip="What to edit. Each picture of a batch is edited by itself and comes out as if "
+                    "it were alone. Alpha is kept.",
+                ),
+                io.String.Input(
+                    "instruction",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What to change, as a sentence: 'make the cat blue'. Plain text: weights and "
+                    "control tokens have no meaning.",
+                ),
+                seed_input("The same seed gives the same result; the pictures of a batch share its noise."),
+                io.Int.Input(
+                    "steps", default=30, min=1, max=1000, tooltip="Denoising steps; 30 is the recipe."
+                ),
+                guidance_input("guidance", 4.5, "How strongly the instruction steers; 1 = no text guidance."),
+                guidance_input(
+                    "image_guidance",
+                    1.5,
+                    "How strongly the input picture steers. 1 = no image guidance, and two evaluations a "
+                    "step instead of three.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="1 = drawn anew from noise. Less starts from the picture itself, so that more of "
+                    "it stays where it is. 0 = no edit, only through the autoencoder and back.",
+                ),
+                io.Int.Input(
+                    "feather",
+                    default=8,
+                    min=0,
+                    max=MAX_FEATHER,
+                    tooltip="Width in pixels of the seam. It lies inside the mask; outside nothing changes. "
+                    "0 = hard edge.",
+                ),
+                io.Int.Input(
+                    "side",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="Pixel budget. 0 = drawn at about as many pixels as the model was trained at. "
+                    "Otherwise drawn at the picture's own size, or with side x side pixels if it is larger. "
+                    "The result has the picture's size in any case.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the picture may change (1) and where not (0): one for all pictures, or "
+                    "one for each.",
+                ),
+                *further,
+                io.String.Input(
+                    "negative_prompt",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="What to steer away from; usually empty.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="Of the size and number of the input pictures.")
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, seed: int, steps: int, guidance: float, image_guidance: float, strength: float
+    ) -> bool | str:
+        """ComfyUI's own range check lets NaN pass."""
+        values = {"guidance": guidance, "image_guidance": image_guidance, "strength": strength}
+        return limits.problem(cls, seed=seed, steps=steps, **values) or True
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        mllm: LadderMLLM,
+        vae: LadderVAE,
+        image: torch.Tensor,
+        instruction: str,
+        seed: int,
+        steps: int,
+        guidance: float,
+        image_guidance: float,
+        strength: float = 1.0,
+        feather: int = 8,
+        side: int = 0,
+        mask: torch.Tensor | None = None,
+        image_2: torch.Tensor | None = None,
+        image_3: torch.Tensor | None = None,
+        image_4: torch.Tensor | None = None,
+        negative_prompt: str = "",
+    ) -> io.NodeOutput:
+        """Check everything; then encode, sample and decode, each part of the model loaded once."""
+        import comfy.model_management as management
+
+        from ..core.editing import as_rgb, drawing_size, feathered, fit_mask, latent_mask, paste, resize
+        from ..core.guidance import Guidance
+        from .edit_sampling import encode_edits, partial_sigmas, sample_edits
+
+        limits.check(
+            cls,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            image_guidance=image_guidance,
+            strength=strength,
+            feather=feather,
+            side=side,
+        )
+        size = check_same_model(model, mllm, vae)
+        guidances = Guidance(guidance, image_guidance)
+        groups = picture_groups(image, image_2, image_3, image_4)
+        check_requests(instruction, groups, negative_prompt)
+        count, height, width = image.shape[:3]
+        masks = None if mask is None else fit_mask(mask, count, height, width).to(image.device)
+
+        across, down = drawing_size((width, height), side, size.native, size.factor)
+        source = resize(as_rgb(image), across, down)
+        changeable = None if masks is None else latent_mask(masks, down // size.factor, across // size.factor)
+        shape = (count, size.channels, down // size.factor, across // size.factor)
+        from_noise = strength == 1 and masks is None
+        device = management.intermediate_device()
+        latents = source.new_zeros(shape, device=device) if from_noise else vae.encode(source)
+        if strength > 0:
+            conditions = encode_edits(mllm, instruction, groups, negative_prompt, guidances)
+            latents = sample_edits(
+                model, conditions, guidances, latents, changeable, seed, partial_sigmas(steps, strength)
+            )
+        edited = resize(vae.decode(latents), width, height).to(image.device)
+        share = None if masks is None else feathered(masks, feather)
+        return io.NodeOutput(paste(image, edited, share))
+
+
+def check_same_model(model: ModelPatcher, mllm: LadderMLLM, vae: LadderVAE) -> object:
+    """How pixels and latents relate. Raises ValueError unless the three parts fit each other."""
+    if not hasattr(model, "get_model_object"):
+        raise ValueError(f"model is of the type {type(model).__name__}; connect Load Model (TBAC-UniImage).")
+    size = latent_size(model)
+    if getattr(mllm, "size", None) != size:
+        raise ValueError("mllm is that of another model; connect model, mllm and vae of one Load Model.")
+    if (getattr(vae, "latent_channels", 0), getattr(vae, "downscale_ratio", 0)) != (
+        size.channels,
+        size.factor,
+    ):
+        raise ValueError("vae is that of another model; connect model, mllm and vae of one Load Model.")
+    return size
+
+
+def picture_groups(image: torch.Tensor, *further: torch.Tensor | None) -> list[list[Image.Image]]:
+    """For every picture of the batch: itself and the further pictures. Raises ValueError for bad ones."""
+    from ..core.editing import as_rgb, check_pictures
+
+    check_pictures("image", image)
+    groups = [[picture] for picture in to_pil(as_rgb(image))]
+    for number, batch in enumerate(further, 2):
+        if batch is None:
+            continue
+        name = f"image_{number}"
+        check_pictures(name, batch)
+        if len(batch) not in (1, len(groups)):
+            raise ValueError(
+                f"{name} holds {len(batch)} pictures for {len(groups)} edits; give one for all, or one for "
+                "each."
+            )
+        pictures = to_pil(as_rgb(batch))
+        for i, group in enumerate(groups):
+            group.append(pictures[i % len(pictures)])
+    return groups
+
+
+def check_requests(instruction: str, groups: list[list[Image.Image]], negative_prompt: str) -> None:
+    """Raise ValueError for whatever the language model would refuse, and for an empty instruction."""
+    from ..core.requests import check_request
+
+    if not instruction.strip():
+        raise ValueError("The instruction is empty; say what to change, as in 'make the sky pink'.")
+    check_request([instruction] * len(groups), groups, negative_prompt)

@@ -1,0 +1,175 @@
+"""A real browser on ComfyUI's page: headless Chromium, driven with Playwright."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from comfy_server import Server
+    from playwright.sync_api import Page
+
+PACK = "tbac-uniimage"
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+# a container has no sandbox and little shared memory, and nothing outside this machine is asked
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,  # otherwise the Templates dialog covers the page at the first start
+    "Comfy.VueNodes.Enabled": False,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Graph.CanvasInfo": False,
+}
+READY = (
+    "() => window.app?.extensionManager && window.LiteGraph?.registered_node_types['TBACUniImageLoadModel']"
+)
+LIMIT_MS = 60_000
+
+
+def find_chromium() -> str | None:
+    """The program that ``CHROMIUM_PATH`` names, else the first one on the path."""
+    named = os.environ.get("CHROMIUM_PATH")
+    return named or next(filter(None, map(shutil.which, CHROMIUM)), None)
+
+
+def prepare_user(folder: Path, locale: str = "en", **settings: object) -> None:
+    """Write the UI's settings for a server that will run in ``folder``."""
+    place = folder / "user" / "default"
+    place.mkdir(parents=True, exist_ok=True)
+    content = {**SETTINGS, "Comfy.Locale": locale, **settings}
+    (place / "comfy.settings.json").write_text(json.dumps(content))
+
+
+@contextmanager
+def open_page(server: Server, size: tuple[int, int] = (1600, 900), scale: float = 1) -> Iterator[Page]:
+    """ComfyUI's page with an empty graph; requests to other machines are dropped.
+
+    Raises:
+        RuntimeError: there is no Chromium on this machine.
+    """
+    from playwright.sync_api import sync_playwright
+
+    program = find_chromium()
+    if program is None:
+        raise RuntimeError("There is no Chromium: run python scripts/setup_browser.py, or set CHROMIUM_PATH.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        try:
+            viewport = {"width": size[0], "height": size[1]}
+            context = browser.new_context(viewport=viewport, device_scale_factor=scale)
+            context.set_default_timeout(LIMIT_MS)
+            local = (server.url, "data:", "blob:")
+            context.route("**/*", lambda r: r.continue_() if r.request.url.startswith(local) else r.abort())
+            context.add_init_script("localStorage.setItem('vueNodesBannerDismissed', 'true')")
+            page = context.new_page()
+            page.goto(server.url, wait_until="domcontentloaded")
+            wait_until_ready(page)
+            yield page
+        finally:
+            browser.close()
+
+
+def wait_until_ready(page: Page) -> None:
+    """Wait until the page knows our nodes, and empty its graph."""
+    page.wait_for_function(READY)
+    page.wait_for_selector(".p-blockui-mask", state="hidden")
+    page.evaluate("() => window.app.graph.clear()")
+
+
+def load_graph(page: Page, path: Path) -> None:
+    """Open a workflow file, in either form, as if it were dropped on the page."""
+    text = path.read_text(encoding="utf-8")
+    page.evaluate(
+        "async ([text, name]) => await window.app.handleFile("
+        "new File([text], name, {type: 'application/json'}))",
+        [text, path.name],
+    )
+
+
+def fit_view(page: Page) -> None:
+    """Zoom so that the whole graph is seen."""
+    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.wait_for_timeout(800)  # the zoom is animated
+
+
+def press_run(page: Page) -> None:
+    """Press Run and wait until the server has finished.
+
+    Raises:
+        RuntimeError: a node failed; its sentence.
+    """
+    page.evaluate(
+        """() => {
+            window.ended = null;
+            for (const name of ['execution_success', 'execution_error', 'execution_interrupted'])
+                window.app.api.addEventListener(name, (e) => (window.ended = [name, e.detail]), {once: true});
+        }"""
+    )
+    page.locator('[data-testid="queue-button"] button:visible').first.click()
+    page.wait_for_function("() => window.ended")
+    name, detail = page.evaluate("() => window.ended")
+    if name != "execution_success":
+        raise RuntimeError(f"{name}: {detail.get('exception_message', '')}")
+
+
+def pictures_shown(page: Page) -> dict[str, list[list[int]]]:
+    """Width and height of every picture that Save Image and Preview Image nodes show, by node id."""
+    script = """() => {
+        const nodes = window.app.graph._nodes.filter((n) => ['SaveImage', 'PreviewImage'].includes(n.type))
+        const loaded = (i) => i.complete && i.naturalWidth > 0
+        if (!nodes.every((n) => n.imgs?.length && n.imgs.every(loaded))) return null
+        return Object.fromEntries(nodes.map(
+            (n) => [String(n.id), n.imgs.map((i) => [i.naturalWidth, i.naturalHeight])]))
+    }"""
+    return page.wait_for_function(script).json_value()
+
+
+def open_dialog(page: Page) -> None:
+    """Open the Templates dialog at this pack's templates."""
+    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text(PACK, exact=True).first.click()
+
+
+def open_template(page: Page, name: str) -> None:
+    """Choose a template of this pack in the Templates dialog."""
+    open_dialog(page)
+    page.get_by_test_id(f"template-workflow-{name}").click()
+    page.wait_for_selector(".p-dialog", state="hidden")
+    page.wait_for_function("() => window.app.graph._nodes.length > 2")
+
+
+def show_help(page: Page, node: str) -> None:
+    """Put one node on an empty graph and press its info button."""
+    page.evaluate(
+        """(type) => {
+            const app = window.app
+            app.graph.clear()
+            const node = LiteGraph.createNode(type)
+            app.graph.add(node)
+            node.pos = [600, 300]
+            app.canvas.ds.reset()
+            app.canvas.selectNode(node)
+        }""",
+        node,
+    )
+    page.get_by_test_id("info-button").click()
+    page.wait_for_selector(".node-help-content h1")
+
+
+def switch_language(page: Page, locale: str) -> None:
+    """Set the UI's language and load the page anew."""
+    page.evaluate("(locale) => window.app.extensionManager.setting.set('Comfy.Locale', locale)", locale)
+    page.reload(wait_until="domcontentloaded")
+    wait_until_ready(page)

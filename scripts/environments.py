@@ -1,0 +1,95 @@
+"""Virtual environments for tests: some packages in other versions, or fewer of them, than this one has."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib import metadata
+from pathlib import Path
+
+KEPT = ("torch", "numpy", "safetensors", "pillow")
+INSTALL_LIMIT_S = 300
+
+
+def empty_environment(place: Path) -> tuple[Path, Path]:
+    """A new environment without even pip: its interpreter and its folder of packages."""
+    shutil.rmtree(place, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
+    inside = {"base": str(place), "platbase": str(place)}
+    return place / "bin" / "python", Path(sysconfig.get_path("purelib", "venv", inside))
+
+
+def beside_this_one(place: Path, wanted: list[str]) -> Path:
+    """An environment that sees this one's packages and holds ``wanted`` with what they need; its interpreter.
+
+    It is kept and used again. torch and a few others stay this environment's.
+
+    Raises:
+        RuntimeError: pip could not install them; the end of what it said.
+    """
+    done, state = place / "done", "\n".join([sys.prefix, *wanted])
+    if done.exists() and done.read_text() == state:
+        return place / "bin" / "python"
+    python, packages = empty_environment(place)
+    parent = sysconfig.get_path("purelib")
+    (packages / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
+    constraints = place / "constraints.txt"
+    constraints.write_text("".join(f"{name}=={metadata.version(name)}\n" for name in KEPT))
+    command = [
+        python,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "-q",
+        "-c",
+        constraints,
+        *wanted,
+    ]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, timeout=INSTALL_LIMIT_S, stdin=subprocess.DEVNULL
+    )
+    if answer.returncode:
+        raise RuntimeError(f"pip could not install {' and '.join(wanted)}:\n{answer.stderr[-1500:]}")
+    if list(packages.glob("torch-*")):
+        raise RuntimeError("A second torch was installed; take it out of what is wanted.")
+    done.write_text(state)
+    return python
+
+
+def needed_by(names: list[str]) -> set[str]:
+    """Distributions of this environment that ``names`` need, directly or not, without extras."""
+    found: set[str] = set()
+    open_names = [normalised(name) for name in names]
+    while open_names:
+        name = open_names.pop()
+        try:
+            requires = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # for another system, or not needed here
+            continue
+        if name not in found:
+            found.add(name)
+            wanted = [line for line in requires if "extra ==" not in line]
+            open_names += [normalised(re.match(r"[\w.-]+", line).group()) for line in wanted]
+    return found
+
+
+def normalised(name: str) -> str:
+    """A distribution's name as indexes compare them."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def only(place: Path, names: list[str]) -> Path:
+    """The interpreter of an environment with ``names`` and what they need, linked from this one."""
+    python, packages = empty_environment(place)
+    home = Path(sysconfig.get_path("purelib"))
+    for name in needed_by(names):
+        for top in {file.parts[0] for file in metadata.files(name) or []} - {"..", "__pycache__"}:
+            if (home / top).exists() and not (packages / top).exists():
+                (packages / top).symlink_to(home / top)
+    for shim in home.glob("cpu_torchvision.*"):  # see setup_env.py
+        (packages / shim.name).symlink_to(shim)
+    return python

@@ -1,0 +1,276 @@
+"""What is in every template: nodes, settings, and places. ``make_templates.py`` writes the files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Link = tuple[int, int]
+Value = str | int | float | bool | Link
+
+NANO = {"checkpoint": "nano (embedded)", "weight_dtype": "default"}
+ENLARGE = {"upscale_method": "bicubic", "width": 512, "height": 0, "crop": "disabled"}
+SIZE = {"width": 0, "height": 0, "batch_size": 1}
+EDIT = {"steps": 30, "guidance": 2.0, "image_guidance": 2.0}
+
+
+@dataclass
+class Node:
+    """A node of a template: its class, its place, and what is set or connected."""
+
+    kind: str
+    column: int
+    inputs: dict[str, Value] = field(default_factory=dict)
+    title: str = ""
+    size: tuple[int, int] = (0, 0)  # at least; samplers have room for their preview
+    collapsed: bool = False
+
+
+@dataclass
+class Template:
+    """A graph. Nodes are numbered from 1 in their order; groups name a title and the columns it spans.
+
+    Its note stands at the foot of the first column.
+    """
+
+    nodes: list[Node]
+    groups: list[tuple[str, int, int]]
+    note_size: tuple[int, int] = (360, 250)
+
+
+def load(column: int = 0) -> Node:
+    """Load Model with the embedded model."""
+    return Node("TBACUniImageLoadModel", column, NANO, size=(360, 130))
+
+
+def sampler(
+    column: int, conditions: tuple[Link, ...], latent: Link, title: str = "", **settings: Value
+) -> Node:
+    """Ladder Sampler, folded if it has a title. ``conditions``: positive, negative, image_only."""
+    named = dict(zip(("positive", "negative", "image_only"), conditions, strict=False))
+    settings = {"seed": 7, "steps": 30, "guidance": 4.5, "image_guidance": 1.5, **settings}
+    inputs = {"model": (1, 0), **named, "latent": latent, **settings}
+    return Node("TBACUniImageSampler", column, inputs, title, (330, 690), collapsed=bool(title))
+
+
+def decode(column: int, latent: Link) -> Node:
+    """VAE Decode with the VAE of node 1."""
+    return Node("VAEDecode", column, {"samples": latent, "vae": (1, 2)}, size=(240, 50))
+
+
+def enlarge(column: int, image: Link) -> Node:
+    """A picture at a size to look at."""
+    return Node("ImageScale", column, {"image": image, **ENLARGE}, "Enlarge")
+
+
+def save(column: int, image: Link, name: str, title: str = "", side: int = 400) -> Node:
+    """Save Image, with room for a picture of this side."""
+    inputs = {"images": image, "filename_prefix": name}
+    return Node("SaveImage", column, inputs, title, (side, side + 60))
+
+
+def picture(column: int, name: str, title: str = "") -> Node:
+    """Load Image with one of the samples."""
+    return Node("LoadImage", column, {"image": name}, title, (320, 330))
+
+
+def encode(column: int, prompt: str, title: str = "", **pictures: Link) -> Node:
+    """Multi-Layer MLLM Encode."""
+    inputs = {"mllm": (1, 1), **pictures, "prompt": prompt, "negative_prompt": ""}
+    return Node("TBACUniImageEncode", column, inputs, title, (380, 300))
+
+
+def edit(column: int, image: Link, instruction: Value, **more: Value) -> Node:
+    """Image Edit."""
+    parts = {"model": (1, 0), "mllm": (1, 1), "vae": (1, 2), "image": image, "instruction": instruction}
+    inputs = {**parts, "seed": 7, **EDIT, **more}
+    return Node("TBACUniImageEditPicture", column, inputs, size=(400, 820))
+
+
+DOG_AND_ROCKET = "a dog to the left of a rocket on a blue background"
+
+TEMPLATES = {
+    "text_to_image": Template(
+        [
+            load(),
+            encode(1, DOG_AND_ROCKET, "Prompt"),
+            Node("TBACUniImageEmptyLatent", 1, {"model": (1, 0), **SIZE}),
+            sampler(2, ((2, 0), (2, 1)), (3, 0)),
+            decode(3, (4, 0)),
+            enlarge(3, (5, 0)),
+            save(3, (6, 0), "tbac/text_to_image"),
+        ],
+        [("Model", 0, 0), ("Prompt", 1, 1), ("Picture", 2, 3)],
+    ),
+    "edit_by_instruction": Template(
+        [
+            load(),
+            picture(1, "tbac_uniimage_dog_and_rocket.png"),
+            edit(2, (2, 0), "replace the rocket with a banana"),
+            save(3, (3, 0), "tbac/edit", side=340),
+        ],
+        [("Model", 0, 0), ("Source", 1, 1), ("Edit", 2, 3)],
+    ),
+    "masked_edit": Template(
+        [
+            load(),
+            picture(1, "tbac_uniimage_masked.png", "Picture with a mask"),
+            edit(2, (2, 0), "replace the rocket with a banana", mask=(2, 1)),
+            save(3, (3, 0), "tbac/masked_edit", side=340),
+        ],
+        [("Model", 0, 0), ("Source", 1, 1), ("Edit", 2, 3)],
+    ),
+    "two_image_composition": Template(
+        [
+            load(),
+            picture(1, "tbac_uniimage_cat.png", "First picture"),
+            picture(1, "tbac_uniimage_car.png", "Second picture"),
+            encode(2, "a cat to the left of a car on white", "Sentence", image=(2, 0), image_2=(3, 0)),
+            Node("TBACUniImageEmptyLatent", 2, {"model": (1, 0), **SIZE}),
+            sampler(3, ((4, 0), (4, 1), (4, 2)), (5, 0), guidance=3.0),
+            decode(4, (6, 0)),
+            enlarge(4, (7, 0)),
+            save(4, (8, 0), "tbac/composition"),
+        ],
+        [("Model", 0, 0), ("Sources", 1, 1), ("Sentence", 2, 2), ("Picture", 3, 4)],
+    ),
+    "structure_and_style": Template(
+        [
+            load(),
+            encode(1, DOG_AND_ROCKET, "Structure"),
+            encode(1, "two pandas on a yellow background", "Style"),
+            Node("TBACUniImageEmptyLatent", 0, {"model": (1, 0), **SIZE}),
+            Node("PrimitiveInt", 0, {"value": 7}, "Seed of all three"),
+            Node(
+                "TBACUniImageRungMix",
+                2,
+                {"model": (1, 0), "structure": (2, 0), "style": (3, 0), "crossover": 0.5, "softness": 0.0},
+                size=(330, 130),
+            ),
+            sampler(2, ((6, 0), (2, 1)), (4, 0), seed=(5, 0)),
+            decode(3, (7, 0)),
+            enlarge(3, (8, 0)),
+            save(3, (9, 0), "tbac/structure_and_style", "Mix"),
+            sampler(4, ((2, 0), (2, 1)), (4, 0), "Structure alone", seed=(5, 0)),
+            sampler(4, ((3, 0), (3, 1)), (4, 0), "Style alone", seed=(5, 0)),
+            Node("LatentBatch", 4, {"samples1": (11, 0), "samples2": (12, 0)}, "Both", collapsed=True),
+            Node("VAEDecode", 4, {"samples": (13, 0), "vae": (1, 2)}, collapsed=True),
+            Node("ImageScale", 4, {"image": (14, 0), **ENLARGE}, "Enlarge", collapsed=True),
+            Node("PreviewImage", 4, {"images": (15, 0)}, "Structure alone, style alone", (420, 300)),
+        ],
+        [("Model", 0, 0), ("Two prompts", 1, 1), ("Mix", 2, 3), ("To compare: each alone", 4, 4)],
+    ),
+    "batch_edit_of_a_folder": Template(
+        [
+            load(),
+            Node(
+                "LoadImageDataSetFromFolder",
+                1,
+                {"folder": "tbac_uniimage"},
+                "Folder in ComfyUI's input folder",
+                (340, 60),
+            ),
+            edit(2, (2, 0), "change the background to pink"),
+            save(3, (3, 0), "tbac/batch", side=420),
+        ],
+        [("Model", 0, 0), ("Folder", 1, 1), ("Edit", 2, 3)],
+    ),
+    "native_ksampler": Template(
+        [
+            load(),
+            encode(1, "three stars on white", "Prompt"),
+            Node("TBACUniImageEmptyLatent", 1, {"model": (1, 0), **SIZE}),
+            Node(
+                "KSampler",
+                2,
+                {
+                    "model": (1, 0),
+                    "positive": (2, 0),
+                    "negative": (2, 1),
+                    "latent_image": (3, 0),
+                    "seed": 7,
+                    "steps": 30,
+                    "cfg": 4.5,
+                    "sampler_name": "dpmpp_2m",
+                    "scheduler": "simple",
+                    "denoise": 1.0,
+                },
+                size=(330, 540),
+            ),
+            decode(3, (4, 0)),
+            enlarge(3, (5, 0)),
+            save(3, (6, 0), "tbac/native_ksampler"),
+        ],
+        [("Model", 0, 0), ("Prompt", 1, 1), ("ComfyUI's own nodes", 2, 3)],
+    ),
+    "ask_then_edit": Template(
+        [
+            load(),
+            picture(1, "tbac_uniimage_cat.png"),
+            Node(
+                "TBACUniImageAsk",
+                2,
+                {"mllm": (1, 1), "question": "what is it?", "image": (2, 0), "max_new_tokens": 64},
+                size=(380, 260),
+            ),
+            Node(
+                "StringReplace",
+                2,
+                {"string": "replace WHAT with a rocket", "find": "WHAT", "replace": (3, 0)},
+                "Instruction",
+                (380, 200),
+            ),
+            Node("PreviewAny", 2, {"source": (4, 0)}, "The instruction that is sent", (380, 110)),
+            edit(3, (2, 0), (4, 0)),
+            save(4, (6, 0), "tbac/ask_then_edit", side=340),
+        ],
+        [("Model", 0, 0), ("Source", 1, 1), ("Question", 2, 2), ("Edit", 3, 4)],
+    ),
+    "ladder_probe": Template(
+        [
+            load(),
+            encode(1, DOG_AND_ROCKET, "Prompt"),
+            Node("TBACUniImageEmptyLatent", 1, {"model": (1, 0), **SIZE}),
+            Node(
+                "TBACUniImageProbe",
+                2,
+                {
+                    "model": (1, 0),
+                    "vae": (1, 2),
+                    "positive": (2, 0),
+                    "negative": (2, 1),
+                    "latent": (3, 0),
+                    "seed": 7,
+                    "steps": 15,
+                    "guidance": 4.5,
+                },
+                size=(400, 760),
+            ),
+            save(3, (4, 0), "tbac/probe_muted", "Each rung muted", 440),
+            save(3, (4, 1), "tbac/probe_attention", "Where each rung looks", 440),
+        ],
+        [("Model", 0, 0), ("Prompt", 1, 1), ("Probe", 2, 3)],
+    ),
+    "edit_in_parts": Template(
+        [
+            load(),
+            picture(1, "tbac_uniimage_cat.png"),
+            Node(
+                "TBACUniImageEdit",
+                2,
+                {
+                    "mllm": (1, 1),
+                    "instruction": "add a star on the left",
+                    "image": (2, 0),
+                    "negative_prompt": "",
+                    "side": 0,
+                },
+                size=(380, 320),
+            ),
+            sampler(3, ((3, 0), (3, 2), (3, 1)), (3, 3), guidance=2.0, image_guidance=2.0),
+            decode(4, (4, 0)),
+            enlarge(4, (5, 0)),
+            save(4, (6, 0), "tbac/edit_in_parts"),
+        ],
+        [("Model", 0, 0), ("Source", 1, 1), ("Instruction", 2, 2), ("Picture", 3, 4)],
+    ),
+}

@@ -1,0 +1,86 @@
+"""What the note in every template says."""
+
+from __future__ import annotations
+
+OTHER_MODEL = (
+    "**Another model**: put it into `models/uniimage`, press R, and choose it in *Load Model*. The nano "
+    "model knows 64-pixel scenes of a few objects and nothing else."
+)
+ENLARGED = "*Enlarge* is there because nano draws 64 pixels; bypass it (Ctrl+B) for a larger model."
+
+NOTES = {
+    "text_to_image": (
+        "### A sentence becomes a picture\n\n"
+        "**Change** the prompt. For nano: one object (*three stars on white*), or two (*a cat above a car "
+        "on pink*).\n\n"
+        "Every Run has a new seed; set *control after generate* to *fixed* to keep one.\n\n"
+        "Width and height 0 are the size that the model was trained at. " + ENLARGED
+    ),
+    "edit_by_instruction": (
+        "### A sentence changes a picture\n\n"
+        "**Change** the picture and the instruction. For nano: *replace the dog with a cat*, *add a star "
+        "on the left*, *change the background to pink*.\n\n"
+        "**guidance** follows the instruction, **image_guidance** keeps to the picture. The result has "
+        "the picture's size."
+    ),
+    "masked_edit": (
+        "### Only what the mask covers changes\n\n"
+        "**Change** the mask: right-click the picture, *Open in MaskEditor*, paint, save. Every pixel "
+        "outside stays as it is, bit for bit.\n\n"
+        "**feather** is the width of the seam inside the mask. **strength** below 1 keeps more of what "
+        "was there."
+    ),
+    "two_image_composition": (
+        "### What two pictures show, in one\n\n"
+        "**Change** the pictures and the sentence that brings them together: the first is *image*, the "
+        "second *image_2*; up to four can be connected.\n\n"
+        "**image_guidance** is how strongly they count.\n\n"
+        "Nano follows the sentence more than the pictures. " + ENLARGED
+    ),
+    "structure_and_style": (
+        "### Structure of this, style of that\n\n"
+        "*Rung Mix* tells the first blocks of the model about one prompt and the others about another.\n\n"
+        "**Change** both prompts, and move **crossover** in steps of one rung (1/6 for nano): 1 is "
+        "structure alone, 0 style alone. **softness** blends around it.\n\n"
+        "On the right both prompts are drawn alone with the same seed, which counts up at every Run. "
+        + ENLARGED
+    ),
+    "batch_edit_of_a_folder": (
+        "### One instruction for all pictures of a folder\n\n"
+        "**Change** the folder: make one in ComfyUI's `input` folder, put pictures of any sizes into it, "
+        "press R, and choose it.\n\n"
+        "Each picture is edited by itself, keeps its size, and is saved under `output/tbac`."
+    ),
+    "native_ksampler": (
+        "### ComfyUI's own nodes on this model\n\n"
+        "MODEL, VAE, CONDITIONING and LATENT are ComfyUI's types: put LoRA loaders, "
+        "*ConditioningCombine*, masks, schedulers, guiders where you would with any model.\n\n"
+        "**Change** sampler, scheduler and cfg. *dpmpp_2m* with *simple* comes close to the recipe; "
+        "*Ladder Sampler*, or *Ladder Scheduler* with *SamplerCustomAdvanced*, is it exactly.\n\n"
+        "" + ENLARGED
+    ),
+    "ask_then_edit": (
+        "### Look first, then edit\n\n"
+        "*Ask* says what is in the picture, and its answer stands in for `WHAT` in the instruction.\n\n"
+        "**Change** the picture, the question and the instruction. For nano: *what is it?*, *what is the "
+        "background?*, *describe the picture*. A larger model answers in sentences, and may be asked what "
+        "to change."
+    ),
+    "ladder_probe": (
+        "### What each rung does\n\n"
+        "The first sheet shows the picture with each rung muted: what goes wrong is what that rung "
+        "carried. The second shows where each rung looks.\n\n"
+        "**Change** the prompt, and *moment* to early or late. **query** shows a single query's "
+        "attention.\n\n"
+        "Use it to choose *crossover* of *Rung Mix* and the curve of *Rung Gains*. It draws one picture "
+        "more than there are rungs."
+    ),
+    "edit_in_parts": (
+        "### An edit with every part in sight\n\n"
+        "*Edit Conditions* hands out the three conditions of image and text guidance, for any sampler or "
+        "guider; *Image Edit* does all of it in one node.\n\n"
+        "**Change** the instruction. **guidance** follows it, **image_guidance** keeps to the picture. "
+        "With *KSampler* connect *image_only* as negative.\n\n"
+        "" + ENLARGED
+    ),
+}

@@ -1,0 +1,45 @@
+"""The embedded model as ComfyUI and as the Python pipeline load it, once per test session."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from PIL import Image
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+PROMPT = "a red apple and a blue fish on a yellow background"
+OTHER = "three green stars on a purple background"
+
+
+@functools.cache
+def nano_comfy() -> SimpleNamespace:
+    """MODEL, MLLM and VAE. Only in tests that take the fixture ``comfy``."""
+    from tbac_uniimage.nodes.bridge import load_for_comfy
+
+    return SimpleNamespace(
+        **dict(zip(("model", "mllm", "vae"), load_for_comfy(ASSETS / "nano"), strict=True))
+    )
+
+
+@functools.cache
+def nano_pipe():
+    """The pipeline in float32, as ComfyUI loads the model on the CPU."""
+    from tbac_uniimage.core.checkpoints import load_parts
+    from tbac_uniimage.core.pipeline import LadderPipeline
+
+    pipeline = LadderPipeline(**vars(load_parts(ASSETS / "nano", dtype="float32")))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sample_picture() -> Image.Image:
+    """A scene of icons, 64 pixels."""
+    return Image.open(ASSETS / "samples" / "tbac_uniimage_scene.png").convert("RGB")
+
+
+def noise_like(latent: dict, seed: int) -> torch.Tensor:
+    """The noise of a seed, as ComfyUI draws it."""
+    return torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(seed))

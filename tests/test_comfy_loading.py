@@ -1,0 +1,307 @@
+"""Load Model: what is listed, what is read, and what happens to files and memory."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+import os
+import shutil
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from comfy_helpers import PROMPT, empty, encode, ladder_sample, largest, velocity
+from safetensors.torch import load_file, save_file
+
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("inference")]
+
+PARITY = Path(__file__).parent / "data" / "parity"
+
+
+@pytest.fixture
+def models(comfy, tmp_path, monkeypatch) -> Path:
+    """An empty folder, the only one of the key ``uniimage``."""
+    import folder_paths
+    from tbac_uniimage.nodes import loading  # noqa: F401  it adds the folders of its own
+
+    folder = tmp_path / "uniimage"
+    folder.mkdir()
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "uniimage", ([str(folder)], {".safetensors"}))
+    return folder
+
+
+@pytest.fixture
+def own(models, checkpoint) -> Path:
+    """The tiny model as a pipeline folder that a test may damage."""
+    return Path(shutil.copytree(checkpoint, models / "tiny"))
+
+
+def load(name: str, **options):
+    from tbac_uniimage.nodes.loading import LadderLoadModel
+
+    return LadderLoadModel.execute(name, options.pop("weight_dtype", "default"), **options).result
+
+
+def predict(model, conditioning) -> torch.Tensor:
+    channels = model.model.latent_format.latent_channels
+    x = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    return velocity(model, x, 0.5, conditioning[0][0])
+
+
+def listed() -> list[str]:
+    from tbac_uniimage.nodes.models import EMBEDDED, find_models
+
+    [first, *others] = find_models()
+    assert first == EMBEDDED
+    return others
+
+
+def test_only_models_of_ours_are_listed(models, checkpoint):
+    (models / "pipeline").symlink_to(checkpoint)
+    (models / "styles" / "deep").mkdir(parents=True)
+    (models / "styles" / "deep" / "released").symlink_to(PARITY / "checkpoint")
+    (models / "styles" / "file.safetensors").touch()
+    (models / "Qwen2.5-VL-tiny").symlink_to(PARITY / "Qwen2.5-VL-tiny")
+    (models / "Sana_tiny_diffusers").symlink_to(PARITY / "Sana_tiny_diffusers")
+    (models / "part-00001-of-00002.safetensors").touch()
+    (models / "notes.txt").touch()
+    (models / "empty").mkdir()
+    (models / "damaged").mkdir()
+    (models / "damaged" / "config.json").write_text("{")
+    assert listed() == ["damaged", "pipeline", "styles/deep/released", "styles/file.safetensors"]
+
+
+def test_extra_model_paths_are_searched_first(comfy, comfy_tree, tmp_path, monkeypatch):
+    import folder_paths
+    from tbac_uniimage.nodes.models import add_folders, find_models
+
+    # by its path: other libraries have a module named utils, too
+    spec = importlib.util.spec_from_file_location("extra", comfy_tree / "utils" / "extra_config.py")
+    extra = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(extra)
+
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    for place in ("elsewhere", "models/uniimage", "output/uniimage"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / f"{place[0]}.safetensors").touch()
+        (tmp_path / place / "same.safetensors").touch()
+    config = tmp_path / "extra_model_paths.yaml"
+    config.write_text(f"mine:\n  base_path: {tmp_path}\n  uniimage: elsewhere\n")
+    extra.load_extra_path_config(str(config))
+    add_folders()
+    found = find_models()
+    assert list(found)[1:] == ["e.safetensors", "same.safetensors", "m.safetensors", "o.safetensors"]
+    assert found["same.safetensors"] == tmp_path / "elsewhere" / "same.safetensors"
+
+
+def test_a_missing_model_says_where_it_was_looked_for_and_where_to_get_it(models, own):
+    from tbac_uniimage.nodes.loading import LadderLoadModel
+
+    for problem in (
+        LadderLoadModel.validate_inputs("gone", "default"),
+        LadderLoadModel.validate_inputs("tiny", "default", "gone"),
+        str(pytest.raises(ValueError, load, "gone").value),
+    ):
+        assert "no model 'gone'" in problem and str(models) in problem and "tiny" in problem
+        assert "https://huggingface.co/" in problem
+    assert LadderLoadModel.validate_inputs("tiny", "default") is True
+    assert "choose default, bf16, fp16, fp32, fp8_e4m3fn" in LadderLoadModel.validate_inputs("tiny", "int4")
+
+
+def test_a_released_folder_beside_its_base_models(loaded, models):
+    (models / "checkpoint").symlink_to(PARITY / "checkpoint")
+    with pytest.raises(ValueError, match="do not fit the model.*beside it"):
+        load("checkpoint")
+    (models / "Qwen2.5-VL-3B-Instruct").symlink_to(PARITY / "Qwen2.5-VL-tiny")
+    (models / "Sana_1600M_512px_diffusers").symlink_to(PARITY / "Sana_tiny_diffusers")
+    assert listed() == ["checkpoint"]
+    model, mllm, vae = load("checkpoint")
+    states = mllm.encode([PROMPT], [[]])
+    assert largest(states, encode(loaded, PROMPT)[0][0]) < 1e-5
+    assert largest(predict(model, [[states, {}]]), predict(loaded.model, [[states, {}]])) < 1e-5
+    assert vae.downscale_ratio == loaded.vae.downscale_ratio
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("transformer/diffusion_pytorch_model.safetensors", "transformer holds no safetensors weights"),
+        ("mllm/config.json", "mllm/config.json is not there"),
+        ("scheduler/scheduler_config.json", "scheduler_config.json is not there"),
+        ("vae/diffusion_pytorch_model.safetensors", "vae holds no safetensors weights"),
+    ],
+)
+def test_a_missing_part_is_named(own, part, message):
+    (own / part).unlink()
+    with pytest.raises(ValueError, match=message):
+        load("tiny")
+
+
+def saved_by_comfyui(model, folder: Path, monkeypatch) -> Path:
+    """What the stock node ModelSave writes."""
+    import folder_paths
+    from comfy_extras.nodes_model_merging import ModelSave
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(folder.parent))
+    ModelSave().save(model, f"{folder.name}/merged")
+    return folder / "merged_00001_.safetensors"
+
+
+def test_what_model_save_writes_is_loaded_with_the_model_that_fits(loaded, models, own, monkeypatch):
+    """Patched weights are baked in; the other parts come from the one model of the same sizes."""
+    name = "diffusion_model.transformer_blocks.0.scale_shift_table"
+    changed = loaded.model.clone()
+    shape = loaded.model.model.get_parameter(name).shape
+    changed.add_patches({name: ("diff", (torch.full(shape, 0.5),))}, 1.0)
+    file = saved_by_comfyui(changed, models, monkeypatch)
+    assert listed() == ["merged_00001_.safetensors", "tiny"]
+    conditioning = encode(loaded, PROMPT)
+    from comfy.model_management import load_models_gpu
+
+    load_models_gpu([changed])
+    expected = predict(changed, conditioning)
+    load_models_gpu([loaded.model])
+    model, mllm, _ = load(file.name)
+    assert largest(predict(model, conditioning), expected) < 1e-5
+    assert largest(expected, predict(loaded.model, conditioning)) > 1e-2
+    assert largest(mllm.encode([PROMPT], [[]]), conditioning[0][0]) < 1e-5
+
+    shutil.rmtree(own / "transformer")
+    with pytest.raises(ValueError, match="no model here has one of its sizes"):
+        load(file.name)
+    (own / "transformer").mkdir()  # its sizes are enough
+    (own / "transformer" / "config.json").write_text(
+        json.dumps(dict(loaded.model.model.diffusion_model.config), default=list)
+    )
+    assert largest(predict(load(file.name)[0], conditioning), expected) < 1e-5
+
+
+def test_a_transformer_that_fits_two_models_asks_which(loaded, models, own, monkeypatch):
+    file = saved_by_comfyui(loaded.model, models, monkeypatch)
+    shutil.copytree(own, models / "twin")
+    with pytest.raises(ValueError, match="fits tiny, twin; choose one as base"):
+        load(file.name)
+    conditioning = encode(loaded, PROMPT)
+    model = load(file.name, base="twin")[0]
+    assert largest(predict(model, conditioning), predict(loaded.model, conditioning)) < 1e-5
+    with pytest.raises(ValueError, match="do not fit the model"):
+        load(file.name, base="nano (embedded)")
+    with pytest.raises(ValueError, match="no model 'gone'"):
+        load(file.name, base="gone")
+
+
+@pytest.mark.parametrize("prefix", ["", "diffusion_model.", "transformer.", "model.transformer."])
+def test_a_transformer_alone_may_have_any_usual_prefix(loaded, models, own, prefix):
+    weights = load_file(own / "transformer" / "diffusion_pytorch_model.safetensors")
+    save_file({prefix + name: tensor for name, tensor in weights.items()}, models / "dit.safetensors")
+    conditioning = encode(loaded, PROMPT)
+    found = predict(load("dit.safetensors")[0], conditioning)
+    assert largest(found, predict(loaded.model, conditioning)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a.lora_A.weight": torch.zeros(2, 2)}, "a LoRA"),
+        ({"model.diffusion_model.input_blocks.0.weight": torch.zeros(2)}, "another diffusion model"),
+        ({"foo": torch.zeros(2)}, "another model"),
+        (b"", "not a safetensors file"),
+        (b"\xff" * 64, "not a safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"),
+    ],
+)
+def test_files_of_other_kinds_are_one_sentence(models, content, message):
+    path = models / "file.safetensors"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        save_file(content, path)
+    with pytest.raises(ValueError, match=message) as error:
+        load("file.safetensors")
+    assert "file.safetensors" in str(error.value) and ". " not in str(error.value)
+
+
+def test_a_loaded_model_needs_its_files_no_more(loaded, own):
+    """Cut short, replaced, removed: what is loaded goes on, and the next load says what is wrong."""
+    from tbac_uniimage.nodes.loading import LadderLoadModel
+
+    model, mllm, vae = load("tiny")
+    before = LadderLoadModel.fingerprint_inputs("tiny", "default")
+    assert before == LadderLoadModel.fingerprint_inputs("tiny", "default")
+    file = own / "transformer" / "diffusion_pytorch_model.safetensors"
+    for weights in own.rglob("*.safetensors"):
+        os.truncate(weights, weights.stat().st_size // 2)
+    conditioning = [[mllm.encode([PROMPT], [[]]), {}]]
+    found = ladder_sample(model, conditioning, conditioning, empty(loaded))
+    expected = encode(loaded, PROMPT)
+    assert largest(found, ladder_sample(loaded.model, expected, expected, empty(loaded))) < 1e-4
+    assert vae.decode(found).isfinite().all()
+    assert LadderLoadModel.fingerprint_inputs("tiny", "default") != before
+    with pytest.raises(ValueError, match="is truncated"):
+        load("tiny")
+    file.unlink()
+    assert largest(ladder_sample(model, conditioning, conditioning, empty(loaded)), found) == 0
+
+
+@pytest.mark.parametrize("happens", ["truncated", "replaced", "removed"])
+def test_a_file_that_changes_while_it_is_loaded_is_one_sentence(own, monkeypatch, happens):
+    from tbac_uniimage.nodes import bridge
+
+    file = own / "mllm" / "model.safetensors"
+    if not file.exists():
+        file = next((own / "mllm").glob("*.safetensors"))
+    read = bridge.load_parts
+
+    def interfering(*arguments, **options):
+        parts = read(*arguments, **options)
+        if happens == "truncated":
+            os.truncate(file, 100)
+        elif happens == "replaced":
+            shutil.copy(file, file.with_suffix(".new"))
+            file.with_suffix(".new").replace(file)
+        else:
+            file.unlink()
+        return parts
+
+    monkeypatch.setattr(bridge, "load_parts", interfering)
+    with pytest.raises(ValueError, match=f"{file.name} changed while the model was loaded; wait"):
+        load("tiny")
+
+
+def test_models_are_freed_when_nobody_holds_them(own):
+    import comfy.model_management as management
+
+    model, mllm, vae = load("tiny")
+    management.load_models_gpu([model, mllm.patcher, vae.patcher])
+    modules = model.model.diffusion_model, mllm.encoder.mllm, vae.first_stage_model
+    watched = [weakref.ref(module) for module in modules]
+    watched += [weakref.ref(next(module.parameters())) for module in modules]
+    states = mllm.encode([PROMPT], [[]])
+    ladder_sample(
+        model, [[states, {}]], [[states, {}]], {"samples": torch.zeros(1, vae.latent_channels, 8, 8)}
+    )
+    del model, mllm, vae, modules, states
+    gc.collect()
+    management.cleanup_models_gc()
+    gc.collect()
+    assert [reference() is None for reference in watched] == [True] * len(watched)
+
+
+def test_unloading_takes_the_models_off_the_device_and_they_come_back(own):
+    import comfy.model_management as management
+
+    model, mllm, vae = load("tiny")
+    patchers = [model, mllm.patcher, vae.patcher]
+    management.load_models_gpu(patchers)
+    assert {entry.model for entry in management.current_loaded_models} >= set(patchers)
+    management.unload_all_models()
+    assert not management.current_loaded_models
+    states = mllm.encode([PROMPT], [[]])
+    latent = {"samples": torch.zeros(1, vae.latent_channels, 8, 8)}
+    first = ladder_sample(model, [[states, {}]], [[states, {}]], latent)
+    management.unload_all_models()
+    assert largest(ladder_sample(model, [[states, {}]], [[states, {}]], latent), first) == 0

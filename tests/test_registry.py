@@ -1,0 +1,171 @@
+"""The pack as the registry publishes it: what a scan would flag, what it needs, and a ComfyUI with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from published import ROOT, published_files, write_zip
+
+# by the publishers' reports any of these withholds a version, in comments and help pages too
+FLAGGED = re.compile(
+    r"subprocess|os\.(system|popen|environ|getenv|exec|spawn)|(?<!\.)\b(eval|exec|__import__)\(|urllib|ctypes"
+    r"|marshal|b64decode|zlib\.decompress|\.(bind|connect)\(|import (requests|socket|httpx|aiohttp|pip)\b"
+    r"|from (requests|socket|httpx|aiohttp|pip)\b|(pickle|torch|joblib)\.load\(|shell=True"
+)
+KINDS = {".py", ".md", ".json", ".toml", ".txt", ".png", ".jpg", ".safetensors", ".jinja", ""}
+# what requirements.txt of ComfyUI 0.3.75 names (the tree of the tests comes without it)
+COMFYUI_NEEDS = [
+    *("comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-embedded-docs", "torch", "torchsde"),
+    *("torchvision", "torchaudio", "numpy", "einops", "transformers", "tokenizers", "sentencepiece"),
+    *("safetensors", "aiohttp", "yarl", "pyyaml", "pillow", "scipy", "tqdm", "psutil", "alembic"),
+    *("sqlalchemy", "av", "kornia", "spandrel", "pydantic", "pydantic-settings"),
+]
+PACK_NEEDS = ["diffusers"]
+COMFY_CLI = "comfy-cli==1.23.0"
+
+
+def test_nothing_published_is_flagged():
+    found = []
+    for path in published_files():
+        if path.suffix in {".py", ".md", ".json", ".toml", ".txt"}:
+            text = (ROOT / path).read_text(encoding="utf-8")
+            found += [f"{path}: {match.group()}" for match in FLAGGED.finditer(text)]
+    assert not found
+
+
+def test_only_plain_files_are_published():
+    files = published_files()
+    assert {path.suffix for path in files} <= KINDS
+    assert {path.name for path in files if not path.suffix} == {"LICENSE", "NOTICE"}
+    assert sum((ROOT / path).stat().st_size for path in files) < 100 * 2**20
+
+
+def test_metadata_is_what_the_registry_reads():
+    text = (ROOT / "pyproject.toml").read_text()
+    fields = dict(re.findall(r'^([\w-]+) = "(.*)"$', text, re.MULTILINE))
+    assert re.fullmatch(r"\d+\.\d+\.\d+", fields["version"])
+    assert "comfyui" not in fields["name"].lower() and re.fullmatch(r"[a-z0-9-]+", fields["name"])
+    assert fields["Repository"].startswith("https://github.com/")
+    assert fields["PublisherId"] and fields["DisplayName"] and fields["requires-comfyui"]
+    # one classifier that the registry does not know drops all of them
+    known = re.findall(r'"((?:Operating System|Environment) ::[^"]*)"', text)
+    assert known == ["Operating System :: OS Independent"]
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory) -> Path:
+    """The published zip, unpacked where the Manager would."""
+    folder = tmp_path_factory.mktemp("published")
+    write_zip(folder / "node.zip")
+    with zipfile.ZipFile(folder / "node.zip") as archive:
+        archive.extractall(folder / "tbac-uniimage")
+    return folder / "tbac-uniimage"
+
+
+@pytest.fixture(scope="module")
+def comfy_cli(tmp_path_factory) -> list[str]:
+    """comfy-cli in an environment of its own, since its pins are not ours; and a home of its own."""
+    import environments
+
+    try:
+        python = environments.beside_this_one(ROOT / ".cache" / "comfy-cli", [COMFY_CLI])
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    return [str(python.parent / "comfy"), "--skip-prompt"]
+
+
+def run_cli(command: list[str], folder: Path, home: Path) -> subprocess.CompletedProcess:
+    """Run comfy-cli without a terminal and with nothing of this user's settings."""
+    environment = {**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home), "DO_NOT_TRACK": "1"}
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.slow
+def test_comfy_node_validate_is_clean(unpacked, comfy_cli, tmp_path):
+    run_cli([*comfy_cli, "tracking", "disable"], unpacked, tmp_path)
+    answer = run_cli([*comfy_cli, "node", "validate"], unpacked, tmp_path)
+    told = answer.stdout + answer.stderr
+    assert answer.returncode == 0 and "All validation checks passed" in told, told
+    assert "warning" not in told.lower(), told
+
+
+@pytest.mark.slow
+@pytest.mark.comfy
+def test_the_published_zip_runs_with_comfyuis_packages_alone(comfy_tree, unpacked, comfy_cli, tmp_path):
+    """No test tool, training library or accelerate is there, nor this checkout; comfy-cli runs a template."""
+    import comfy_server
+    import comfy_tree as trees
+    import environments
+
+    python = environments.only(tmp_path / "venv", COMFYUI_NEEDS + PACK_NEEDS)
+    absent = ("accelerate", "peft", "pytest", "tbac_uniimage")
+    code = f"import importlib.util as u; print([name for name in {absent} if u.find_spec(name)])"
+    answer = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert answer.stdout == "[]\n"
+    mounted = trees.mount_pack(comfy_tree, unpacked, tmp_path / "mounted")
+    graphs = sorted((ROOT / "tests" / "data" / "workflows_api").glob("*.json"))
+    assert graphs
+    folder = tmp_path / "comfyui"
+    with comfy_server.running_server(comfy_tree, folder, python=str(python), mounted=mounted) as server:
+        [drawn] = [json.loads(graph.read_text()) for graph in graphs if graph.stem == "text_to_image"]
+        assert any(asyncio.run(comfy_server.run_graph(server, drawn)).images.values())
+        run_cli([*comfy_cli, "tracking", "disable"], tmp_path, tmp_path)
+        host, port = server.address.split(":")
+        for graph in graphs:
+            command = [*comfy_cli, "run", "--workflow", str(graph), "--host", host, "--port", port, "--wait"]
+            answer = run_cli([*command, "--timeout", "90"], tmp_path, tmp_path)
+            assert answer.returncode == 0, f"{graph.name}: {answer.stdout}{answer.stderr}"
+        assert "(IMPORT FAILED)" not in server.log.read_text()
+
+
+@pytest.mark.slow
+def test_installing_replaces_nothing_of_a_users():
+    """A ComfyUI of a year ago: pip's plan for the pack is empty, for our command it is what was missing."""
+    import parity_versions
+
+    try:
+        python = parity_versions.make_environment("oldest")
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    assert planned(python, "-r", str(ROOT / "requirements.txt")) == set()
+    transformers, diffusers = parity_versions.PAIRS["oldest"]
+    newer = f"diffusers>{diffusers}"  # as if what is there were too old
+    plan = planned(python, f"torch=={metadata.version('torch')}", f"transformers=={transformers}", newer)
+    assert "diffusers" in plan and not plan & set(COMFYUI_NEEDS) and "huggingface-hub" not in plan
+
+
+def planned(python: Path, *wanted: str) -> set[str]:
+    """What pip would install into an environment for some requirements."""
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "--quiet",
+        "--dry-run",
+        "--report",
+        "-",
+    ]
+    answer = subprocess.run(
+        [*command, *wanted], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+    )
+    if answer.returncode:
+        pytest.skip(f"no package index: {answer.stderr[-300:]}")
+    return {item["metadata"]["name"].lower() for item in json.loads(answer.stdout)["install"]}
