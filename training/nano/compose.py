@@ -33,7 +33,7 @@ from .domain.edits import Edit
 from .domain.prompts import Prompt
 from .domain.render import render
 from .domain.scene import Scene, straightened
-from .loop import replace_file
+from .files import replace_file
 
 SHARD = 5000  # samples of one tar
 SETTINGS = "compose.json"

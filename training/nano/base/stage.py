@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ...recipe_file import explain, override, read_settings
 from ...settings import Section
-from ..loop import replace_file
+from ..files import replace_file
 
 SAVE_EVERY = 120.0  # seconds
 REPORT_EVERY = 200  # steps

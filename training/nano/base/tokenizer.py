@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..domain import edits, prompts, questions
 from ..domain.words import OBJECTS, a, plural
-from ..loop import replace_file
+from ..files import replace_file
 
 SYSTEM_PROMPT = "Draw the scene."
 MAX_TEXT_TOKENS = 128

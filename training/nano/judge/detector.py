@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..domain import letters
 from ..domain.scene import SIZE, Item, Scene, Word, in_reading_order
 from ..domain.words import BACKGROUNDS, OBJECTS, PAINTS, STYLES
-from ..loop import replace_file
+from ..files import replace_file
 
 GRID = 16
 CELL = SIZE // GRID

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import loop
 from ..domain import edits, letters, prompts
 from ..domain.render import render
 from ..domain.scene import MIDDLE, MOST_ITEMS, SIZE, Item, Scene, Word
 from ..domain.words import BACKGROUNDS, OBJECTS, PAINTS, STYLES, told_apart
+from . import loop
 from .detector import CELL, COLOURS, GRID, GROUNDS, THINGS, Detector, save
 from .pictures import pixels, see
 from .verdicts import follows

@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..domain.render import render
-from ..loop import replace_file
+from ..files import replace_file
 from .cases import Case
 from .drawing import Job, Model
 

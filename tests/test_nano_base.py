@@ -1,0 +1,281 @@
+"""The nano model's base models: tokenizer, autoencoder, what the language model learns, and both loops."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nano_drawings import drawings, needs_art  # noqa: F401  a fixture
+from nano_pictures import stored_picture, stored_scenes
+from tbac_uniimage.training.nano.base import autoencoder, language, mllm, stage, tokenizer
+from tbac_uniimage.training.nano.domain import naming, words
+from tbac_uniimage.training.nano.domain.render import render
+from tbac_uniimage.training.nano.judge import detector, loop
+from tbac_uniimage.training.nano.judge.pictures import see
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = ROOT / "training" / "recipes" / "nano"
+JUDGE = ROOT / "assets" / "nano" / "judge" / "model.safetensors"
+
+
+# --- tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.train(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nano_tokenizer(tokenizer_folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tokenizer_folder)
+
+
+def test_words_of_the_domain_are_one_token(nano_tokenizer):
+    for name in (*words.OBJECTS, *words.PAINTS, *words.BACKGROUNDS, "cartoon", "flat"):
+        assert len(nano_tokenizer.encode(f" {name}")) == 1, name
+    assert len(nano_tokenizer.encode("a cat to the left of a blue dog on a pink background")) == 13
+
+
+def test_a_word_to_be_drawn_is_spelled_letter_by_letter(nano_tokenizer):
+    ids = nano_tokenizer.encode('the word "HELLO" on green')
+    assert [nano_tokenizer.decode([i]) for i in ids][-8:] == ["H", "E", "L", "L", "O", '"', " on", " green"]
+
+
+def test_the_tokenizers_text_has_no_words_in_capitals():
+    texts = list(tokenizer.sentences(0, 300))
+    assert not [text for text in texts if re.search("[A-Z]{2}", text)]
+    assert any("3" in text for text in texts) and any('the word ""' in text for text in texts)
+    assert all(f" {name}" in " ".join(texts) for name in words.OBJECTS)
+
+
+@given(st.text(max_size=40))
+def test_tokenizer_round_trip(nano_tokenizer, text):
+    assert nano_tokenizer.decode(nano_tokenizer.encode(text)) == unicodedata.normalize("NFC", text)
+
+
+def test_special_tokens_are_those_of_qwen(nano_tokenizer):
+    assert nano_tokenizer.eos_token == "<|im_end|>" and nano_tokenizer.pad_token == "<|endoftext|>"
+    for token in tokenizer.SPECIAL:
+        assert nano_tokenizer.decode(nano_tokenizer.encode(token)) == token
+        assert len(nano_tokenizer.encode(token)) == 1
+
+
+def test_training_again_gives_the_same_tokenizer(nano_tokenizer, tmp_path):
+    tokenizer.train(tmp_path)
+    again = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
+    assert again == json.loads(nano_tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+
+
+# --- autoencoder
+
+
+@torch.no_grad()
+def test_normalised_latents_mean_the_same_to_the_decoder():
+    torch.manual_seed(0)
+    vae = autoencoder.build().eval()
+    pictures = autoencoder.pixels([stored_picture(name) for name in stored_scenes()])
+    before = vae.decoder.conv_in(vae.encode(pictures).latent)
+    autoencoder.normalise_latents(vae, pictures)
+    latents = vae.encode(pictures).latent
+    assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(16), atol=1e-5)
+    assert torch.allclose(latents.std((0, 2, 3)), torch.ones(16), atol=1e-5)
+    inside = (..., slice(1, -1), slice(1, -1))  # the border's padding stands for another value
+    assert torch.allclose(vae.decoder.conv_in(latents)[inside], before[inside], atol=1e-4)
+
+
+def test_pixels_and_back():
+    picture = stored_picture("dog")
+    assert np.array_equal(autoencoder.pictures_of(autoencoder.pixels([picture]))[0], picture)
+
+
+def test_losses_of_known_differences():
+    flat, lighter = torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.5)
+    assert autoencoder.reconstruction_loss(flat, flat) == 0
+    assert autoencoder.reconstruction_loss(flat, lighter).item() == pytest.approx(0.5 + 0.25)
+    stripes = torch.tensor([0.5, -0.5]).repeat(4).expand(1, 3, 8, 8)  # edges of 1 across, none down
+    assert autoencoder.reconstruction_loss(flat, stripes).item() == pytest.approx(0.5 + 0.25 + 0.5 * 1)
+    assert autoencoder.psnr(flat, lighter).item() == pytest.approx(-20 * math.log10(0.25), abs=1e-4)
+
+
+# --- what the language model learns
+
+
+@pytest.fixture(scope="module")
+def tasks(tokenizer_folder) -> language.Tasks:
+    torch.manual_seed(0)
+    return language.Tasks(mllm.Prompter(mllm.load_tokenizer(tokenizer_folder)))
+
+
+@pytest.mark.parametrize("task", ["caption", "dense", "edit", "question"])
+def test_every_task_teaches(tasks, drawings, task):  # noqa: F811
+    tasks.model.zero_grad()
+    tasks.connector.zero_grad()
+    loss = getattr(tasks, task)(Random(3), 3)
+    assert loss.isfinite() and 1 < loss.item() < 30
+    loss.backward()
+    assert tasks.model.model.language_model.embed_tokens.weight.grad.abs().max() > 0
+    if task == "question":
+        assert not tasks.connector.queries.grad.any()
+    else:
+        assert (tasks.connector.queries.grad.abs().amax(1) > 0).all()
+    assert all(p.grad is None for p in tasks.connector.layers.parameters())
+
+
+def test_a_task_is_a_function_of_its_random_numbers(tasks, drawings):  # noqa: F811
+    losses = [tasks.edit(Random(seed), 2).item() for seed in (5, 5, 6)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_heads_that_are_right_have_no_loss():
+    heads = language.SlotHeads()
+    told = torch.from_numpy(np.stack([naming.slot_names(scene) for scene in stored_scenes().values()]))
+    names = heads.names(told)
+    assert {head: tuple(values.shape) for head, values in names.items()}["what"] == (5, 6)
+    right = {
+        head: 50.0 * torch.nn.functional.one_hot(values, naming.SIZES[head]) for head, values in names.items()
+    }
+    heads.forward = lambda rungs: {head: logits[None] for head, logits in right.items()}
+    assert heads.loss(torch.zeros(1, 5, 20, mllm.WIDTH), told).item() < 1e-6
+    right["what"] = right["what"].roll(1, -1)
+    wrong = heads.loss(torch.zeros(1, 5, 20, mllm.WIDTH), told).item()
+    assert wrong == pytest.approx(50 * language.WEIGHTS["what"] / sum(language.WEIGHTS.values()), rel=1e-4)
+
+
+# --- the loop of the base models
+
+
+def toy_recipe(folder: Path, **changes) -> stage.StageRecipe:
+    settings = {"stage": "vision", "run": str(folder), "steps": 12, "batch": 2, "learning_rate": 0.1}
+    return stage.StageRecipe.model_validate(settings | {"warmup": 2, "ema": 0.9} | changes)
+
+
+def toy_train(recipe: stage.StageRecipe, stop: int | None = None) -> list[int]:
+    """The numbers of the steps that were run; ``stop`` interrupts before one."""
+    torch.manual_seed(0)
+    model, steps = torch.nn.Linear(3, 2), []
+
+    def step(number: int) -> torch.Tensor:
+        if number == stop:
+            raise KeyboardInterrupt
+        steps.append(number)
+        return model(torch.randn(4, 3)).square().mean() + 0.1 * torch.rand(())
+
+    try:
+        stage.train(recipe, {"toy": model}, step, lambda: "")
+    except KeyboardInterrupt:
+        pass
+    return steps
+
+
+def test_a_stage_that_goes_on_is_the_uninterrupted_one(tmp_path, monkeypatch):
+    assert toy_train(toy_recipe(tmp_path / "whole")) == list(range(12))
+    monkeypatch.setattr(stage, "SAVE_EVERY", 0.0)
+    assert toy_train(toy_recipe(tmp_path / "part"), stop=5) == list(range(5))
+    assert stage.read_progress(tmp_path / "part")["samples"] == 10
+    assert toy_train(toy_recipe(tmp_path / "part")) == list(range(5, 12))
+    assert toy_train(toy_recipe(tmp_path / "part")) == []
+    whole, part = (stage.load_file(tmp_path / name / stage.STATE) for name in ("whole", "part"))
+    assert {name.split("/")[0] for name in whole} == {"model", "average", "optimizer"}
+    assert whole.keys() == part.keys()
+    assert all(torch.equal(tensor, part[name]) for name, tensor in whole.items())
+    assert not torch.equal(whole["model/toy.weight"], whole["average/toy.weight"])
+    model = torch.nn.Linear(3, 2)
+    assert stage.load_stage(tmp_path / "part", {"toy": model})["steps"] == 12
+    assert torch.equal(model.weight, whole["average/toy.weight"])
+
+
+def test_a_stage_that_is_missing_or_diverges_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="state.safetensors is missing: train that stage first"):
+        stage.load_stage(tmp_path, {})
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(FloatingPointError, match=f"The loss of {tmp_path} is nan.* at step 0"):
+        stage.train(
+            toy_recipe(tmp_path), {"toy": model}, lambda _: model(torch.full((1, 1), math.nan)).sum(), str
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_rate_of_a_stage_warms_up_stays_and_falls(tmp_path):
+    recipe = toy_recipe(tmp_path, steps=100, warmup=10, decay=0.5, learning_rate=1.0)
+    rates = [stage.learning_rate(recipe, step) for step in (0, 9, 50, 75, 99)]
+    assert rates == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.01], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["a_autoencoder", "b_vision", "c_language"])
+def test_recipes_of_base_models_can_be_read_and_changed(name, tmp_path):
+    path = RECIPES / f"{name}.yaml"
+    recipe = stage.load_stage_recipe(path, ["steps=3", f"run={tmp_path}"])
+    assert (recipe.stage, recipe.steps, recipe.run) == (name[2:], 3, str(tmp_path))
+    with pytest.raises(ValueError, match="unknown key stepps; the nearest known key is steps"):
+        stage.load_stage_recipe(path, ["stepps=3"])
+
+
+# --- the judge's loop
+
+
+def judge_stage(folder: Path, minutes: float) -> loop.Stage:
+    return loop.Stage("toy", folder, minutes, batch=2, learning_rate=1.0, weight_decay=0.0, warmup=10)
+
+
+def test_an_interrupted_judge_goes_on_where_it_was(tmp_path):
+    def train(minutes: float, steps: list[int]) -> tuple[dict, torch.Tensor]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 1)
+
+        def step(position: int) -> torch.Tensor:
+            steps.append(position)
+            return model(torch.ones(1, 3)).square().sum()
+
+        return loop.train(judge_stage(tmp_path, minutes), {"model": model}, step, lambda: ""), model.weight
+
+    first: list[int] = []
+    second: list[int] = []
+    counters, weight = train(0.001, first)
+    assert counters["steps"] == len(first) and counters["samples"] == 2 * len(first)
+    again, _ = train(0.002, second)
+    assert second[0] == len(first) and again["steps"] == len(first) + len(second)
+    assert json.loads((tmp_path / "toy.json").read_text()) == again
+    last, kept = train(0.001, [])
+    assert last == again and not torch.equal(kept, weight)
+
+
+def test_the_judges_rate_warms_up_and_falls():
+    rates = [loop.learning_rate(judge_stage(Path(), 1.0), *at) for at in ((0, 0.0), (100, 0.5), (100, 1.0))]
+    assert rates == pytest.approx([0.1, 0.5, 0.01])
+
+
+# --- pictures that lie in the repository
+
+
+@needs_art
+def test_rendering_matches_the_stored_pictures():
+    for name, scene in stored_scenes().items():
+        difference = np.abs(render(scene).astype(int) - stored_picture(name).astype(int))
+        assert difference.max() <= 2, name  # Lanczos differs by a rounding between versions of Pillow
+
+
+@pytest.mark.skipif(not JUDGE.exists(), reason="the judge's weights are not there")
+def test_the_judge_sees_the_stored_pictures():
+    """Also where the drawings are not at hand."""
+    scenes = stored_scenes()
+    found = see(detector.load(JUDGE), [stored_picture(name) for name in scenes])
+    for scene, seen in zip(scenes.values(), found, strict=True):
+        assert (seen.style, seen.background) == (scene.style, scene.background)
+        assert [(i.name, i.paint, i.place) for i in seen.items] == [
+            (i.name, i.paint, i.place) for i in scene.items
+        ]
+        assert (seen.word and seen.word.letters) == (scene.word and scene.word.letters)

@@ -1,0 +1,14 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def replace_file(write: Callable[[Path], object], target: Path) -> None:
+    """Let ``write`` fill a temporary file beside ``target``, then rename it."""
+    partial = target.with_name(target.name + ".partial")
+    write(partial)
+    os.replace(partial, target)
