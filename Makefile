@@ -2,13 +2,14 @@
 # make comfyui  open ComfyUI with this pack for a browser
 # make test     lint and every test
 # make score    the embedded model on held-out scenes, with chance and ceilings; fetches the drawings (needs npm)
+# make nano     the embedded model again from nothing, most of a day on two cores (needs npm); goes on where it was
 # make versions parity and core's tests at the ends of the supported transformers and diffusers (5 minutes)
 # COMFYUI_PATH=/path/to/ComfyUI uses a tree of yours instead of the one fetched into .cache/
 
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: setup demo comfyui test versions score clean
+.PHONY: setup demo comfyui test versions nano score clean
 
 setup:
 	$(PYTHON) scripts/setup_env.py
@@ -27,6 +28,9 @@ test: setup
 
 versions: setup
 	$(RUN) scripts/parity_versions.py
+
+nano: setup
+	$(RUN) -m tbac_uniimage.training.nano.make
 
 score: setup
 	$(RUN) -m tbac_uniimage.training.nano.domain.art

@@ -1,11 +1,11 @@
 """Data sets of composed scenes, in the layout that `training/data` reads.
 
-`python -m tbac_uniimage.training.nano.compose FOLDER --scenes N --edits M --curated K` writes below FOLDER
+`python -m tbac_uniimage.training.nano.compose FOLDER --scenes N …` writes below FOLDER
 
 - `scenes`: captions with their picture, for stage 1,
 - `edits`: source, instruction and result, for stage 2,
-- `curated-scenes`, `curated-edits`: K each, for stage 3: every kind equally often, nothing moved by the
-  jitter, style and background always named.
+- `curated-scenes`, `curated-edits`: for stage 3: every kind equally often, nothing moved by the jitter,
+  style and background always named.
 
 Each is a folder of tars with `<number>.webp` or `<number>.input.webp` and `<number>.output.webp`, all
 lossless, and `<number>.txt`. What a number holds follows from the seed. A tar that is there is not written
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -66,6 +67,9 @@ SETS: dict[str, Callable[[int, int], Files]] = {
     "curated-scenes": curated_scene_files,
     "curated-edits": curated_edit_files,
 }
+
+
+COUNTS = {"scenes": 200_000, "edits": 100_000, "curated-scenes": 5_000, "curated-edits": 5_000}
 
 
 def curated_prompt(seed: int, number: int) -> Prompt:
@@ -177,16 +181,16 @@ def compose(folder: Path, counts: dict[str, int], seed: int = 0) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Data sets of composed scenes for the nano model's recipes.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--scenes", type=int, default=200_000, help="captions (default: %(default)s)")
-    parser.add_argument("--edits", type=int, default=100_000, help="edits (default: %(default)s)")
-    parser.add_argument(
-        "--curated", type=int, default=5_000, help="of each in stage 3 (default: %(default)s)"
-    )
+    for name, count in COUNTS.items():
+        parser.add_argument(f"--{name}", type=int, default=count, help="samples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    counts = (options.scenes, options.edits, options.curated, options.curated)
+    counts = {name: getattr(options, name.replace("-", "_")) for name in SETS}
     art.build()
-    compose(options.folder, dict(zip(SETS, counts, strict=True)), options.seed)
+    try:
+        compose(options.folder, counts, options.seed)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

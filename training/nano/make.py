@@ -3,6 +3,9 @@
 Drawings, base models, composed data, the ladder's three stages, the score's judge, and all of it as
 `assets/nano`. What is finished is skipped and what was interrupted goes on, so the command can be given again
 after any stop. On two CPU cores it takes most of a day.
+
+`--trial` takes a few steps of every stage on a few pictures and writes below `runs/nano-trial`: it shows in a
+minute or two that everything works, and its model draws nothing.
 """
 
 from __future__ import annotations
@@ -10,25 +13,71 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from ..recipe_file import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "training" / "recipes" / "nano"
 SHELL = Path(sys.executable).with_name("tbac-uniimage")
 PACKAGE = "tbac_uniimage.training"
-RUNS = Path("runs/nano")  # below the repository, as the recipes have it
-SCENES, EDITS, CURATED = 300_000, 200_000, 20_000
+RUNS = "runs/nano"  # what the recipes have
+BASE = ("a_autoencoder", "b_vision", "c_language")
+LADDER = ("1_text_to_image", "2_image_text_to_image", "3_fine_tune")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is composed and learned.
+
+    Attributes:
+        counts: samples of every data set that `compose` writes.
+        judge_minutes: of the judge's training.
+        base: what differs from the recipes of the base models, by recipe, as `key=value`.
+        ladder: the same of the ladder's three stages.
+    """
+
+    counts: dict[str, int]
+    judge_minutes: float
+    base: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ladder: tuple[str, ...] = ()
+
+
+FULL = Size(
+    {"scenes": 300_000, "edits": 200_000, "curated-scenes": 20_000, "curated-edits": 20_000}, judge_minutes=16
+)
+TRIAL = Size(
+    {"scenes": 24, "edits": 16, "curated-scenes": 16, "curated-edits": 16},
+    judge_minutes=0.02,
+    base={
+        "a_autoencoder": ("steps=3", "warmup=1", "batch=2"),
+        "b_vision": ("steps=3", "warmup=1", "batch=2"),
+        "c_language": ("steps=3", "warmup=1", "batch={caption: 1, dense: 1, edit: 1, question: 1}"),
+    },
+    ladder=(
+        "train.steps=4",
+        "train.batch=4",
+        "train.micro_batch=2",
+        "train.warmup=1",
+        "checkpoint.every=2",
+        "validation.every=4",
+        "validation.held_out=2",
+        "validation.steps=2",
+        "log.every=1",
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command, and how to see that it has been done."""
+    """One command, and how to see that it has been done; most say themselves when nothing is left to do."""
 
     name: str
     command: list[str]
-    done: Callable[[], bool]
+    done: Callable[[], bool] = lambda: False
 
 
 def module(name: str, *arguments: object) -> list[str]:
@@ -36,61 +85,83 @@ def module(name: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", f"{PACKAGE}.{name}", *map(str, arguments)]
 
 
-def ladder_stage(recipe: str, processes: int) -> list[str]:
-    """A stage of the ladder, on several processes of one thread each."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    return [*launcher, "-m", f"{PACKAGE}.train", str(RECIPES / f"{recipe}.yaml")]
+def values(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of plain settings with their values."""
+    pairs = settings.items() if isinstance(settings, dict) else enumerate(settings)
+    for key, value in pairs:
+        if isinstance(value, dict | list):
+            yield from values(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
-def trained(stage: str) -> Callable[[], bool]:
-    """Whether a base model's run has reached its last step."""
+def moved(recipe: Path, runs: Path) -> list[str]:
+    """The recipe's paths below `RUNS` put below another folder, as `key=value`; none where it is the same."""
+    inside = ((k, v) for k, v in values(read_settings(recipe)) if str(v).startswith(f"{RUNS}/"))
+    changed = [f"{key}={runs / value.removeprefix(f'{RUNS}/')}" for key, value in inside]
+    return [] if runs == ROOT / RUNS else changed
+
+
+def base_stage(name: str, runs: Path, size: Size) -> Step:
+    """One of the base models."""
+    path = RECIPES / f"{name}.yaml"
+    changes = [*moved(path, runs), *size.base.get(name, ())]
 
     def done() -> bool:
         from .base.stage import STATE, load_stage_recipe, read_progress
 
-        recipe = load_stage_recipe(RECIPES / f"{stage}.yaml", [])
-        return (ROOT / recipe.run / STATE).exists() and (
-            read_progress(ROOT / recipe.run)["steps"] >= recipe.steps
-        )
+        recipe = load_stage_recipe(path, changes)
+        folder = ROOT / recipe.run
+        return (folder / STATE).exists() and read_progress(folder)["steps"] >= recipe.steps
 
-    return done
+    return Step(name, module("nano.base.train", path, *changes), done)
 
 
-def steps(processes: int) -> list[Step]:
-    """All steps in order; those of training say themselves when nothing is left to do."""
-    index = [RUNS / "data" / name for name in ("scenes", "edits", "curated-scenes", "curated-edits")]
-    numbers = ("--scenes", SCENES, "--edits", EDITS, "--curated", CURATED)
-    base = (
-        "--autoencoder",
-        RUNS / "autoencoder",
-        "--language",
-        RUNS / "language",
-        "--tokenizer",
-        RUNS / "tokenizer",
-    )
+def ladder_stage(name: str, runs: Path, size: Size, processes: int) -> Step:
+    """A stage of the ladder, on several processes of one thread each.
 
-    def never() -> bool:
-        return False
+    Raises:
+        ValueError: its samples cannot be shared out to so many processes.
+    """
+    path = RECIPES / f"{name}.yaml"
+    changes = [*moved(path, runs), *size.ladder]
+    shares = dict(values(read_settings(path))) | dict(change.split("=", 1) for change in size.ladder)
+    batch, micro = int(shares["train.batch"]), int(shares["train.micro_batch"])
+    if processes < 1 or batch % processes:
+        raise ValueError(f"--processes is {processes}: give a divisor of {batch}, the samples of a step")
+    if batch // processes < micro:
+        changes.append(f"train.micro_batch={batch // processes}")
+    command = module("train", path, *changes)
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [sys.executable, *launcher, *command[1:]]
+    return Step(name, command)
 
+
+def steps(runs: Path, target: Path, size: Size, processes: int) -> list[Step]:
+    """All steps in order.
+
+    Args:
+        runs: folder of everything that is made on the way.
+        target: folder of the model.
+        size: how much is composed and learned.
+        processes: of the ladder's stages.
+    """
+    made = {name: runs / name for name in ("autoencoder", "language", "tokenizer")}
+    options = (word for name, folder in made.items() for word in (f"--{name}", folder))
+    counts = [word for name, count in size.counts.items() for word in (f"--{name}", count)]
+    sets = [str(runs / "data" / name) for name in size.counts]
+    index = [str(SHELL), "data", "index", *sets, "-o", str(runs / "index")]
+    judge = runs / "judge"
     return [
-        Step("drawings", module("nano.domain.art"), (ROOT / ".cache" / "nano" / "art.npz").exists),
-        *(
-            Step(name, module("nano.base.train", RECIPES / f"{name}.yaml"), trained(name))
-            for name in ("a_autoencoder", "b_vision", "c_language")
-        ),
-        Step("base", module("nano.base.assemble", RUNS / "base", *base), (ROOT / RUNS / "base").exists),
-        Step("data", module("nano.compose", RUNS / "data", *numbers), never),
-        Step(
-            "index",
-            [str(SHELL), "data", "index", *map(str, index), "-o", str(RUNS / "index")],
-            (ROOT / RUNS / "index" / "curated-edits").exists,
-        ),
-        *(
-            Step(name, ladder_stage(name, processes), never)
-            for name in ("1_text_to_image", "2_image_text_to_image", "3_fine_tune")
-        ),
-        Step("judge", module("nano.judge.train", RUNS / "judge"), never),
-        Step("publish", module("nano.publish", RUNS / "stage3", RUNS / "judge", "assets/nano"), never),
+        Step("drawings", module("nano.domain.art")),
+        *(base_stage(name, runs, size) for name in BASE),
+        Step("base", module("nano.base.assemble", runs / "base", *options), (runs / "base").exists),
+        Step("data", module("nano.compose", runs / "data", *counts)),
+        Step("index", index, lambda: all((runs / "index" / name).exists() for name in size.counts)),
+        *(ladder_stage(name, runs, size, processes) for name in LADDER),
+        Step("judge", module("nano.judge.train", judge, "--minutes", size.judge_minutes)),
+        Step("publish", module("nano.publish", runs / "stage3", judge, target)),
     ]
 
 
@@ -99,16 +170,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--processes", type=int, default=2, help="of the ladder's stages; 24 must be a multiple"
-    )
+    add = parser.add_argument
+    add("--processes", type=int, default=2, help="of the ladder's stages (default: %(default)s)")
+    add("--trial", action="store_true", help="a few steps of everything, to see that it works")
+    add("--runs", type=Path, help=f"where everything is made (default: {RUNS}, of a trial {RUNS}-trial)")
+    add("--target", type=Path, help="folder of the model (default: assets/nano, of a trial RUNS/model)")
     options = parser.parse_args()
-    for step in steps(options.processes):
+    runs = (options.runs or ROOT / (f"{RUNS}-trial" if options.trial else RUNS)).absolute()
+    target = options.target or (runs / "model" if options.trial else ROOT / "assets" / "nano")
+    try:
+        to_do = steps(runs, target.absolute(), TRIAL if options.trial else FULL, options.processes)
+    except ValueError as error:
+        sys.exit(str(error))
+    for step in to_do:
         if step.done():
             print(f"{step.name}: done before", flush=True)
             continue
         print(f"{step.name} …", flush=True)
-        subprocess.run(step.command, cwd=ROOT, check=True)
+        if code := subprocess.run(step.command, cwd=ROOT).returncode:
+            sys.exit(f"The step {step.name} ended with {code}; the same command goes on from here.")
 
 
 if __name__ == "__main__":

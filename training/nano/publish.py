@@ -1,6 +1,6 @@
 """A run and its judge become the embedded model.
 
-python -m tbac_uniimage.training.nano.publish runs/nano/stage3 runs/nano/judge assets/nano
+`python -m tbac_uniimage.training.nano.publish runs/nano/stage3 runs/nano/judge assets/nano`
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from ..export import export
 from ..models import find_checkpoint
@@ -32,7 +33,7 @@ def publish(run: Path, judge: Path, target: Path) -> int:
         Bytes written.
 
     Raises:
-        ValueError: no checkpoint, no judge, or more than ``WEIGHTS_LIMIT``.
+        ValueError: no checkpoint, no judge, more than ``WEIGHTS_LIMIT``, or weights beyond float16.
     """
     checkpoint = find_checkpoint(run)
     if checkpoint is None:
@@ -45,15 +46,35 @@ def publish(run: Path, judge: Path, target: Path) -> int:
     export(checkpoint, "pipeline", partial, averaged=True, dtype=torch.float16)
     (partial / JUDGE).parent.mkdir()
     shutil.copyfile(weights, partial / JUDGE)
-    size = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
-    if size > WEIGHTS_LIMIT:
-        raise ValueError(f"The model takes {size:,} bytes, more than the {WEIGHTS_LIMIT:,} that are allowed.")
+    try:
+        size = check(partial)
+    except ValueError:
+        shutil.rmtree(partial)
+        raise
     target.mkdir(parents=True, exist_ok=True)
     for part in partial.iterdir():
         if (target / part.name).is_dir():
             shutil.rmtree(target / part.name)
         os.replace(part, target / part.name)
     partial.rmdir()
+    return size
+
+
+def check(folder: Path) -> int:
+    """Bytes of a model that may be published.
+
+    Raises:
+        ValueError: it is too large, or a weight of it is not finite.
+    """
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if size > WEIGHTS_LIMIT:
+        raise ValueError(f"The model takes {size:,} bytes, more than the {WEIGHTS_LIMIT:,} that are allowed.")
+    for file in sorted(folder.rglob("*.safetensors")):
+        bad = [name for name, tensor in load_file(file).items() if not tensor.isfinite().all()]
+        if bad:
+            raise ValueError(
+                f"{bad[0]} of {file.relative_to(folder)} is not finite in float16; train with a smaller rate."
+            )
     return size
 
 

@@ -1,0 +1,155 @@
+"""The whole nano model by one command: what it runs, what may be published, and a trial of all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nano_drawings import drawings, made_up  # noqa: F401  a fixture
+from safetensors.torch import save_file
+from tbac_uniimage.cli import main
+from tbac_uniimage.training.nano import make, publish
+from tbac_uniimage.training.nano.domain.words import OBJECTS, STYLES
+from tbac_uniimage.training.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = [
+    "drawings",
+    *make.BASE,
+    "base",
+    "data",
+    "index",
+    *make.LADDER,
+    "judge",
+    "publish",
+]
+
+
+def commands(runs: Path, size: make.Size, processes: int = 2) -> dict[str, list[str]]:
+    return {step.name: step.command for step in make.steps(runs, runs / "model", size, processes)}
+
+
+def overrides(command: list[str]) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in command if "=" in word)
+
+
+def test_the_full_size_is_what_the_recipes_say():
+    full = commands(ROOT / "runs" / "nano", make.FULL)
+    assert list(full) == NAMES
+    for name in (*make.BASE, *make.LADDER):
+        assert not overrides(full[name]), name
+        assert str(ROOT / "training" / "recipes" / "nano" / f"{name}.yaml") in full[name]
+    numbers = [full["data"][full["data"].index(f"--{name}") + 1] for name in make.FULL.counts]
+    assert numbers == ["300000", "200000", "20000", "20000"]
+
+
+def test_another_folder_moves_everything_that_the_recipes_name(tmp_path):
+    there = commands(tmp_path, make.FULL)
+    assert overrides(there["c_language"]) == {
+        "run": f"{tmp_path}/language",
+        "tokenizer": f"{tmp_path}/tokenizer",
+        "vision": f"{tmp_path}/vision",
+    }
+    assert overrides(there["3_fine_tune"]) == {
+        "run": f"{tmp_path}/stage3",
+        "init": f"{tmp_path}/stage2/last",
+        "data.sets.0.index": f"{tmp_path}/index/curated-edits",
+        "data.sets.1.index": f"{tmp_path}/index/curated-scenes",
+    }
+    for name in make.LADDER:
+        changes = [word for word in there[name] if "=" in word]
+        recipe = load_recipe(make.RECIPES / f"{name}.yaml", changes)
+        paths = [recipe.run, recipe.init, *(data.index for data in recipe.data.sets)]
+        assert all(str(path).startswith(str(tmp_path)) for path in paths)
+
+
+@pytest.mark.parametrize("processes, micro", [(1, 24), (2, 24), (4, 12), (48, 1)])
+def test_a_step_is_shared_out_to_the_processes(tmp_path, processes, micro):
+    command = commands(tmp_path, make.FULL, processes)["1_text_to_image"]
+    assert ("torch.distributed.run" in command) == (processes > 1)
+    changes = [word for word in command if "=" in word]
+    train = load_recipe(make.RECIPES / "1_text_to_image.yaml", changes).train
+    assert train.micro_batch == micro and train.batch % (processes * train.micro_batch) == 0
+
+
+@pytest.mark.parametrize("processes", [0, 5])
+def test_processes_that_cannot_share_a_step_are_refused(processes, tmp_path):
+    with pytest.raises(ValueError, match=f"--processes is {processes}: give a divisor of 48"):
+        commands(tmp_path, make.FULL, processes)
+
+
+def test_a_base_model_is_done_at_its_last_step(tmp_path):
+    from tbac_uniimage.training.nano.base.stage import STATE
+
+    [step] = [s for s in make.steps(tmp_path, tmp_path, make.TRIAL, 1) if s.name == "a_autoencoder"]
+    assert not step.done()
+    (tmp_path / "autoencoder").mkdir()
+    for done in (2, 3):
+        progress = {"progress": json.dumps({"steps": done})}
+        save_file({"x": torch.zeros(1)}, tmp_path / "autoencoder" / STATE, metadata=progress)
+        assert step.done() == (done == 3)
+
+
+def test_what_is_too_large_or_not_finite_is_not_published(tmp_path, monkeypatch):
+    (tmp_path / "vae").mkdir()
+    weights = {"good": torch.ones(9, dtype=torch.float16), "bad": torch.full((2,), 1.0, dtype=torch.float16)}
+    save_file(weights, tmp_path / "vae" / "model.safetensors")
+    size = (tmp_path / "vae" / "model.safetensors").stat().st_size
+    assert publish.check(tmp_path) == size
+    monkeypatch.setattr(publish, "WEIGHTS_LIMIT", size - 1)
+    with pytest.raises(ValueError, match=f"takes {size:,} bytes, more than the {size - 1:,}"):
+        publish.check(tmp_path)
+    monkeypatch.undo()
+    weights["bad"][1] = torch.inf
+    save_file(weights, tmp_path / "vae" / "model.safetensors")
+    with pytest.raises(ValueError, match="bad of vae/model.safetensors is not finite in float16"):
+        publish.check(tmp_path)
+
+
+def test_without_a_run_or_a_judge_nothing_is_published(tmp_path):
+    with pytest.raises(ValueError, match="is no run with a checkpoint; train the stage first"):
+        publish.publish(tmp_path, tmp_path, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_trial_of_everything(drawings, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """Every stage takes a few steps, the ladder's on two processes; the model loads, draws and is scored."""
+    sprites = np.stack(list(made_up().values())).reshape(len(STYLES), len(OBJECTS), 96, 96, 4)
+    (tmp_path / "nano").mkdir()
+    atlas = {"styles": np.array(STYLES), "names": np.array(list(OBJECTS)), "rgba": sprites}
+    np.savez_compressed(tmp_path / "nano" / "art.npz", **atlas)
+    runs, model = tmp_path / "runs", tmp_path / "runs" / "model"
+    subprocess.run(
+        [sys.executable, "-m", "tbac_uniimage.training.nano.make", "--trial", "--runs", runs],
+        cwd=ROOT,
+        env={**os.environ, "TBAC_UNIIMAGE_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    for name in ("stage1", "stage2", "stage3"):
+        lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[-1]["samples"] == 16
+        assert all(0 < line["loss"] < 10 and not line["skipped"] for line in lines)
+        assert (runs / name / "samples" / "step-00000004.png").exists()
+    done = [step.name for step in make.steps(runs, model, make.TRIAL, 2) if step.done()]
+    assert done == [*make.BASE, "base", "index"]
+    assert 20_000_000 < publish.check(model) < publish.WEIGHTS_LIMIT
+    assert not list(runs.rglob("*.partial"))
+
+    monkeypatch.chdir(tmp_path)
+    drawing = ["--model", str(model), "--device", "cpu"]
+    assert main(["generate", "a cat on a blue background", "--steps", "2", "--out", "drawn", *drawing]) == 0
+    assert main(["ask", "drawn/0001.png", "what is it?", "--max-tokens", "3", *drawing]) == 0
+    capsys.readouterr()
+    few = ["--samples", "2", "--pictures", "1", "--steps", "2", "--only", "single", "edit-add", "ask-what"]
+    judge = ["--judge", str(model / "judge" / "model.safetensors")]
+    assert main(["score", *drawing, *judge, *few, "-o", "score"]) == 0
+    assert "single object" in capsys.readouterr().out
+    assert len(list((tmp_path / "score" / "verdicts").iterdir())) == 3
