@@ -45,3 +45,22 @@ def test_commands_of_the_readme_are_understood():
     assert len(commands) == 6
     for command in commands:
         make_parser().parse_args([quoted or word for quoted, word in re.findall(r'"([^"]*)"|(\S+)', command)])
+
+
+def test_the_ten_minutes_are_one_chain():
+    """Every command is understood, and takes what the one before has made."""
+    from tbac_uniimage.cli import make_parser
+    from tbac_uniimage.training.recipe import load_recipe
+
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    block = text.split("## Ten minutes")[1].split("```")[1]
+    commands = re.findall(r"^tbac-uniimage (.*)$", block, re.MULTILINE)
+    words = [[quoted or word for quoted, word in re.findall(r'"([^"]*)"|(\S+)', line)] for line in commands]
+    index, show, dry, train, plot, export, generate = (make_parser().parse_args(line) for line in words)
+    recipe = load_recipe(ROOT / train.recipe, train.overrides)
+    [data] = recipe.data.sets
+    assert str(data.index) == str(show.index) == f"{index.out}/{index.datasets[0]}"
+    assert (dry.recipe, dry.dry_run) == (train.recipe, True)
+    assert str(plot.run_folder) == str(export.checkpoint) == recipe.run and export.ema
+    assert generate.model == f"{recipe.run}/{export.to}"
+    assert generate.prompts == recipe.validation.prompts

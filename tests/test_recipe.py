@@ -85,10 +85,21 @@ def test_recipes_of_the_three_stages(name, amount, batch, micro):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_recipes_of_the_nano_model(name):
     loaded = load_recipe(RECIPES / "nano" / f"{name}.yaml")
-    assert loaded.stage == name[2:]
+    number = int(name[0])
+    assert loaded.stage == name[2:] and loaded.run == f"runs/nano/stage{number}"
+    before = "runs/nano/base" if number == 1 else f"runs/nano/stage{number - 1}/last"
+    assert (loaded.init, loaded.init_ema) == (before, number > 1)
+    assert (loaded.data.resolution, loaded.train.precision, loaded.objective.shift) == (64, "bf16", 3.0)
+    assert loaded.train.ema == 0.999 and loaded.data.workers == 0
+    assert loaded.train.batch % (2 * loaded.train.micro_batch) == 0
+
+
+def test_recipe_for_own_pictures_is_short_and_starts_from_the_embedded_model():
+    loaded = load_recipe(RECIPES / "nano" / "own_pictures.yaml")
+    assert (loaded.stage, loaded.init, loaded.run) == ("text_to_image", "assets/nano", "runs/mine")
+    assert [str(data.index) for data in loaded.data.sets] == ["index/pictures"]
     assert (loaded.data.resolution, loaded.train.precision) == (64, "fp32")
-    assert total_steps(loaded.train, 10) <= 500
-    assert loaded.data.workers <= 2 and loaded.objective.shift == 1.0
+    assert total_steps(loaded.train, 10) <= 500 and loaded.data.workers == 0
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
