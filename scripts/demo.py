@@ -21,13 +21,21 @@ OUT = ROOT / "out"
 SAMPLE = ROOT / "assets" / "samples" / "tbac_uniimage_scene.png"
 PROMPTS = [
     "a panda to the left of an apple on a yellow background",
-    "three sunflowers on blue",
-    "a rocket above a car, purple background",
-    "two butterflies on white",
-    "a penguin in the top left corner, pink background",
-    "a strawberry and a fish on green",
+    "three sunflowers on a blue background",
+    "a blue car and a red star on a gray background",
+    "a flat illustration of two butterflies on a white background",
+    "a cartoon of a penguin in the top left corner on a pink background",
+    'the word "HELLO" on a green background',
 ]
-INSTRUCTIONS = ["remove the cactus", "change the background to blue", "replace the rocket with a panda"]
+INSTRUCTIONS = [
+    "remove the cactus",
+    "change the background to blue",
+    "replace the rocket with a panda",
+    "make the rocket purple",
+    "turn it into a cartoon",
+    "keep only the cactus on a white background",
+]
+EDITS_IN_A_ROW = 3
 TILE = 256
 
 
@@ -88,7 +96,9 @@ async def run_demo(server: comfy_server.Server) -> list[Drawn]:
 
 def contact_sheet(drawn: list[Drawn]) -> Image.Image:
     """All pictures with their requests: text to image in the first row, edits below beside their source."""
-    rows = [[d for d in drawn if d.source is None], [d for d in drawn if d.source is not None]]
+    edits = [d for d in drawn if d.source is not None]
+    rows = [[d for d in drawn if d.source is None]]
+    rows += [edits[i : i + EDITS_IN_A_ROW] for i in range(0, len(edits), EDITS_IN_A_ROW)]
     height, gap = TILE + 28, 12
     width = max(sum(2 if d.source else 1 for d in row) for row in rows)
     sheet = Image.new("RGB", (width * (TILE + gap) + gap, len(rows) * (height + gap) + gap), "white")

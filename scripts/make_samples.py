@@ -1,6 +1,6 @@
 """Compose the templates' input pictures into ``assets/samples`` from the drawings that nano learned from.
 
-Needs the drawings: ``python -m tbac_uniimage.training.nano.sprites`` fetches them.
+Needs the drawings: ``python -m tbac_uniimage.training.nano.domain.art`` fetches them.
 """
 
 from __future__ import annotations
@@ -8,19 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from PIL import Image, ImageDraw
-from tbac_uniimage.training.nano.scenes import COLUMN, LARGE, MIDDLE, ROW, SMALL, Item, Scene, render
+from tbac_uniimage.training.nano.domain.layouts import ALONE, ROW, side
+from tbac_uniimage.training.nano.domain.render import render
+from tbac_uniimage.training.nano.domain.scene import Item, Scene
 
 SAMPLES = Path(__file__).resolve().parent.parent / "assets" / "samples"
 SIDE = 256  # four times the model's size: Load Image shows pictures no larger than they are
 
 
-def compose(background: str, *names: str, column: bool = False) -> Image.Image:
-    """One or two objects on a background, as the model would draw them, enlarged."""
-    places = ((MIDDLE, MIDDLE),) if len(names) == 1 else COLUMN if column else ROW
-    size = LARGE if len(names) == 1 else SMALL
-    items = tuple(Item(name, *place, size) for name, place in zip(names, places, strict=True))
-    picture = Image.fromarray(render(Scene(background, items, "single" if len(names) == 1 else "two")))
-    return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+def compose(background: str, *names: str, large: bool = True) -> Image.Image:
+    """One object, or two side by side, on a background, as the model would draw them."""
+    centres = ALONE if len(names) == 1 else ROW
+    items = tuple(Item(name, *at, side(centres)) for name, at in zip(names, centres, strict=True))
+    picture = Image.fromarray(render(Scene("3D", background, items)))
+    return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS) if large else picture
 
 
 def with_mask(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
@@ -36,6 +37,7 @@ def main() -> None:
     """Write all of them."""
     scene = compose("blue", "dog", "rocket")
     pictures = {
+        "tbac_uniimage_scene": compose("pink", "rocket", "cactus", large=False),
         "tbac_uniimage_dog_and_rocket": scene,
         "tbac_uniimage_masked": with_mask(scene, (132, 60, 248, 196)),
         "tbac_uniimage_cat": compose("pink", "cat"),

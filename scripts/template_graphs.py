@@ -259,7 +259,7 @@ TEMPLATES = {
                 2,
                 {
                     "mllm": (1, 1),
-                    "instruction": "add a star on the left",
+                    "instruction": "make the cat blue",
                     "image": (2, 0),
                     "negative_prompt": "",
                     "side": 0,

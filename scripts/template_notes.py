@@ -11,15 +11,15 @@ ENLARGED = "*Enlarge* is there because nano draws 64 pixels; bypass it (Ctrl+B) 
 NOTES = {
     "text_to_image": (
         "### A sentence becomes a picture\n\n"
-        "**Change** the prompt. For nano: one object (*three stars on white*), or two (*a cat above a car "
-        "on pink*).\n\n"
+        "**Change** the prompt. For nano: *three stars on white*, *a cat above a blue car on pink*, *a flat "
+        'illustration of a frog*, *the word "HELLO" on green*.\n\n'
         "Every Run has a new seed; set *control after generate* to *fixed* to keep one.\n\n"
         "Width and height 0 are the size that the model was trained at. " + ENLARGED
     ),
     "edit_by_instruction": (
         "### A sentence changes a picture\n\n"
-        "**Change** the picture and the instruction. For nano: *replace the dog with a cat*, *add a star "
-        "on the left*, *change the background to pink*.\n\n"
+        "**Change** the picture and the instruction. For nano: *replace the dog with a cat*, *make the "
+        "rocket red*, *turn it into a cartoon*, *change the background to pink*.\n\n"
         "**guidance** follows the instruction, **image_guidance** keeps to the picture. The result has "
         "the picture's size."
     ),

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-PROMPT = "a red apple and a blue fish on a yellow background"
-OTHER = "three green stars on a purple background"
+PROMPT = "a green apple and a blue butterfly on a yellow background"
+OTHER = "three stars on a purple background"
 
 
 @functools.cache
