@@ -47,7 +47,7 @@ def true_eye(kinds, samples):
     for kind in kinds:
         for case in cases.collect(kind, [0], samples):
             known[render(case.wanted).tobytes()] = case.wanted
-            if case.group == "edit":
+            if case.group in cases.EDITED:
                 known[render(case.asked.source).tobytes()] = case.asked.source
     return lambda pictures: [known.get(picture.tobytes(), NOTHING) for picture in pictures]
 
@@ -100,7 +100,7 @@ def test_kinds_are_chosen_by_name_and_by_group():
     assert cases.choose(["edit-add", "single"]) == ["single", "edit-add"]
     assert cases.choose(["ask", "text"]) == ["text", *cases.GROUPS["ask"]]
     with pytest.raises(
-        ValueError, match="--only color-me is no kind of the score: use draw, edit, ask or one"
+        ValueError, match="--only color-me is no kind of the score: use draw, edit, masked, ask or one"
     ):
         cases.choose(["color-me"])
 
@@ -189,19 +189,22 @@ def test_a_spoiled_prompt_is_wrong_in_every_measure():
             assert wrong["right"] == 0 and set(wrong.values()) == {0.0}
 
 
-def test_the_table_has_a_line_per_row_and_says_what_edits_start_from():
+def test_the_table_has_a_line_per_row_and_edits_twice():
     figure = rows.Figure(0.75, 0.5, 0.875, {"truth": 1.0, "chance": 0.04})
     kept = {"kept dB": rows.Figure(21.26, 20, 22, {"rebuilt": 26.6})}
     made = [
         rows.Row("draw", "counting", 20, 8, 80, figure),
         rows.Row("edit", "add", 20, 19, 20, figure, kept),
+        rows.Row("masked", "add", 20, 19, 20, figure, {}),
     ]
-    lines = table.text(made, ["model x"], "noise", ["a note"]).splitlines()
-    assert lines[:2] == ["sprite-scene score", "model x"] and "edits are drawn from noise" in lines
+    lines = table.text(made, ["model x"], ["a note"]).splitlines()
+    assert lines[:2] == ["sprite-scene score", "model x"]
+    heads = [line.split("prompts")[0].strip() for line in lines if " prompts " in line and "model" in line]
+    assert heads == ["text to image", "editing", "editing in a mask"]
     [counting] = [line.split() for line in lines if line.startswith("counting")]
     assert counting[1:] == ["20", "8", "80", "0.750", "0.500", "to", "0.875", "1.000", "–", "–", "–", "0.040"]
-    [add] = [line.split() for line in lines if line.startswith("add")]
-    assert add[-4:] == ["21.3", "26.6", "–", "–"]
+    add, masked = (line.split() for line in lines if line.startswith("add"))
+    assert add[-4:] == ["21.3", "26.6", "–", "–"] and masked[-4:] == ["–"] * 4
     assert "a note" in lines and not any("understanding" in line for line in lines)
     assert (
         table.figures([rows.Row("ask", "x", 0, 0, 0, rows.Figure(math.nan, 0, 1))])[0]["main"]["value"]
@@ -220,6 +223,7 @@ def small(drawings):  # noqa: F811
     return lambda folder, model, kinds=tuple(cases.KINDS): command.score(kinds, chosen, folder, model, eye)
 
 
+@pytest.mark.slow
 def test_a_perfect_model_scores_one(small, tmp_path):
     made = rows.make_rows(small(tmp_path, artist()))
     names = {row.name for row in made if row.name.startswith("overall")}
@@ -236,13 +240,14 @@ def test_a_perfect_model_scores_one(small, tmp_path):
     assert {path.stem for path in (tmp_path / "sheets").iterdir()} == set(cases.KINDS)
 
 
+@pytest.mark.slow
 def test_a_model_that_draws_what_others_were_asked_scores_chance(small, tmp_path):
     made = rows.make_rows(small(tmp_path, artist(next_case(8))))
     for row in made:
         assert row.main.value == pytest.approx(row.main.beside["shuffled"])
-    [overall, editing, answers] = [row.main for row in made if row.name.startswith("overall")]
+    overall, editing, masked, answers = (row.main for row in made if row.name.startswith("overall"))
     assert overall.value < 0.1 and overall.beside["chance"] < 0.1
-    assert editing.value < 0.05 and answers.value < 0.5
+    assert editing.value == masked.value < 0.05 and answers.value < 0.5
 
 
 def test_nothing_is_drawn_twice(small, tmp_path):
@@ -326,14 +331,60 @@ def test_edits_are_given_their_source(drawings):  # noqa: F811
     assert "callback_on_step_end" not in settings
 
 
-def test_from_the_source_the_drawing_starts_where_there_is_as_much_noise_as_told():
-    source, noise = torch.full((1, 1, 2, 2), 2.0), torch.full((1, 1, 2, 2), -1.0)
-    pipeline = SimpleNamespace(scheduler=SimpleNamespace(sigmas=torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])))
-    callback = drawing.keep_to_source(source, noise, 0.5)
-    started = [callback(pipeline, step, torch.tensor(0), {}) for step in range(4)]
-    assert [bool(values) for values in started] == [True, True, False, False]
-    assert started[0]["latents"].unique().tolist() == [0.25 * 2 - 0.75]
-    assert started[1]["latents"].unique().tolist() == [0.5]
+def test_outside_of_the_mask_the_source_stays():
+    source, noise, masks = (
+        torch.full((1, 1, 2, 2), 2.0),
+        torch.full((1, 1, 2, 2), -1.0),
+        torch.zeros(1, 1, 2, 2),
+    )
+    masks[..., 0] = 1
+    pipeline = SimpleNamespace(scheduler=SimpleNamespace(sigmas=torch.tensor([1.0, 0.5, 0.0])))
+    callback = drawing.keep_outside(source, noise, masks)
+    drawn = torch.tensor([[[[7.0, 8.0], [9.0, 10.0]]]])
+    halfway, last = (
+        callback(pipeline, step, torch.tensor(0), {"latents": drawn})["latents"] for step in (0, 1)
+    )
+    assert halfway[..., 0].tolist() == last[..., 0].tolist() == [[[7.0, 9.0]]]
+    assert halfway[..., 1].unique().tolist() == [0.5] and last[..., 1].unique().tolist() == [2.0]
+
+
+def test_what_may_change_is_what_the_edit_touches(drawings):  # noqa: F811
+    for number in range(30):
+        edit = cases.one("masked-remove", 0, number).asked
+        mask = drawing.changeable(edit, 8)
+        differs = (render(edit.source) != render(edit.target)).any(-1)
+        pixels = mask[0].bool().numpy().repeat(8, 0).repeat(8, 1)
+        assert mask.shape == (1, 8, 8) and pixels[differs].all() and 0 < mask.mean() < 0.9
+        cells = differs.reshape(8, 8, 8, 8).any((1, 3))
+        assert np.array_equal(mask[0].bool().numpy(), cells)
+
+
+def test_a_masked_edit_is_the_same_edit_with_the_same_noise(drawings):  # noqa: F811
+    plain, masked = (cases.collect(f"{group}-add", [0], 3) for group in ("edit", "masked"))
+    assert [case.asked for case in plain] == [case.asked for case in masked]
+    assert [Job(case, 0).noise_seed for case in plain] == [Job(case, 0).noise_seed for case in masked]
+    pipeline = Pipeline()
+    pipeline.vae = Vae()
+    drawing.draw(pipeline, [Job(case, 0) for case in masked], options())
+    callback = pipeline.calls[0][2]["callback_on_step_end"]
+    scheduler = SimpleNamespace(sigmas=torch.tensor([1.0, 0.0]))
+    values = {"latents": torch.full((3, 2, 8, 8), 5.0)}
+    found = callback(SimpleNamespace(scheduler=scheduler), 0, torch.tensor(0), values)["latents"]
+    masks = torch.stack([drawing.changeable(case.asked, 8) for case in masked]).expand(-1, 2, -1, -1)
+    sources = torch.stack([drawing.pixels([render(case.asked.source)])[0] for case in masked])
+    assert (found[masks == 1] == 5).all()
+    kept = (0.5 * sources[:, :2, ::8, ::8])[masks == 0]
+    assert torch.allclose(found[masks == 0], kept)
+
+
+class Vae:
+    """Its latents are every eighth pixel of two channels."""
+
+    device, dtype = "cpu", torch.float32
+    config = SimpleNamespace(scaling_factor=0.5)
+
+    def encode(self, pictures):
+        return SimpleNamespace(latent=pictures[:, :2, ::8, ::8])
 
 
 # --- sheets
@@ -362,7 +413,6 @@ def test_sheets_frame_mark_and_name(small, tmp_path):
         (["--samples", "1"], "--samples is 1: give at least 2"),
         (["--edit-pictures", "0"], "--edit-pictures is 0: give at least 1"),
         (["--guidance", "nan"], "--guidance is nan: give a finite number of at least 0"),
-        (["--strength", "0"], "--strength is 0.0: give more than 0 and at most 1"),
         (["--seeds", "1", "1"], "--seeds names a seed twice"),
         (["--model", "nowhere"], "there is no model folder at nowhere: give one with --model"),
         (["--only", "cats"], "--only cats is no kind of the score"),

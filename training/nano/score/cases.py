@@ -17,10 +17,12 @@ Asked = Prompt | Edit | Question
 GROUPS: dict[str, dict[str, str]] = {  # group -> kind of the score -> kind of the domain
     "draw": {kind: kind for kind in prompts.KINDS},
     "edit": {f"edit-{kind}": kind for kind in edits.KINDS},
+    "masked": {f"masked-{kind}": kind for kind in edits.KINDS},
     "ask": {f"ask-{kind.replace(' ', '-')}": kind for kind in questions.KINDS},
 }
 KINDS = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
-DRAW = {"draw": prompts.draw, "edit": edits.draw, "ask": questions.draw}
+DRAW = {"draw": prompts.draw, "edit": edits.draw, "masked": edits.draw, "ask": questions.draw}
+EDITED = ("edit", "masked")  # groups whose cases are edits
 TRIES = 40  # draws per case wanted before texts may repeat
 
 
@@ -35,8 +37,13 @@ class Case:
 
     @property
     def group(self) -> str:
-        """ "draw", "edit" or "ask"."""
+        """ "draw", "edit", "masked" (edits within a mask over the source's latents) or "ask"."""
         return KINDS[self.kind]
+
+    @property
+    def stream(self) -> str:
+        """Kind of its prompts and noise: an edit within a mask has those of the same edit without."""
+        return self.kind.replace("masked-", "edit-")
 
     @property
     def wanted(self) -> Scene:

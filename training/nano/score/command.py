@@ -47,13 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--guidance", type=float, default=3.0, metavar="X", help="of prompts (default %(default)s)")
     add("--edit-guidance", type=float, default=2.0, metavar="X", help="of instructions (default %(default)s)")
     add("--image-guidance", type=float, default=2.0, metavar="X", help="of sources (default %(default)s)")
-    add(
-        "--strength",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="below 1: start an edit from its source's latents with this share of noise (default: all noise)",
-    )
     add("--batch", type=int, default=32, metavar="N", help="pictures at once (default %(default)s)")
     add("--device", help="default: cuda if it is there, else cpu")
     add("--json", type=Path, metavar="FILE", help="also write the figures here")
@@ -82,8 +75,6 @@ def check(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"--{name.replace('_', '-')} is {getattr(options, name)}: give a finite number of at least 0"
             )
-    if not 0 < options.strength <= 1:
-        raise ValueError(f"--strength is {options.strength}: give more than 0 and at most 1")
     if len(set(options.seeds)) < len(options.seeds):
         raise ValueError("--seeds names a seed twice: give every seed once")
     if not options.model.is_dir():
@@ -110,7 +101,7 @@ def choose_kinds(options: argparse.Namespace) -> tuple[list[str], bool]:
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """All that a picture depends on besides its prompt and its noise."""
-    names = ("steps", "guidance", "edit_guidance", "image_guidance", "strength")
+    names = ("steps", "guidance", "edit_guidance", "image_guidance")
     return {"weights": store.fingerprint(options.model)} | {name: getattr(options, name) for name in names}
 
 
@@ -141,7 +132,7 @@ def score(
         if group == "ask":
             part = judge_answers(cases, store.answers(folder, cases, model))
         else:
-            copies = options.edit_pictures if group == "edit" else options.pictures
+            copies = options.pictures if group == "draw" else options.edit_pictures
             shown = store.pictures(folder, cases, copies, model, options.batch)
             part = judge_pictures(cases, shown, look, model.rebuild if with_art else None)
         judged[kind] = part
@@ -192,8 +183,6 @@ def write(
     with_art: bool,
 ) -> None:
     """Print the table and write it, the figures and a sheet of every group."""
-    strength = options.strength
-    start = "noise" if strength == 1 else f"the source's latents with a share of {strength:g} of noise"
     seeds = ", ".join(map(str, options.seeds))
     about = [
         f"model {options.model.name}, weights {settings['weights']}; seeds: {seeds}",
@@ -208,9 +197,9 @@ def write(
             "`python -m tbac_uniimage.training.nano.domain.art` fetches."
         ]
     )
-    text = table.text(rows, about, start, notes)
+    text = table.text(rows, about, notes)
     figures = {"score": "sprite-scene score", "model": options.model.name, "seeds": options.seeds}
-    figures |= {"samples": options.samples, "settings": settings, "edits_from": start}
+    figures |= {"samples": options.samples, "settings": settings}
     figures |= {"rows": table.figures(rows), "notes": [*notes, *table.NOTES]}
     for path in filter(None, (folder / "score.json", options.json)):
         store.write_text(path, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from ..domain.edits import Edit
 from ..domain.render import render
 from ..domain.scene import SIZE
 from ..judge.pictures import pixels
+from ..judge.preservation import keep_mask
 from .cases import Case
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Job:
     def noise_seed(self) -> int:
         """Its own seed, whatever else is drawn in the same batch."""
         case = self.case
-        digest = blake2b(f"{case.seed}/{case.kind}/{case.number}/{self.copy}".encode(), digest_size=6)
+        digest = blake2b(f"{case.seed}/{case.stream}/{case.number}/{self.copy}".encode(), digest_size=6)
         return int.from_bytes(digest.digest(), "big")
 
 
@@ -122,27 +124,39 @@ def settings_of(
         "guidance_scale": options.edit_guidance,
         "image_guidance_scale": options.image_guidance,
     }
-    if options.strength < 1:
+    if cases[0].group == "masked":
         latents = encode(pipeline.vae, sources) * pipeline.vae.config.scaling_factor
-        latents = latents.repeat_interleave(copies, 0)
-        settings["callback_on_step_end"] = keep_to_source(latents, noise.to(latents), options.strength)
+        masks = torch.stack([changeable(case.asked, pipeline.vae_scale_factor) for case in cases])
+        latents, masks = (t.to(latents).repeat_interleave(copies, 0) for t in (latents, masks))
+        settings["callback_on_step_end"] = keep_outside(latents, noise.to(latents), masks)
     return settings
 
 
-def keep_to_source(source: Tensor, noise: Tensor, strength: float) -> Callable:
-    """A callback that starts the drawing from the source's latents instead of from noise.
+def changeable(edit: Edit, factor: int) -> Tensor:
+    """Latents [1, h, w] that may change: 1 wherever source and exact result differ in a pixel.
 
-    As long as there is more noise than `strength` (0..1), the latents of every step are the source's mixed
-    with noise as the flow does, so that solvers of several steps see one path.
+    That is what someone would paint who knows what the edit touches.
+    """
+    touched = torch.from_numpy(~keep_mask(edit)).float()
+    return F.max_pool2d(touched[None], factor)
+
+
+def keep_outside(source: Tensor, noise: Tensor, masks: Tensor) -> Callable:
+    """A callback that gives the latents outside of the masks back to the source after every step.
+
+    They are mixed with as much noise as the flow has there, at the end with none, as ComfyUI does when a
+    latent has a mask.
+
+    Args:
+        source: its latents [B, C, h, w].
+        noise: what the drawing starts from, of the same shape.
+        masks: [B, 1, h, w], 1 = may change.
     """
 
     def callback(pipeline: LadderPipeline, step: int, t: Tensor, values: dict) -> dict:
-        sigmas = pipeline.scheduler.sigmas
-        before = sigmas[step]  # how much noise the step that has just ended began with
-        if before <= strength:
-            return {}
-        after = float(sigmas[step + 1])
-        return {"latents": (1 - after) * source + after * noise}
+        sigma = float(pipeline.scheduler.sigmas[step + 1])
+        kept = (1 - sigma) * source + sigma * noise
+        return {"latents": torch.where(masks > 0, values["latents"], kept.to(values["latents"]))}
 
     return callback
 

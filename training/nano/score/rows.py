@@ -20,9 +20,16 @@ SHAPED = {  # kind -> its name in GenEval's shape; their mean is the overall fig
     "position": "position",
     "binding": "attribute binding",
 }
-EDITS = {"edit-recolor": "recolour (adjust)", "edit-hybrid": "hybrid (two at once)"}
-EDITS |= {"edit-action": "action (move, count)"}
-ASKED = {"ask-color": "which colour"}
+EDITS = {
+    "recolor": "recolour (adjust)",
+    "hybrid": "hybrid (two at once)",
+    "action": "action (move, count)",
+}
+NAMES = {  # of a group's kinds, where they are not those of the domain
+    "edit": EDITS,
+    "masked": EDITS,
+    "ask": {"color": "which colour"},
+}
 KEPT = ("kept dB", "kept SSIM")
 
 
@@ -44,7 +51,7 @@ class Row:
     """One line of the table.
 
     Attributes:
-        group: "draw", "edit" or "ask".
+        group: one of `cases.GROUPS`.
         name: of the line.
         prompts: units of the interval: different texts, or texts with their picture.
         scenes: how many different contents these tell.
@@ -127,9 +134,9 @@ def make_rows(judged: dict[str, Judged]) -> list[Row]:
     }.items():
         if kind in judged:
             rows += [row("draw", name, [judged[kind]], measure) for measure, name in measures.items()]
-    for group, names in (("edit", EDITS), ("ask", ASKED)):
-        kinds = [kind for kind in GROUPS[group] if kind in judged]
-        own = [row(group, names.get(k, GROUPS[group][k]), [judged[k]], "right") for k in kinds]
+    for group, names in NAMES.items():
+        kinds = {kind: told for kind, told in GROUPS[group].items() if kind in judged}
+        own = [row(group, names.get(told, told), [judged[kind]], "right") for kind, told in kinds.items()]
         rows += own
         if len(own) == len(GROUPS[group]):
             rows.append(overall(f"overall: mean of {len(own)}", own))

@@ -15,6 +15,7 @@ from ..domain.prompts import Prompt
 from ..domain.render import render
 from ..domain.scene import SIZE, Scene
 from ..domain.words import a
+from .cases import EDITED
 from .judging import Judged
 
 SCALE, GAP, FRAME, MARK = 3, 14, 4, 22
@@ -25,7 +26,7 @@ GREEN, RED, BLACK, DIM = (22, 140, 60), (204, 32, 32), (20, 20, 20), (95, 95, 95
 BETWEEN = 2  # white pixels between the pictures of one tile, before scaling
 LONG = 150  # letters of a text that takes the width of two pictures
 MOST = 18  # passes and failures of a kind, each
-FEW = {"draw": 6, "edit": 2, "ask": 6}  # of a kind on the sheet of its group
+FEW = {"draw": 6, "edit": 2, "masked": 2, "ask": 6}  # of a kind on the sheet of its group
 MEASURE = {"dense": "whole", "text": "word"}  # what decides whether a picture counts; else "right"
 
 
@@ -160,7 +161,7 @@ def kind_sheet(kind: str, part: Judged) -> Image.Image:
     for name, wanted in (("passes", True), ("failures", False)):
         own = [tile for tile in every if tile.passed is wanted]
         if own:
-            order = " (source, model, exact result)" if part.cases[0].group == "edit" else ""
+            order = " (source, model, exact result)" if part.cases[0].group in EDITED else ""
             shown = f" (the first {MOST} are shown)" if len(own) > MOST else ""
             sections.append((f"{kind}, {name}: {len(own)} of {len(every)} prompts{shown}{order}", own[:MOST]))
     return sheet(sections)
@@ -169,5 +170,5 @@ def kind_sheet(kind: str, part: Judged) -> Image.Image:
 def group_sheet(judged: dict[str, Judged], group: str) -> Image.Image:
     """The first prompts of every kind of a group, none picked."""
     parts = {kind: part for kind, part in judged.items() if part.cases[0].group == group}
-    order = ": source, model, exact result" if group == "edit" else ""
+    order = ": source, model, exact result" if group in EDITED else ""
     return sheet([(kind + order, tiles(kind, part)[: FEW[group]]) for kind, part in parts.items()])

@@ -8,10 +8,17 @@ from dataclasses import asdict
 from textwrap import fill
 from typing import Any
 
+from .cases import EDITED
 from .judging import VIEWS
 from .rows import KEPT, Figure, Row, is_number
 
-TITLES = {"draw": "text to image", "edit": "editing", "ask": "understanding"}
+TITLES = {
+    "draw": "text to image",
+    "edit": "editing",
+    "masked": "editing in a mask",
+    "ask": "understanding",
+}
+
 NAME, COUNT, VALUE = 22, 8, 9  # widths of columns
 WIDTH = 118  # of the notes
 NOTES = (
@@ -22,6 +29,9 @@ NOTES = (
     "prompts: different texts, of edits and questions texts with their picture. scenes: the different "
     "contents that these tell, each with a combination that training never shows.",
     *(f"{view}: {meaning}." for view, meaning in VIEWS.items()),
+    "editing: the whole picture is drawn from noise; the model has seen the source, but is given no pixel of "
+    "it. editing in a mask: the same edits, where the source's latents stay wherever the exact result is the "
+    "source; so the mask tells where to draw.",
     "kept: how near to the exact result is what an edit must not touch (60 dB = equal); ceil.: the same of "
     "the exact result rebuilt by the autoencoder.",
     "The sprite-scene score speaks of these sprites only; it has the shape of GenEval and ImgEdit and is "
@@ -41,7 +51,7 @@ def heading(group: str, title: str) -> str:
     )
     line = f"{title:<{NAME}}{counts}{'model':>{VALUE}}  {'95 % interval':<14}"
     line += "".join(f"{view:>{VALUE}}" for view in VIEWS)
-    return line + (f"{'kept dB':>9}{'ceil.':>7}{'SSIM':>7}{'ceil.':>7}" if group == "edit" else "")
+    return line + (f"{'kept dB':>9}{'ceil.':>7}{'SSIM':>7}{'ceil.':>7}" if group in EDITED else "")
 
 
 def kept(figures: dict[str, Figure]) -> str:
@@ -62,15 +72,14 @@ def line(row: Row) -> str:
     between = f"{main.low:.3f} to {main.high:.3f}" if is_number(main.low) else "–"
     text = f"{row.name:<{NAME}}{counts}{number(main.value)}  {between:<14}"
     text += "".join(number(main.beside.get(view)) for view in VIEWS)
-    return text + (kept(row.kept) if row.group == "edit" else "")
+    return text + (kept(row.kept) if row.group in EDITED else "")
 
 
-def text(rows: Sequence[Row], about: Sequence[str], edits_from: str, notes: Sequence[str] = ()) -> str:
+def text(rows: Sequence[Row], about: Sequence[str], notes: Sequence[str] = ()) -> str:
     """The table.
 
     Args:
         about: lines above it: which model, drawn how.
-        edits_from: what edits were drawn from, for the heading of their part.
         notes: lines below it, before the standing ones.
     """
     lines = ["sprite-scene score", *about]
@@ -78,8 +87,7 @@ def text(rows: Sequence[Row], about: Sequence[str], edits_from: str, notes: Sequ
         own = [row for row in rows if row.group == group]
         if own:
             head = heading(group, title)
-            lines += ["", *([f"edits are drawn from {edits_from}"] if group == "edit" else [])]
-            lines += [head, "-" * len(head), *map(line, own)]
+            lines += ["", head, "-" * len(head), *map(line, own)]
     below = [fill(note, WIDTH, subsequent_indent="  ") for note in (*notes, *NOTES)]
     return "\n".join([*lines, "", *below])
 
