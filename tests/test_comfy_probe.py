@@ -74,7 +74,7 @@ def test_attention_sums_to_one_and_equals_the_plain_way(comfy):
     with watch_attention(pipe.transformer) as watched:
         out = pipe.transformer(latents, states, timestep).sample
     maps = watched.mean()
-    assert maps.shape == (6, 16, 8, 6)
+    assert maps.shape == (6, pipe.connector.config.num_queries, 8, 6)
     sums = (maps.sum(1) - 1).abs().max().item()
     error = largest(maps.flatten(2), plain_attention(pipe.transformer, latents, states, timestep))
     print(f"\nattention: sums are 1 to {sums:.1e}, the plain way gives the same to {error:.1e}")
@@ -163,8 +163,9 @@ def test_bad_requests_are_one_sentence(nano, inputs, loaded):
 
     assert "guidance is nan" in LadderProbe.validate_inputs(guidance=math.nan)
     assert "moment is 'never'" in LadderProbe.validate_inputs(moment="never")
-    with pytest.raises(ValueError, match="query is 17, this conditioning has 1 to 16"):
-        probe(nano, inputs, query=17)
+    most = nano_pipe().connector.config.num_queries
+    with pytest.raises(ValueError, match=f"query is {most + 1}, this conditioning has 1 to {most}"):
+        probe(nano, inputs, query=most + 1)
     positive, negative, latent = inputs
     with pytest.raises(ValueError, match="positive has the shape .* this model needs 6 rungs"):
         probe(nano, (encode(loaded, PROMPT), negative, latent))
