@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nano_drawings import drawings, needs_art  # noqa: F401  a fixture
 from nano_pictures import stored_picture, stored_scenes
-from tbac_uniimage.training.nano.base import autoencoder, language, mllm, stage, tokenizer
+from tbac_uniimage.training.nano.base import autoencoder, language, mllm, stage, tokenizer, vision
 from tbac_uniimage.training.nano.domain import naming, words
 from tbac_uniimage.training.nano.domain.render import render
+from tbac_uniimage.training.nano.domain.scene import Scene, is_held_out
 from tbac_uniimage.training.nano.judge import detector, loop
 from tbac_uniimage.training.nano.judge.pictures import see
 
@@ -138,6 +139,24 @@ def test_every_task_teaches(tasks, drawings, task):  # noqa: F811
 def test_a_task_is_a_function_of_its_random_numbers(tasks, drawings):  # noqa: F811
     losses = [tasks.edit(Random(seed), 2).item() for seed in (5, 5, 6)]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_base_models_never_see_a_held_out_combination(tasks, drawings, monkeypatch):  # noqa: F811
+    """Every scene that is drawn for a batch; the questions' too, which are not held out by themselves."""
+    seen: list[Scene] = []
+
+    def watched(scene: Scene) -> np.ndarray:
+        seen.append(scene)
+        return render(scene)
+
+    for module in (autoencoder, language):
+        monkeypatch.setattr(module, "render", watched)
+    autoencoder.draw_batch("some", 200)
+    seen += [vision.draw_scene(Random(number)) for number in range(200)]
+    for task in ("edit", "question"):
+        for number in range(6):
+            getattr(tasks, task)(Random(number), 4)
+    assert len(seen) > 440 and not any(map(is_held_out, seen))
 
 
 def test_heads_that_are_right_have_no_loss():

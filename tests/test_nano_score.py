@@ -414,6 +414,7 @@ def test_sheets_frame_mark_and_name(small, tmp_path):
         (["--edit-pictures", "0"], "--edit-pictures is 0: give at least 1"),
         (["--guidance", "nan"], "--guidance is nan: give a finite number of at least 0"),
         (["--seeds", "1", "1"], "--seeds names a seed twice"),
+        (["--json", "."], "--json . is a folder: give a file"),
         (["--model", "nowhere"], "there is no model folder at nowhere: give one with --model"),
         (["--only", "cats"], "--only cats is no kind of the score"),
         (["--judge", "nowhere", "--only", "single"], "the score's detector is not at nowhere: train it with"),

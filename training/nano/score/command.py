@@ -77,6 +77,8 @@ def check(options: argparse.Namespace) -> None:
             )
     if len(set(options.seeds)) < len(options.seeds):
         raise ValueError("--seeds names a seed twice: give every seed once")
+    if options.json and options.json.is_dir():
+        raise ValueError(f"--json {options.json} is a folder: give a file")
     if not options.model.is_dir():
         raise FileNotFoundError(f"there is no model folder at {options.model}: give one with --model")
 
