@@ -24,7 +24,7 @@ PROMPTS = [
     "three sunflowers on a blue background",
     "a blue car and a red star on a gray background",
     "a flat illustration of two butterflies on a white background",
-    "a cartoon of a penguin in the top left corner on a pink background",
+    "a frog above a bus on pink in cartoon style",
     'the word "HELLO" on a green background',
 ]
 INSTRUCTIONS = [
