@@ -136,6 +136,23 @@ def test_gains_of_one_change_nothing_to_the_bit(nano, scene):
         assert torch.equal(sample(nano.model, *arguments, gains=gains), expected)
 
 
+def test_gains_equal_those_of_the_pipeline(nano, scene):
+    gains = gained(nano, "detail", 0.5, "1: 0, 2: 1.5")[1]
+    found = sample(nano.model, scene.positive, scene.negative, scene.latent, gains=gains)
+    pipe = nano_pipe()
+    expected = pipe(
+        PROMPT,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(7),
+        rung_gains=gains,
+        output_type="latent",
+    ).images
+    error = largest(found * pipe.vae.config.scaling_factor, expected)
+    print(f"\nRung Gains against the pipeline: {error:.1e}")
+    assert error < 1e-4
+
+
 @pytest.mark.parametrize("rung", [0, 3, 5])
 def test_a_gain_of_zero_mutes_the_rung(nano, scene, rung):
     """Muting done the plain way: the block's attention to the prompt yields nothing."""
