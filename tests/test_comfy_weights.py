@@ -179,6 +179,27 @@ def test_low_precision_weights_stay_close_and_small(loaded, checkpoint, picture,
         assert torch.equal(table, loaded.model.model.diffusion_model.scale_shift_table)
 
 
+def test_the_language_model_is_kept_no_longer_than_its_file(comfy):
+    """Where bf16 is not to be had it computes in float32; twice the bytes would not make it better."""
+    from nano_models import nano_comfy, nano_pipe
+
+    mllm = nano_comfy().mllm
+    kept = {
+        type(module).__name__: (parameter.dtype, name)
+        for module in mllm.patcher.model["mllm"].modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == "weight"
+    }
+    assert kept["Linear"][0] == torch.float16 and kept["Embedding"][0] == torch.float32
+    assert kept["CastQwenRMSNorm"][0] == torch.float32
+    whole = sum(parameter.numel() for parameter in mllm.patcher.model["mllm"].parameters()) * 4
+    assert mllm.patcher.model_size() < 0.8 * whole
+    condition = nano_pipe().encode_prompt(PROMPT, guidance_scale=1.0)
+    from tbac_uniimage.core.conditions import fold_condition
+
+    assert largest(mllm.encode([PROMPT], [[]]), fold_condition(condition.states)) < 1e-5
+
+
 def test_vae_equals_diffusers(loaded, pipe, picture):
     factor = loaded.vae.downscale_ratio
     side = 8 * factor
