@@ -35,6 +35,8 @@ def plain(name: str, value: Any) -> Any:
 
 def shortest(states: torch.Tensor) -> torch.Tensor:
     """The same numbers in 16 bits where they fit, as they do after a model in 16 bits."""
+    if states.dtype != torch.float32:
+        return states
     for dtype in (torch.bfloat16, torch.float16):
         short = states.to(dtype)
         if torch.equal(short.to(states.dtype), states):
