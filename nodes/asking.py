@@ -51,6 +51,7 @@ class LadderAsk(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output(display_name="answer", tooltip="For a prompt, or Preview as Text.")],
+            is_output_node=True,  # shows its answer itself, so that a graph may end in it
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Multi-Layer MLLM Encode and Image Edit: prompts and pictures become CONDITIONING."""
+"""Multi-Layer MLLM Encode and Edit Conditions: prompts and pictures become CONDITIONING."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from .compat import schema
+from .limits import check, problem
 from .loading import MLLM
 
 if TYPE_CHECKING:
@@ -122,12 +123,13 @@ class LadderImageEdit(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return io.Schema(
+        return schema(
             node_id="TBACUniImageEdit",
             display_name="Edit Conditions (TBAC-UniImage)",
             category="TBAC-UniImage",
             description="Prepares an edit: the three conditions of image and text guidance, and an empty "
             "latent in the proportions of the picture.",
+            search_aliases=["image edit", "instruct edit", "edit encode", "kontext", "uniimage edit"],
             inputs=[
                 MLLM.Input("mllm", tooltip="From Load Model (TBAC-UniImage)."),
                 io.String.Input(
@@ -141,6 +143,7 @@ class LadderImageEdit(io.ComfyNode):
                     "negative_prompt",
                     default="",
                     multiline=True,
+                    dynamic_prompts=True,
                     optional=True,
                     tooltip="What to steer away from; usually empty.",
                 ),
@@ -167,6 +170,11 @@ class LadderImageEdit(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, side: int | None = None) -> bool | str:
+        """The same limits as for a number that comes over a link."""
+        return problem(cls, side=side) or True
+
+    @classmethod
     def execute(
         cls,
         mllm: LadderMLLM,
@@ -182,6 +190,7 @@ class LadderImageEdit(io.ComfyNode):
         from ..core.guidance import branch_inputs
         from ..core.requests import check_request, fit_size
 
+        check(cls, side=side)
         request = check_request(instruction, to_pil(image, image_2, image_3, image_4), negative_prompt)
         prompts, images = branch_inputs(request.prompts, request.negatives, request.images, branches=3)
         negative, image_only, positive = ([[row[None], {}]] for row in mllm.encode(prompts, images))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .compat import schema
+from .compat import ADVANCED, schema
 from .ladders import GAINS
 from .limits import check, problem
 
@@ -36,8 +36,9 @@ def image_only_input() -> io.Conditioning.Input:
     return io.Conditioning.Input(
         "image_only",
         optional=True,
-        tooltip="From Multi-Layer MLLM Encode with pictures: adds guidance towards them, at one more "
-        "evaluation a step.",
+        tooltip="From Edit Conditions, or Multi-Layer MLLM Encode with pictures: adds guidance towards "
+        "them, at one more evaluation a step. Without it, guidance alone steers prompt and pictures "
+        "together.",
     )
 
 
@@ -48,7 +49,9 @@ def interval_inputs() -> list[io.Input]:
         ("guidance_end", 1.0, "Steps from this part on run without guidance, which is faster; 1 = never."),
     )
     return [
-        io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, optional=True, tooltip=tooltip)
+        io.Float.Input(
+            name, default=default, min=0.0, max=1.0, step=0.01, optional=True, tooltip=tooltip, **ADVANCED
+        )
         for name, default, tooltip in ends
     ]
 
@@ -90,7 +93,7 @@ class LadderEmptyLatent(io.ComfyNode):
                 default=0,
                 min=0,
                 max=8192,
-                step=8,
+                step=32,  # fits the released model and nano, which would also take multiples of 8
                 tooltip=f"{name.capitalize()} in pixels, a multiple of the model's factor (8 for nano, 32 "
                 "for the released model). 0 = the size that the model was trained at.",
             )
@@ -110,7 +113,7 @@ class LadderEmptyLatent(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, width: int, height: int, batch_size: int) -> io.NodeOutput:
         """Zeros of the right shape."""
-        check(cls, batch_size=batch_size)
+        check(cls, width=width, height=height, batch_size=batch_size)
         size = latent_size(model)
         return io.NodeOutput(size.empty_latent(width or size.native, height or size.native, batch_size))
 
@@ -247,10 +250,10 @@ def check_batch(samples: torch.Tensor, *conditionings: list) -> None:
     """Raise ValueError unless every conditioning has one row, or one for each latent."""
     for conditioning in conditionings:
         for states, _ in conditioning:
-            if len(states) not in (1, len(samples)):
+            if len(states) not in (1, samples.shape[0]):
                 raise ValueError(
-                    f"A conditioning has {len(states)} rows for a batch of {len(samples)} latents; give one "
-                    "row, or one for each latent."
+                    f"A conditioning has {len(states)} rows for a batch of {samples.shape[0]} latents; give "
+                    "one row, or one for each latent."
                 )
 
 
