@@ -53,7 +53,7 @@ def write_conditioning(path: Path, conditioning: list, note: str = "") -> int:
     Raises:
         ValueError: an empty conditioning, one that is not of a ladder, or one with parts that no file holds.
     """
-    if not conditioning:
+    if not isinstance(conditioning, list) or not conditioning:
         raise ValueError("The conditioning is empty; connect Multi-Layer MLLM Encode.")
     tensors, entries = {}, []
     for i, (states, options) in enumerate(conditioning):

@@ -208,8 +208,6 @@ class LadderEdit(io.ComfyNode):
 
 def check_same_model(model: ModelPatcher, mllm: LadderMLLM, vae: LadderVAE) -> LatentSize:
     """How pixels and latents relate. Raises ValueError unless the three parts fit each other."""
-    if not hasattr(model, "get_model_object"):
-        raise ValueError(f"model is of the type {type(model).__name__}; connect Load Model (TBAC-UniImage).")
     size = latent_size(model)
     if getattr(mllm, "size", None) != size:
         raise ValueError("mllm is that of another model; connect model, mllm and vae of one Load Model.")

@@ -11,7 +11,6 @@ from .ladders import GAINS
 from .limits import check, problem
 
 if TYPE_CHECKING:
-    import torch
     from comfy.model_patcher import ModelPatcher
 
     from .mllm import LatentSize
@@ -75,6 +74,8 @@ def gains_input() -> io.Input:
 
 def latent_size(model: ModelPatcher) -> LatentSize:
     """How pixels and latents of one of our models relate. Raises ValueError for another kind of MODEL."""
+    if not hasattr(model, "get_model_object"):
+        raise ValueError(f"model is of the type {type(model).__name__}; connect Load Model (TBAC-UniImage).")
     size = getattr(model.get_model_object("latent_format"), "size", None)
     if size is None:
         raise ValueError("The model is not a TBAC-UniImage model; connect Load Model (TBAC-UniImage).")
@@ -237,23 +238,28 @@ class LadderSampler(io.ComfyNode):
             raise ValueError(found)
         check(cls, steps=steps)
         ladder = ladder_of(model)
-        check_batch(latent["samples"], positive, negative, image_only or [])
         guider = LadderGuidance(model if gains is None else with_gains(model, gains))
         interval = (guidance_start, guidance_end)
         text = [guidance] * ladder.rungs
         guider.set_ladder(positive, negative, image_only, text, image_guidance, interval)
+        check_batch(latent, positive, negative, image_only or [])
         sigmas = choose_sigmas(model, sampler, scheduler, steps, denoise)
         return io.NodeOutput(sample_latent(guider, latent, seed, choose_sampler(sampler), sigmas))
 
 
-def check_batch(samples: torch.Tensor, *conditionings: list) -> None:
-    """Raise ValueError unless every conditioning has one row, or one for each latent."""
+def check_batch(latent: dict, *conditionings: list) -> None:
+    """Raise ValueError for what is no LATENT, and unless each conditioning has one row, or one a latent."""
+    if not isinstance(latent, dict) or "samples" not in latent:
+        raise ValueError(
+            f"latent is of the type {type(latent).__name__}; connect Empty Ladder Latent or VAE Encode."
+        )
+    count = latent["samples"].shape[0]
     for conditioning in conditionings:
         for states, _ in conditioning:
-            if len(states) not in (1, samples.shape[0]):
+            if len(states) not in (1, count):
                 raise ValueError(
-                    f"A conditioning has {len(states)} rows for a batch of {samples.shape[0]} latents; give "
-                    "one row, or one for each latent."
+                    f"A conditioning has {len(states)} rows for a batch of {count} latents; give one row, or "
+                    "one for each latent."
                 )
 
 
