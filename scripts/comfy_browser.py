@@ -37,7 +37,7 @@ READY = (
 )
 SHOWING = ("SaveImage", "PreviewImage", "TBACUniImageProbe", "TBACUniImageRungGains")
 LIMIT_MS = 60_000
-# around the button, from page 1.40 or so on the button itself
+# around the button, on newer pages the button itself
 RUN_BUTTON = '[data-testid="queue-button"] button:visible, button[data-testid="queue-button"]:visible'
 
 
