@@ -85,6 +85,8 @@ def use_comfy_ops(root: torch.nn.Module, operations: type) -> torch.nn.Module:
         module.__class__ = classes.get(type(module), type(module))
         if isinstance(module, torch.nn.Embedding):
             module.bias = None  # comfy.ops asks for one when it casts
+        if isinstance(module, torch.nn.Linear):
+            module.scale_weight = module.scale_input = None  # and for these with --fast fp8_matrix_mult
     return root
 
 
