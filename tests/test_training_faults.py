@@ -85,8 +85,18 @@ def test_gradient_spike(tmp_path, data):
 
 
 def test_spike_while_the_statistics_are_young(tmp_path, data):
-    train(settings_of(tmp_path, data, monitor={"young": 100}), prepare="young_spike")
+    """The step is logged with the norms of its parts, though it is not time for a line."""
+    settings = settings_of(tmp_path, data, monitor={"young": 100})
+    settings["log"] |= {"every": 5}
+    train(settings, prepare="young_spike")
     assert skipped(tmp_path / "run") == [6]
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [5, 7, 10, 15, 20, 25, 30]
+    spike, usual = lines[1], lines[2]
+    assert set(spike["part_norms"]) == {"queries", "connector", "transformer"}
+    assert all(spike["part_norms"][part] > 20 * usual["part_norms"][part] for part in usual["part_norms"])
+    norm = math.sqrt(sum(value**2 for value in spike["part_norms"].values()))
+    assert norm == pytest.approx(spike["grad_norm"], rel=1e-5)
 
 
 def test_shift_rolls_back_and_goes_on(tmp_path, data):
