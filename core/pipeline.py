@@ -20,6 +20,7 @@ from .connector import LadderConnector
 from .guidance import Guidance, branch_inputs
 from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .requests import ImageInput, Request, check_request, check_size, fit_size
+from .rungs import check_gains, scale_rungs
 from .transformer import LadderTransformer2DModel, RungKV, Rungs
 from .understanding import Answer, ask
 from .versions import IS_4, name_image_processor
@@ -158,6 +159,7 @@ class LadderPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        rung_gains: Sequence[float] | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw pictures from prompts, or edit pictures by instructions.
 
@@ -180,6 +182,8 @@ class LadderPipeline(DiffusionPipeline):
             output_type: "pil", "np", "pt" or "latent" (scaled latents).
             callback_on_step_end: called as ``f(pipeline, step, timestep, {"latents": …})``; may return
                 other latents, and may set ``pipeline._interrupt`` to stop.
+            rung_gains: how loud each block hears its rung, one number from 0 (mute) to 10 for each; 1 = as
+                trained. :func:`.rungs.preset_gains` and :func:`.rungs.parse_curve` make such lists.
 
         Raises:
             ValueError: bad input, one sentence, before anything is computed.
@@ -190,6 +194,8 @@ class LadderPipeline(DiffusionPipeline):
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; known: latents.")
         source_size = None
+        if rung_gains is not None:
+            check_gains(rung_gains, self.transformer.config.num_layers)
         if condition is None:
             request = check_request(prompt, image, negative_prompt)
             branches, num_prompts = guidance.num_branches(request.images is not None), len(request.prompts)
@@ -206,6 +212,8 @@ class LadderPipeline(DiffusionPipeline):
         if condition is None:
             condition = self._encode(request, branches)
         rungs = self.prepare_rungs(condition, num_images_per_prompt, device)
+        if rung_gains is not None:
+            rungs = scale_rungs(rungs, rung_gains)
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps

@@ -102,6 +102,8 @@ def resample(values: Sequence[float], count: int) -> list[float]:
 
 def check_gains(gains: Sequence[float], rungs: int) -> None:
     """Raise ValueError unless there is one finite number from 0 to :data:`MAX_GAIN` for each rung."""
+    if not isinstance(gains, Sequence) or not all(isinstance(gain, int | float) for gain in gains):
+        raise ValueError(f"The gains are {gains!r}; give a list with one number for each rung.")
     if len(gains) != rungs:
         raise ValueError(f"{len(gains)} gains were given for {rungs} rungs; make them for the same model.")
     for i, gain in enumerate(gains):

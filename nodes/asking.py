@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 
 from .compat import schema
-from .conditioning import image_inputs, to_pil
+from .conditioning import check_mllm, image_inputs, input_pictures
 from .display import text_display
 from .limits import check, problem
 from .loading import MLLM
@@ -51,6 +51,7 @@ class LadderAsk(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output(display_name="answer", tooltip="For a prompt, or Preview as Text.")],
+            is_output_node=True,  # shows its answer itself, so that a graph may end in it
         )
 
     @classmethod
@@ -76,6 +77,7 @@ class LadderAsk(io.ComfyNode):
         import comfy.utils
 
         check(cls, max_new_tokens=max_new_tokens)
+        check_mllm(mllm)
         progress = comfy.utils.ProgressBar(max_new_tokens)
         show = text_display()
 
@@ -84,7 +86,7 @@ class LadderAsk(io.ComfyNode):
             progress.update(1)
             show(text, False)
 
-        pictures = to_pil(image, image_2, image_3, image_4)
+        pictures = input_pictures(image, image_2, image_3, image_4)
         answer = mllm.ask(pictures, question, max_new_tokens, on_text).text
         show(answer, True)
         return io.NodeOutput(answer, ui=ui.PreviewText(answer))

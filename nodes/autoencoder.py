@@ -34,11 +34,12 @@ class LadderVAE(comfy.sd.VAE):
 
     def __init__(self, autoencoder: AutoencoderDC, dtype: torch.dtype | None = None) -> None:
         management = comfy.model_management
+        silenced = logging.root.manager.disable
         logging.disable(logging.WARNING)  # the parent, given no weights, sets its attributes and warns
         try:
             super().__init__(sd={})
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(silenced)
         factor = autoencoder.spatial_compression_ratio
         self.latent_channels = autoencoder.config.latent_channels
         self.downscale_ratio = self.upscale_ratio = factor

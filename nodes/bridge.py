@@ -12,7 +12,7 @@ from ..core.checkpoints import FileWatch, load_parts, own_weights
 from .autoencoder import LadderVAE, fit_latent_rgb
 from .diffusion import LadderLatentFormat, make_model
 from .mllm import LadderMLLM, LatentSize
-from .offload import store_layers
+from .offload import LAYERS
 
 TORCH_DTYPES = {
     "default": None,
@@ -33,9 +33,10 @@ def load_for_comfy(
 
     Args:
         path: pipeline folder, released folder or file.
-        weight_dtype: a key of ``TORCH_DTYPES``. "bf16" and "fp32" hold for all parts, the others for the
-            large weights of the diffusion model and of the language model; the autoencoder is small and
-            keeps what ComfyUI prefers.
+        weight_dtype: a key of ``TORCH_DTYPES``. "bf16" and "fp32" hold for all parts, "fp16" and
+            "fp8_e4m3fn" for the large weights of the diffusion model and of the language model; the
+            autoencoder is small and keeps what ComfyUI prefers. With "default" the language model's large
+            weights are never kept longer than they are in the file.
         transformer_file: a diffusion transformer alone, in place of the checkpoint's own.
 
     Raises:
@@ -47,18 +48,24 @@ def load_for_comfy(
     parts = load_parts(path, transformer_file=transformer_file)
     own_weights(parts.vae, watch, computed)
     own_weights(parts.transformer, watch, computed)
+    own_weights(parts.mllm, watch, computed)
+    own_weights(parts.connector, watch, computed)
+    layers = None
     if computed is None:
         device = comfy.model_management.text_encoder_device()
         computed = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
-    own_weights(parts.mllm, watch, computed)
-    own_weights(parts.connector, watch, computed)
+        stored = layer_dtype(parts.mllm)
+        layers = dtype or (stored if stored.itemsize < computed.itemsize else None)
 
     vae = LadderVAE(parts.vae, dtype if dtype in COMPUTED_IN else None)
     config = parts.transformer.config
     size = LatentSize(config.in_channels, vae.downscale_ratio, config.sample_size * vae.downscale_ratio)
     scale = parts.vae.config.scaling_factor
     latent_format = LadderLatentFormat(size, scale, fit_latent_rgb(vae, scale))
-    mllm = LadderMLLM(parts, computed, size)
-    if dtype not in (None, *COMPUTED_IN):
-        store_layers(mllm.patcher.model["mllm"], dtype)
+    mllm = LadderMLLM(parts, computed, size, layers)
     return make_model(parts.transformer, latent_format, dtype), mllm, vae
+
+
+def layer_dtype(module: torch.nn.Module) -> torch.dtype:
+    """What the large weights of a module are in."""
+    return next(layer.weight.dtype for layer in module.modules() if isinstance(layer, LAYERS))

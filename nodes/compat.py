@@ -7,6 +7,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
+# for inputs that few need: newer ComfyUI folds them away, older has them in plain sight
+ADVANCED: dict[str, Any] = (
+    {"advanced": True} if "advanced" in inspect.signature(io.Float.Input.__init__).parameters else {}
+)
+
 
 def schema(**fields: Any) -> io.Schema:
     """``io.Schema`` of those fields that this ComfyUI has, such as ``search_aliases`` from 0.11 on."""

@@ -1,16 +1,17 @@
-"""Multi-Layer MLLM Encode and Image Edit: prompts and pictures become CONDITIONING."""
+"""Multi-Layer MLLM Encode and Edit Conditions: prompts and pictures become CONDITIONING."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from comfy_api.latest import io
 
 from .compat import schema
+from .limits import check, problem
 from .loading import MLLM
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
     from .mllm import LadderMLLM
@@ -27,24 +28,48 @@ def image_inputs(first_optional: bool) -> list[io.Input]:
     ]
 
 
-def to_pil(*batches: torch.Tensor | None) -> list[Image.Image]:
-    """ComfyUI pictures ``[batch, height, width, channels]`` in 0 … 1 as RGB images, without alpha.
-
-    Raises:
-        ValueError: a picture without pixels, or with values that are no numbers.
-    """
+def to_pil(pixels: torch.Tensor) -> list[Image.Image]:
+    """ComfyUI pictures ``[batch, height, width, 3]`` in 0 … 1 as PIL images."""
     from PIL import Image
 
-    batches = tuple(batch for batch in batches if batch is not None)
-    for batch in batches:
-        if batch.ndim != 4 or 0 in batch.shape:
-            raise ValueError(f"An input picture has the shape {list(batch.shape)}; connect one with pixels.")
-        if not torch.isfinite(batch).all():
-            raise ValueError("An input picture holds values that are no finite numbers; connect another.")
-    pictures = [picture for batch in batches for picture in batch[..., :3]]
-    pictures = [p if p.shape[-1] == 3 else p[..., :1].expand(-1, -1, 3) for p in pictures]
-    arrays = [(picture.clamp(0, 1) * 255).round().byte().cpu().numpy() for picture in pictures]
+    arrays = [(picture.clamp(0, 1) * 255).round().byte().cpu().numpy() for picture in pixels]
     return [Image.fromarray(array) for array in arrays]
+
+
+def input_pictures(*batches: torch.Tensor | None) -> list[Image.Image]:
+    """What is connected to the sockets of :func:`image_inputs`, without alpha.
+
+    Raises:
+        ValueError: no picture, or one without pixels or with values that are no finite numbers.
+    """
+    from ..core.editing import as_rgb, check_pictures
+
+    pictures = []
+    for number, batch in enumerate(batches, 1):
+        if batch is not None:
+            check_pictures("image" if number == 1 else f"image_{number}", batch)
+            pictures += to_pil(as_rgb(batch))
+    return pictures
+
+
+def check_mllm(mllm: object) -> None:
+    """Raise ValueError for what is no MLLM of ours."""
+    if not hasattr(mllm, "ask"):
+        raise ValueError(f"mllm is of the type {type(mllm).__name__}; connect Load Model (TBAC-UniImage).")
+
+
+def encode_branches(
+    mllm: LadderMLLM, prompt: str, negative_prompt: str, pictures: list[Image.Image]
+) -> tuple[list, list, list]:
+    """CONDITIONINGs of the branches of guidance: negative, image_only, positive.
+
+    What was encoded lately is not encoded again; each distinct picture passes the vision tower once.
+    """
+    from ..core.guidance import branch_inputs
+
+    rows = mllm.encode(*branch_inputs([prompt], [negative_prompt], [pictures], branches=3))
+    negative, image_only, positive = ([[row[None], {}]] for row in rows)
+    return negative, image_only, positive
 
 
 class LadderEncode(io.ComfyNode):
@@ -107,12 +132,10 @@ class LadderEncode(io.ComfyNode):
         image_4: torch.Tensor | None = None,
         negative_prompt: str = "",
     ) -> io.NodeOutput:
-        """Encode the branches of guidance; what was encoded lately is not encoded again."""
-        from ..core.guidance import branch_inputs
-
-        pictures = to_pil(image, image_2, image_3, image_4)
-        prompts, images = branch_inputs([prompt], [negative_prompt], [pictures], branches=3)
-        negative, image_only, positive = ([[row[None], {}]] for row in mllm.encode(prompts, images))
+        """Encode the branches of guidance."""
+        check_mllm(mllm)
+        pictures = input_pictures(image, image_2, image_3, image_4)
+        negative, image_only, positive = encode_branches(mllm, prompt, negative_prompt, pictures)
         return io.NodeOutput(positive, negative, image_only)
 
 
@@ -122,12 +145,13 @@ class LadderImageEdit(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return io.Schema(
+        return schema(
             node_id="TBACUniImageEdit",
             display_name="Edit Conditions (TBAC-UniImage)",
             category="TBAC-UniImage",
             description="Prepares an edit: the three conditions of image and text guidance, and an empty "
             "latent in the proportions of the picture.",
+            search_aliases=["image edit", "instruct edit", "edit encode", "kontext", "uniimage edit"],
             inputs=[
                 MLLM.Input("mllm", tooltip="From Load Model (TBAC-UniImage)."),
                 io.String.Input(
@@ -141,6 +165,7 @@ class LadderImageEdit(io.ComfyNode):
                     "negative_prompt",
                     default="",
                     multiline=True,
+                    dynamic_prompts=True,
                     optional=True,
                     tooltip="What to steer away from; usually empty.",
                 ),
@@ -167,6 +192,11 @@ class LadderImageEdit(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, side: int | None = None) -> bool | str:
+        """The same limits as for a number that comes over a link."""
+        return problem(cls, side=side) or True
+
+    @classmethod
     def execute(
         cls,
         mllm: LadderMLLM,
@@ -178,12 +208,13 @@ class LadderImageEdit(io.ComfyNode):
         negative_prompt: str = "",
         side: int = 0,
     ) -> io.NodeOutput:
-        """Encode the three branches; each distinct picture passes the vision tower once."""
-        from ..core.guidance import branch_inputs
+        """Encode the branches and size the latent."""
         from ..core.requests import check_request, fit_size
 
-        request = check_request(instruction, to_pil(image, image_2, image_3, image_4), negative_prompt)
-        prompts, images = branch_inputs(request.prompts, request.negatives, request.images, branches=3)
-        negative, image_only, positive = ([[row[None], {}]] for row in mllm.encode(prompts, images))
-        width, height = fit_size(request.images[0][0].size, side or mllm.size.native, mllm.size.factor)
+        check(cls, side=side)
+        check_mllm(mllm)
+        pictures = input_pictures(image, image_2, image_3, image_4)
+        check_request(instruction, pictures, negative_prompt)
+        negative, image_only, positive = encode_branches(mllm, instruction, negative_prompt, pictures)
+        width, height = fit_size(pictures[0].size, side or mllm.size.native, mllm.size.factor)
         return io.NodeOutput(positive, image_only, negative, mllm.size.empty_latent(width, height, 1))

@@ -35,6 +35,8 @@ def plain(name: str, value: Any) -> Any:
 
 def shortest(states: torch.Tensor) -> torch.Tensor:
     """The same numbers in 16 bits where they fit, as they do after a model in 16 bits."""
+    if states.dtype != torch.float32:
+        return states
     for dtype in (torch.bfloat16, torch.float16):
         short = states.to(dtype)
         if torch.equal(short.to(states.dtype), states):
@@ -51,7 +53,7 @@ def write_conditioning(path: Path, conditioning: list, note: str = "") -> int:
     Raises:
         ValueError: an empty conditioning, one that is not of a ladder, or one with parts that no file holds.
     """
-    if not conditioning:
+    if not isinstance(conditioning, list) or not conditioning:
         raise ValueError("The conditioning is empty; connect Multi-Layer MLLM Encode.")
     tensors, entries = {}, []
     for i, (states, options) in enumerate(conditioning):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
@@ -21,6 +20,7 @@ from .offload import cast_parameters, manage_strays, use_comfy_ops
 
 EXACT_TIMESTEP = "tbac_uniimage_timestep"
 RUNG_GAINS = "tbac_uniimage_gains"  # transformer option: a tuple of one gain per rung
+CONTEXTS_KEPT = 8  # whose rungs a run remembers; one of the released model takes 20 MB a picture
 
 
 class LadderLatentFormat(comfy.latent_formats.LatentFormat):
@@ -118,6 +118,7 @@ class LadderDiT(LadderTransformer2DModel):
         rungs = self.prepare_rungs(unfold_condition(context, layers))
         if self.rung_cache is not None:
             self.rung_cache.append((context, rungs))
+            del self.rung_cache[:-CONTEXTS_KEPT]
         return rungs
 
 
@@ -165,11 +166,17 @@ def prepare_run(
     *arguments: object,
     **options: object,
 ) -> torch.Tensor:
-    """ComfyUI's wrapper of a whole run: refuses other models' latents, and makes areas in pixels right.
+    """ComfyUI's wrapper of a whole run: refuses what would draw noise, and makes areas in pixels right.
 
     ConditioningSetArea divides pixels by 8 whatever the model; here a latent may be 32 pixels wide.
     """
     guider = executor.class_obj
+    timestep = guider.model_patcher.get_model_object("model_sampling").timestep(torch.tensor([0.5]))
+    if abs(timestep.item() - 500) > 1:
+        raise ValueError(
+            "A node between Load Model and the sampler sets the timesteps of another kind of model; use "
+            "ModelSamplingSD3 to change the shift."
+        )
     size = guider.model_patcher.get_model_object("latent_format").size
     if latents.ndim != 4 or latents.shape[1] != size.channels:
         raise ValueError(

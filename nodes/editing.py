@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from .autoencoder import LadderVAE
-    from .mllm import LadderMLLM
+    from .mllm import LadderMLLM, LatentSize
 
 MAX_FEATHER = 128
 
@@ -110,6 +110,7 @@ class LadderEdit(io.ComfyNode):
                     "negative_prompt",
                     default="",
                     multiline=True,
+                    dynamic_prompts=True,
                     optional=True,
                     tooltip="What to steer away from; usually empty.",
                 ),
@@ -121,11 +122,27 @@ class LadderEdit(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, seed: int, steps: int, guidance: float, image_guidance: float, strength: float
+        cls,
+        seed: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        image_guidance: float | None = None,
+        strength: float | None = None,
+        feather: int | None = None,
+        side: int | None = None,
     ) -> bool | str:
         """ComfyUI's own range check lets NaN pass."""
-        values = {"guidance": guidance, "image_guidance": image_guidance, "strength": strength}
-        return limits.problem(cls, seed=seed, steps=steps, **values) or True
+        found = limits.problem(
+            cls,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            image_guidance=image_guidance,
+            strength=strength,
+            feather=feather,
+            side=side,
+        )
+        return found or True
 
     @classmethod
     def execute(
@@ -173,7 +190,7 @@ class LadderEdit(io.ComfyNode):
         masks = None if mask is None else fit_mask(mask, count, height, width).to(image.device)
 
         across, down = drawing_size((width, height), side, size.native, size.factor)
-        source = resize(as_rgb(image), across, down)
+        source = resize(as_rgb(image).float(), across, down)
         changeable = None if masks is None else latent_mask(masks, down // size.factor, across // size.factor)
         shape = (count, size.channels, down // size.factor, across // size.factor)
         from_noise = strength == 1 and masks is None
@@ -184,15 +201,13 @@ class LadderEdit(io.ComfyNode):
             latents = sample_edits(
                 model, conditions, guidances, latents, changeable, seed, partial_sigmas(steps, strength)
             )
-        edited = resize(vae.decode(latents), width, height).to(image.device)
+        edited = resize(vae.decode(latents).float(), width, height).to(image.device)
         share = None if masks is None else feathered(masks, feather)
         return io.NodeOutput(paste(image, edited, share))
 
 
-def check_same_model(model: ModelPatcher, mllm: LadderMLLM, vae: LadderVAE) -> object:
+def check_same_model(model: ModelPatcher, mllm: LadderMLLM, vae: LadderVAE) -> LatentSize:
     """How pixels and latents relate. Raises ValueError unless the three parts fit each other."""
-    if not hasattr(model, "get_model_object"):
-        raise ValueError(f"model is of the type {type(model).__name__}; connect Load Model (TBAC-UniImage).")
     size = latent_size(model)
     if getattr(mllm, "size", None) != size:
         raise ValueError("mllm is that of another model; connect model, mllm and vae of one Load Model.")

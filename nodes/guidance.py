@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 RECIPE = "recipe"
+DOWNSCALE = "downscale_ratio_spacial"  # a key of LATENT, misspelt as ComfyUI has it
 
 
 class LadderGuidance(Guider_DualCFG):
@@ -162,7 +163,9 @@ def sample_latent(
     channels = model.get_model_object("latent_format").latent_channels
     samples = latent["samples"]
     if not samples.is_nested:
-        samples = comfy.sample.fix_empty_latent_channels(model, samples)
+        # how newer ComfyUI's Empty Latent Image says what it assumed, so that its size can be put right
+        told = {name: latent[name] for name in (DOWNSCALE,) if name in latent}
+        samples = comfy.sample.fix_empty_latent_channels(model, samples, **told)
     if samples.is_nested or samples.ndim != 4 or samples.shape[1] != channels or 0 in samples.shape:
         found = "a video" if samples.is_nested else f"the shape {list(samples.shape)}"
         raise ValueError(
@@ -179,4 +182,5 @@ def sample_latent(
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
-    return {**latent, "samples": result.to(comfy.model_management.intermediate_device())}
+    kept = {name: value for name, value in latent.items() if name != DOWNSCALE}
+    return {**kept, "samples": result.to(comfy.model_management.intermediate_device())}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .compat import schema
+from .compat import ADVANCED, schema
 from .limits import problem
 from .sampling import gains_input, guidance_input, image_only_input, interval_inputs, interval_problem
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def bound_input(name: str, default: float, tooltip: str) -> io.Float.Input:
     """A place on the ladder."""
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, optional=True, tooltip=tooltip)
+    return io.Float.Input(
+        name, default=default, min=0.0, max=1.0, step=0.01, optional=True, tooltip=tooltip, **ADVANCED
+    )
 
 
 class LadderGuider(io.ComfyNode):

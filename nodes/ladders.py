@@ -28,7 +28,8 @@ class Ladder(NamedTuple):
 
 def ladder_of(model: ModelPatcher) -> Ladder:
     """The ladder of one of our models. Raises ValueError for another kind of MODEL."""
-    config = getattr(getattr(model.model, "diffusion_model", None), "config", None)
+    transformer = getattr(getattr(model, "model", None), "diffusion_model", None)
+    config = getattr(transformer, "config", None)
     if getattr(config, "caption_channels", None) is None:
         raise ValueError("The model is not a TBAC-UniImage model; connect Load Model (TBAC-UniImage).")
     return Ladder(config.num_layers, config.caption_channels)
@@ -36,6 +37,8 @@ def ladder_of(model: ModelPatcher) -> Ladder:
 
 def check_conditioning(ladder: Ladder, name: str, conditioning: list) -> None:
     """Raise ValueError unless every entry is ``[batch, queries, rungs * width]``."""
+    if not isinstance(conditioning, list):
+        raise ValueError(f"{name} is of the type {type(conditioning).__name__}; connect a conditioning.")
     if not conditioning:
         raise ValueError(f"{name} is an empty conditioning; connect Multi-Layer MLLM Encode.")
     for states, _ in conditioning:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .compat import schema
+from .compat import ADVANCED, schema
 from .models import EMBEDDED, EMBEDDED_FOLDER, add_folders, base_of, find_models, missing, model_path, stamp
 
 __all__ = ["EMBEDDED", "EMBEDDED_FOLDER", "MLLM", "LadderLoadModel"]
@@ -53,11 +53,15 @@ class LadderLoadModel(io.ComfyNode):
                     optional=True,
                     tooltip="Only for a file that holds a diffusion transformer alone, as ModelSave writes "
                     "it: the model that the other parts come from. auto = the one whose sizes fit.",
+                    **ADVANCED,
                 ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For Ladder Sampler, KSampler, guiders, LoRA."),
-                MLLM.Output(display_name="mllm", tooltip="For the encode and edit nodes of the pack."),
+                MLLM.Output(
+                    display_name="mllm",
+                    tooltip="For Multi-Layer MLLM Encode, Image Edit, Edit Conditions and Ask.",
+                ),
                 io.Vae.Output(display_name="vae", tooltip="For VAE Encode and VAE Decode."),
             ],
         )

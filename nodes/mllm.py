@@ -13,19 +13,21 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import torch
+from comfy.patcher_extension import CallbacksMP
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ..core.conditions import LadderEncoder, execution_device, fold_condition
 from ..core.requests import check_size
 from ..core.understanding import Answer, ask, check_question
-from .offload import cast_parameters, manage_strays, use_comfy_ops
+from .offload import cast_parameters, cast_when_used, manage_strays, use_comfy_ops
 
 if TYPE_CHECKING:
     from ..core.checkpoints import LadderParts
 
 
 CONDITIONS_KEPT = 12  # of single prompts; one of the released model is 12 MB in float32
+TOKENS_PER_IMAGE = 256  # of the released model, whose pictures all have 256 * 28 * 28 pixels
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,30 @@ def row_key(prompt: str, images: list[Image.Image]) -> bytes:
     return digest.digest()
 
 
+def keep_with(patcher: comfy.model_patcher.ModelPatcher, tensors: dict[bytes, torch.Tensor]) -> None:
+    """Have tensors move with a model, so that a model that was taken off the device leaves nothing there."""
+
+    def move(moved: comfy.model_patcher.ModelPatcher, *_: object) -> None:
+        for key, tensor in tensors.items():
+            tensors[key] = tensor.to(moved.model.device)
+
+    patcher.add_callback_with_key(CallbacksMP.ON_LOAD, "tbac_uniimage_kept", move)
+    patcher.add_callback_with_key(CallbacksMP.ON_DETACH, "tbac_uniimage_kept", move)
+
+
 class LadderMLLM:
     """What the MLLM socket carries.
 
     Args:
         parts: the loaded model.
-        dtype: dtype of MLLM and connector.
+        dtype: what MLLM and connector compute in, and are kept in.
         size: how this model's pixels and latents relate.
+        layers: what the MLLM's large weights are kept in, if it is another.
     """
 
-    def __init__(self, parts: LadderParts, dtype: torch.dtype, size: LatentSize) -> None:
+    def __init__(
+        self, parts: LadderParts, dtype: torch.dtype, size: LatentSize, layers: torch.dtype | None = None
+    ) -> None:
         management = comfy.model_management
         self.size = size
         self.known: OrderedDict[bytes, torch.Tensor] = OrderedDict()
@@ -107,14 +123,19 @@ class LadderMLLM:
         )
         # without the head, which shares the embedding's weights and would be counted again
         module = torch.nn.ModuleDict({"mllm": parts.mllm.model, "connector": parts.connector})
-        cast_parameters(module.eval().requires_grad_(False), dtype)
+        module.eval().requires_grad_(False)
+        cast_parameters(module["mllm"], dtype, layers)
+        cast_parameters(module["connector"], dtype)
         use_comfy_ops(module, comfy.ops.disable_weight_init)
+        if layers is not None:
+            cast_when_used(module["mllm"])
         self.patcher = comfy.model_patcher.ModelPatcher(
             module,
             load_device=management.text_encoder_device(),
             offload_device=management.text_encoder_offload_device(),
         )
         manage_strays(self.patcher)
+        keep_with(self.patcher, self.encoder.vision_cache)
         # in a partial load the first weights may lie elsewhere than the work is done
         place = SimpleNamespace(execution_device=self.patcher.load_device)
         parts.mllm.model.language_model.embed_tokens._hf_hook = place
@@ -166,7 +187,7 @@ class LadderMLLM:
         encoder = self.encoder
         processor = encoder.processor
         tokens = check_question(processor.tokenizer, images, question, max_new_tokens)
-        self.load(tokens + max_new_tokens)
+        self.load(tokens + max_new_tokens + len(images) * TOKENS_PER_IMAGE)
         return ask(
             encoder.mllm,
             processor.tokenizer,

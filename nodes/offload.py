@@ -61,8 +61,8 @@ def cast_parameters(
     return module
 
 
-def store_layers(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """Keep the weights of :data:`LAYERS` in ``dtype`` and cast them back for every use.
+def cast_when_used(module: torch.nn.Module) -> torch.nn.Module:
+    """Have the weights of :data:`LAYERS` cast at every use, because they are kept in a short dtype.
 
     Few bytes lie elsewhere, and norms, biases, embeddings and tables suffer most from a short dtype.
 
@@ -71,7 +71,6 @@ def store_layers(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module
     """
     for layer in module.modules():
         if isinstance(layer, LAYERS):
-            layer.weight.data = layer.weight.data.to(dtype)
             layer.comfy_cast_weights = True
     return module
 
@@ -86,6 +85,8 @@ def use_comfy_ops(root: torch.nn.Module, operations: type) -> torch.nn.Module:
         module.__class__ = classes.get(type(module), type(module))
         if isinstance(module, torch.nn.Embedding):
             module.bias = None  # comfy.ops asks for one when it casts
+        if isinstance(module, torch.nn.Linear):
+            module.scale_weight = module.scale_input = None  # and for these with --fast fp8_matrix_mult
     return root
 
 

@@ -35,6 +35,7 @@ class LadderProbe(io.ComfyNode):
             category="TBAC-UniImage",
             description="Draws the picture once as it is and once with each rung muted, and shows where "
             "every rung looks. Takes as long as one picture more than there are rungs.",
+            is_output_node=True,
             search_aliases=["attention map", "heatmap", "layer probe", "contact sheet", "xy plot", "ladder"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load Model (TBAC-UniImage), or Rung Gains."),

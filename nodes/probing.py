@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import comfy.sample
 import torch
 from comfy.samplers import KSAMPLER, CFGGuider
+from comfy.utils import ProgressBar
 
 from ..core.attention import focus, sharpest_queries, watch_attention
 from ..core.sheets import contact_sheet, heat_overlay
 from .conditioning import to_pil
-from .display import text_display
 from .guidance import RECIPE, LadderGuidance, choose_sampler, choose_sigmas, sample_latent
 from .ladders import check_conditioning, gains_of, ladder_of, with_gains
 
@@ -21,6 +21,22 @@ if TYPE_CHECKING:
     from PIL import Image
 
 CELL = 192  # pixels of one picture on a sheet
+
+
+class ProbeGuidance(LadderGuidance):
+    """Reports its steps to the bar of the whole probe, and sends no live previews.
+
+    While ComfyUI's page has a preview of a node, also one that a finished run left behind, it shows that in
+    place of the node's own pictures.
+    """
+
+    def __init__(self, model: ModelPatcher, bar: ProgressBar) -> None:
+        super().__init__(model)
+        self.bar = bar
+
+    def sample(self, *inputs: object, **options: object) -> torch.Tensor:
+        """As the base class, with the callback replaced."""
+        return super().sample(*inputs, **{**options, "callback": lambda *_: self.bar.update(1)})
 
 
 def check_query(positive: list, query: int) -> None:
@@ -51,14 +67,13 @@ def draw_muted(
         branches: positive, negative, and image_only or None.
         guidance: of the prompt and of the input picture.
     """
-    ladder = ladder_of(model)
-    gains, show = gains_of(model), text_display()
+    ladder, gains = ladder_of(model), gains_of(model)
     sigmas = choose_sigmas(model, RECIPE, RECIPE, steps)
+    bar = ProgressBar((ladder.rungs + 1) * steps)
     drawn = []
     for muted in range(ladder.rungs + 1):  # 0: none
-        show(f"rung {muted} of {ladder.rungs} muted" if muted else "all rungs", True)
         loudness = tuple(0.0 if i + 1 == muted else gain for i, gain in enumerate(gains))
-        guider = LadderGuidance(with_gains(model, loudness))
+        guider = ProbeGuidance(with_gains(model, loudness), bar)
         text, image = guidance
         guider.set_ladder(*branches, [text] * ladder.rungs, image)
         drawn.append(sample_latent(guider, latent, seed, choose_sampler(RECIPE), sigmas))

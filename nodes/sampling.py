@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .compat import schema
+from .compat import ADVANCED, schema
 from .ladders import GAINS
 from .limits import check, problem
 
 if TYPE_CHECKING:
-    import torch
     from comfy.model_patcher import ModelPatcher
 
     from .mllm import LatentSize
@@ -36,8 +35,9 @@ def image_only_input() -> io.Conditioning.Input:
     return io.Conditioning.Input(
         "image_only",
         optional=True,
-        tooltip="From Multi-Layer MLLM Encode with pictures: adds guidance towards them, at one more "
-        "evaluation a step.",
+        tooltip="From Edit Conditions, or Multi-Layer MLLM Encode with pictures: adds guidance towards "
+        "them, at one more evaluation a step. Without it, guidance alone steers prompt and pictures "
+        "together.",
     )
 
 
@@ -48,7 +48,9 @@ def interval_inputs() -> list[io.Input]:
         ("guidance_end", 1.0, "Steps from this part on run without guidance, which is faster; 1 = never."),
     )
     return [
-        io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, optional=True, tooltip=tooltip)
+        io.Float.Input(
+            name, default=default, min=0.0, max=1.0, step=0.01, optional=True, tooltip=tooltip, **ADVANCED
+        )
         for name, default, tooltip in ends
     ]
 
@@ -72,6 +74,8 @@ def gains_input() -> io.Input:
 
 def latent_size(model: ModelPatcher) -> LatentSize:
     """How pixels and latents of one of our models relate. Raises ValueError for another kind of MODEL."""
+    if not hasattr(model, "get_model_object"):
+        raise ValueError(f"model is of the type {type(model).__name__}; connect Load Model (TBAC-UniImage).")
     size = getattr(model.get_model_object("latent_format"), "size", None)
     if size is None:
         raise ValueError("The model is not a TBAC-UniImage model; connect Load Model (TBAC-UniImage).")
@@ -90,7 +94,7 @@ class LadderEmptyLatent(io.ComfyNode):
                 default=0,
                 min=0,
                 max=8192,
-                step=8,
+                step=32,  # fits the released model and nano, which would also take multiples of 8
                 tooltip=f"{name.capitalize()} in pixels, a multiple of the model's factor (8 for nano, 32 "
                 "for the released model). 0 = the size that the model was trained at.",
             )
@@ -110,7 +114,7 @@ class LadderEmptyLatent(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, width: int, height: int, batch_size: int) -> io.NodeOutput:
         """Zeros of the right shape."""
-        check(cls, batch_size=batch_size)
+        check(cls, width=width, height=height, batch_size=batch_size)
         size = latent_size(model)
         return io.NodeOutput(size.empty_latent(width or size.native, height or size.native, batch_size))
 
@@ -234,23 +238,28 @@ class LadderSampler(io.ComfyNode):
             raise ValueError(found)
         check(cls, steps=steps)
         ladder = ladder_of(model)
-        check_batch(latent["samples"], positive, negative, image_only or [])
         guider = LadderGuidance(model if gains is None else with_gains(model, gains))
         interval = (guidance_start, guidance_end)
         text = [guidance] * ladder.rungs
         guider.set_ladder(positive, negative, image_only, text, image_guidance, interval)
+        check_batch(latent, positive, negative, image_only or [])
         sigmas = choose_sigmas(model, sampler, scheduler, steps, denoise)
         return io.NodeOutput(sample_latent(guider, latent, seed, choose_sampler(sampler), sigmas))
 
 
-def check_batch(samples: torch.Tensor, *conditionings: list) -> None:
-    """Raise ValueError unless every conditioning has one row, or one for each latent."""
+def check_batch(latent: dict, *conditionings: list) -> None:
+    """Raise ValueError for what is no LATENT, and unless each conditioning has one row, or one a latent."""
+    if not isinstance(latent, dict) or "samples" not in latent:
+        raise ValueError(
+            f"latent is of the type {type(latent).__name__}; connect Empty Ladder Latent or VAE Encode."
+        )
+    count = latent["samples"].shape[0]
     for conditioning in conditionings:
         for states, _ in conditioning:
-            if len(states) not in (1, len(samples)):
+            if len(states) not in (1, count):
                 raise ValueError(
-                    f"A conditioning has {len(states)} rows for a batch of {len(samples)} latents; give one "
-                    "row, or one for each latent."
+                    f"A conditioning has {len(states)} rows for a batch of {count} latents; give one row, or "
+                    "one for each latent."
                 )
 
 

@@ -24,7 +24,7 @@ def sample_recipe(
     model: comfy.samplers.KSamplerX0Inpaint,
     x: torch.Tensor,
     sigmas: torch.Tensor,
-    extra_args: dict | None = None,
+    extra_args: dict,
     callback: Callable[[dict], None] | None = None,
     disable: bool | None = None,
 ) -> torch.Tensor:

@@ -35,7 +35,10 @@ SETTINGS = {
 READY = (
     "() => window.app?.extensionManager && window.LiteGraph?.registered_node_types['TBACUniImageLoadModel']"
 )
+SHOWING = ("SaveImage", "PreviewImage", "TBACUniImageProbe", "TBACUniImageRungGains")
 LIMIT_MS = 60_000
+# around the button, on newer pages the button itself
+RUN_BUTTON = '[data-testid="queue-button"] button:visible, button[data-testid="queue-button"]:visible'
 
 
 def find_chromium() -> str | None:
@@ -117,7 +120,7 @@ def press_run(page: Page) -> None:
                 window.app.api.addEventListener(name, (e) => (window.ended = [name, e.detail]), {once: true});
         }"""
     )
-    page.locator('[data-testid="queue-button"] button:visible').first.click()
+    page.locator(RUN_BUTTON).first.click()
     page.wait_for_function("() => window.ended")
     name, detail = page.evaluate("() => window.ended")
     if name != "execution_success":
@@ -125,15 +128,18 @@ def press_run(page: Page) -> None:
 
 
 def pictures_shown(page: Page) -> dict[str, list[list[int]]]:
-    """Width and height of every picture that Save Image and Preview Image nodes show, by node id."""
-    script = """() => {
-        const nodes = window.app.graph._nodes.filter((n) => ['SaveImage', 'PreviewImage'].includes(n.type))
-        const loaded = (i) => i.complete && i.naturalWidth > 0
+    """Width and height of every picture that the nodes of ``SHOWING`` show, by node id.
+
+    Waits until each has its pictures from the server; live previews do not count.
+    """
+    script = """(kinds) => {
+        const nodes = window.app.graph._nodes.filter((n) => kinds.includes(n.type))
+        const loaded = (i) => i.src.includes('/view?') && i.complete && i.naturalWidth > 0
         if (!nodes.every((n) => n.imgs?.length && n.imgs.every(loaded))) return null
         return Object.fromEntries(nodes.map(
             (n) => [String(n.id), n.imgs.map((i) => [i.naturalWidth, i.naturalHeight])]))
     }"""
-    return page.wait_for_function(script).json_value()
+    return page.wait_for_function(script, arg=list(SHOWING)).json_value()
 
 
 def open_dialog(page: Page) -> None:

@@ -56,7 +56,7 @@ NODES = {
     "13": (
         "Probe",
         {"model": MODEL, "vae": VAE, **CONDITIONS, "latent": ["7", 0], "seed": 7},
-        (420, 720),
+        (460, 1000),
     ),
     "14": ("SaveConditioning", {"conditioning": ["12", 0], "note": "a panda"}, (360, 220)),
     "15": ("LoadConditioning", {"file": SAVED}, (400, 0)),

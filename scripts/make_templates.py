@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 WORKFLOWS = comfy_tree.ROOT / "workflows"
 GRAPHS = comfy_tree.ROOT / "tests" / "data" / "workflows_api"
-PLACE = """async ([graph, nodes, note, groups]) => {
-    const GAP = 60, TITLE = 30, LINE = 56, app = window.app
+PLACE = """async ([graph, nodes, note, groups, drops]) => {
+    const TOP = 120, GAP = 80, TITLE = 30, LINE = 56, app = window.app
     await app.loadApiJson(graph, 'template')
     app.graph._groups.slice().forEach((g) => app.graph.remove(g))
     const columns = []
@@ -44,26 +44,28 @@ PLACE = """async ([graph, nodes, note, groups]) => {
     app.graph.add(about)
     about.title = 'About'
     about.widgets[0].value = note.text
-    put(about, 0, note.size)
+    put(about, note.column, note.size)
     const boxes = []
     let x = 40
-    for (const column of columns) {
+    for (const [i, column] of columns.entries()) {
         const width = Math.max(...column.map((n) => n.size[0]))
-        let y = 120
+        const top = TOP + (drops[i] ?? 0)
+        let y = top
         for (const node of column) {
             node.pos = [x, y]
             node.setSize([width, node.size[1]])
             y += (node.flags.collapsed ? 14 : node.size[1]) + TITLE + 22
         }
-        boxes.push([x, width, y - TITLE - 22])
+        boxes.push([x, width, y - TITLE - 22, top])
         x += width + GAP
     }
     for (const [title, first, last] of groups) {
         const [left] = boxes[first], [right, width] = boxes[last]
         const bottom = Math.max(...boxes.slice(first, last + 1).map((b) => b[2]))
+        const top = Math.min(...boxes.slice(first, last + 1).map((b) => b[3])) - TITLE - LINE
         const group = new LiteGraph.LGraphGroup(title)
-        group.pos = [left - 16, 120 - TITLE - LINE]
-        group.size = [right + width - left + 32, bottom - 120 + TITLE + LINE + 16]
+        group.pos = [left - 16, top]
+        group.size = [right + width - left + 32, bottom - top + 16]
         app.graph.add(group)
     }
     const prompt = await app.graphToPrompt()
@@ -90,8 +92,13 @@ def build(page: Page, name: str) -> tuple[dict, dict]:
     """UI form and API form, as ComfyUI's page makes them."""
     template = TEMPLATES[name]
     nodes = [{"column": n.column, "size": n.size, "collapsed": n.collapsed} for n in template.nodes]
-    note = {"text": f"{NOTES[name]}\n\n{OTHER_MODEL}", "size": template.note_size}
-    ui, api = json.loads(page.evaluate(PLACE, [short_graph(template), nodes, note, template.groups]))
+    note = {
+        "text": f"{NOTES[name]}\n\n{OTHER_MODEL}",
+        "column": template.note_column,
+        "size": template.note_size,
+    }
+    arguments = [short_graph(template), nodes, note, template.groups, template.drops]
+    ui, api = json.loads(page.evaluate(PLACE, arguments))
     ui["id"] = "00000000-0000-0000-0000-000000000000"  # ComfyUI makes a new one for every copy
     ui["extra"] = {}
     for node in ui["nodes"]:

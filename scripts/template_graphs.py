@@ -29,11 +29,14 @@ class Node:
 class Template:
     """A graph. Nodes are numbered from 1 in their order; groups name a title and the columns it spans.
 
-    Its note stands at the foot of the first column.
+    Its note stands at the foot of a column. A column may begin lower than the first, by ``drops`` pixels, so
+    that links to what stands right of it run above it and not behind.
     """
 
     nodes: list[Node]
     groups: list[tuple[str, int, int]]
+    drops: tuple[int, ...] = ()
+    note_column: int = 0
     note_size: tuple[int, int] = (360, 250)
 
 
@@ -52,14 +55,15 @@ def sampler(
     return Node("TBACUniImageSampler", column, inputs, title, (330, 690), collapsed=bool(title))
 
 
-def decode(column: int, latent: Link) -> Node:
+def decode(column: int, latent: Link, collapsed: bool = False) -> Node:
     """VAE Decode with the VAE of node 1."""
-    return Node("VAEDecode", column, {"samples": latent, "vae": (1, 2)}, size=(240, 50))
+    inputs = {"samples": latent, "vae": (1, 2)}
+    return Node("VAEDecode", column, inputs, size=(240, 50), collapsed=collapsed)
 
 
-def enlarge(column: int, image: Link) -> Node:
+def enlarge(column: int, image: Link, collapsed: bool = False) -> Node:
     """A picture at a size to look at."""
-    return Node("ImageScale", column, {"image": image, **ENLARGE}, "Enlarge")
+    return Node("ImageScale", column, {"image": image, **ENLARGE}, "Enlarge", collapsed=collapsed)
 
 
 def save(column: int, image: Link, name: str, title: str = "", side: int = 400) -> Node:
@@ -100,79 +104,83 @@ TEMPLATES = {
             save(3, (6, 0), "tbac/text_to_image"),
         ],
         [("Model", 0, 0), ("Prompt", 1, 1), ("Picture", 2, 3)],
+        drops=(0, 230, 110, 0),
     ),
     "edit_by_instruction": Template(
         [
             load(),
-            picture(1, "tbac_uniimage_dog_and_rocket.png"),
-            edit(2, (2, 0), "replace the rocket with a banana"),
-            save(3, (3, 0), "tbac/edit", side=340),
+            picture(0, "tbac_uniimage_dog_and_rocket.png"),
+            edit(1, (2, 0), "replace the rocket with a banana"),
+            save(2, (3, 0), "tbac/edit"),
         ],
-        [("Model", 0, 0), ("Source", 1, 1), ("Edit", 2, 3)],
+        [("Model and source", 0, 0), ("Edit", 1, 2)],
     ),
     "masked_edit": Template(
         [
             load(),
-            picture(1, "tbac_uniimage_masked.png", "Picture with a mask"),
-            edit(2, (2, 0), "replace the rocket with a banana", mask=(2, 1)),
-            save(3, (3, 0), "tbac/masked_edit", side=340),
+            picture(0, "tbac_uniimage_masked.png", "Picture with a mask"),
+            edit(1, (2, 0), "replace the rocket with a banana", mask=(2, 1)),
+            save(2, (3, 0), "tbac/masked_edit"),
         ],
-        [("Model", 0, 0), ("Source", 1, 1), ("Edit", 2, 3)],
+        [("Model and source", 0, 0), ("Edit", 1, 2)],
     ),
     "two_image_composition": Template(
         [
             load(),
-            picture(1, "tbac_uniimage_cat.png", "First picture"),
-            picture(1, "tbac_uniimage_car.png", "Second picture"),
-            encode(2, "a cat to the left of a car on white", "Sentence", image=(2, 0), image_2=(3, 0)),
-            Node("TBACUniImageEmptyLatent", 2, {"model": (1, 0), **SIZE}),
-            sampler(3, ((4, 0), (4, 1), (4, 2)), (5, 0), guidance=3.0),
-            decode(4, (6, 0)),
-            enlarge(4, (7, 0)),
-            save(4, (8, 0), "tbac/composition"),
+            picture(0, "tbac_uniimage_cat.png", "First picture"),
+            picture(0, "tbac_uniimage_car.png", "Second picture"),
+            encode(1, "a cat to the left of a car on white", "Sentence", image=(2, 0), image_2=(3, 0)),
+            Node("TBACUniImageEmptyLatent", 1, {"model": (1, 0), **SIZE}),
+            sampler(2, ((4, 0), (4, 1), (4, 2)), (5, 0), guidance=3.0),
+            decode(3, (6, 0)),
+            enlarge(3, (7, 0)),
+            save(3, (8, 0), "tbac/composition"),
         ],
-        [("Model", 0, 0), ("Sources", 1, 1), ("Sentence", 2, 2), ("Picture", 3, 4)],
+        [("Model and sources", 0, 0), ("Sentence", 1, 1), ("Picture", 2, 3)],
+        drops=(0, 230, 110, 0),
+        note_column=1,
     ),
     "structure_and_style": Template(
         [
-            load(),
+            load(1),
             encode(1, DOG_AND_ROCKET, "Structure"),
             encode(1, "two pandas on a yellow background", "Style"),
-            Node("TBACUniImageEmptyLatent", 0, {"model": (1, 0), **SIZE}),
-            Node("PrimitiveInt", 0, {"value": 7}, "Seed of all three"),
+            Node("TBACUniImageEmptyLatent", 1, {"model": (1, 0), **SIZE}),
+            Node("PrimitiveInt", 1, {"value": 7}, "Seed of all three"),
+            sampler(2, ((2, 0), (2, 1)), (4, 0), "Structure alone", seed=(5, 0)),
+            sampler(2, ((3, 0), (3, 1)), (4, 0), "Style alone", seed=(5, 0)),
+            Node("LatentBatch", 3, {"samples1": (6, 0), "samples2": (7, 0)}, "Both", collapsed=True),
+            decode(3, (8, 0), collapsed=True),
+            enlarge(3, (9, 0), collapsed=True),
+            Node("PreviewImage", 3, {"images": (10, 0)}, "Structure alone, style alone", (420, 270)),
             Node(
                 "TBACUniImageRungMix",
                 2,
                 {"model": (1, 0), "structure": (2, 0), "style": (3, 0), "crossover": 0.5, "softness": 0.0},
                 size=(330, 130),
             ),
-            sampler(2, ((6, 0), (2, 1)), (4, 0), seed=(5, 0)),
-            decode(3, (7, 0)),
-            enlarge(3, (8, 0)),
-            save(3, (9, 0), "tbac/structure_and_style", "Mix"),
-            sampler(4, ((2, 0), (2, 1)), (4, 0), "Structure alone", seed=(5, 0)),
-            sampler(4, ((3, 0), (3, 1)), (4, 0), "Style alone", seed=(5, 0)),
-            Node("LatentBatch", 4, {"samples1": (11, 0), "samples2": (12, 0)}, "Both", collapsed=True),
-            Node("VAEDecode", 4, {"samples": (13, 0), "vae": (1, 2)}, collapsed=True),
-            Node("ImageScale", 4, {"image": (14, 0), **ENLARGE}, "Enlarge", collapsed=True),
-            Node("PreviewImage", 4, {"images": (15, 0)}, "Structure alone, style alone", (420, 300)),
+            sampler(2, ((12, 0), (2, 1)), (4, 0), seed=(5, 0)),
+            decode(3, (13, 0), collapsed=True),
+            enlarge(3, (14, 0), collapsed=True),
+            save(3, (15, 0), "tbac/structure_and_style", "Mix"),
         ],
-        [("Model", 0, 0), ("Two prompts", 1, 1), ("Mix", 2, 3), ("To compare: each alone", 4, 4)],
+        [("About", 0, 0), ("Model, prompts, size, seed", 1, 1), ("Each alone, and the mix", 2, 3)],
+        drops=(0, 0, 110, 0),
     ),
     "batch_edit_of_a_folder": Template(
         [
             load(),
             Node(
                 "LoadImageDataSetFromFolder",
-                1,
+                0,
                 {"folder": "tbac_uniimage"},
                 "Folder in ComfyUI's input folder",
                 (340, 60),
             ),
-            edit(2, (2, 0), "change the background to pink"),
-            save(3, (3, 0), "tbac/batch", side=420),
+            edit(1, (2, 0), "change the background to pink"),
+            save(2, (3, 0), "tbac/batch", side=420),
         ],
-        [("Model", 0, 0), ("Folder", 1, 1), ("Edit", 2, 3)],
+        [("Model and folder", 0, 0), ("Edit", 1, 2)],
     ),
     "native_ksampler": Template(
         [
@@ -201,29 +209,31 @@ TEMPLATES = {
             save(3, (6, 0), "tbac/native_ksampler"),
         ],
         [("Model", 0, 0), ("Prompt", 1, 1), ("ComfyUI's own nodes", 2, 3)],
+        drops=(0, 230, 110, 0),
     ),
     "ask_then_edit": Template(
         [
             load(),
-            picture(1, "tbac_uniimage_cat.png"),
+            picture(0, "tbac_uniimage_cat.png"),
             Node(
                 "TBACUniImageAsk",
-                2,
+                1,
                 {"mllm": (1, 1), "question": "what is it?", "image": (2, 0), "max_new_tokens": 64},
                 size=(380, 260),
             ),
             Node(
                 "StringReplace",
-                2,
+                1,
                 {"string": "replace WHAT with a rocket", "find": "WHAT", "replace": (3, 0)},
                 "Instruction",
                 (380, 200),
             ),
-            Node("PreviewAny", 2, {"source": (4, 0)}, "The instruction that is sent", (380, 110)),
-            edit(3, (2, 0), (4, 0)),
-            save(4, (6, 0), "tbac/ask_then_edit", side=340),
+            Node("PreviewAny", 1, {"source": (4, 0)}, "The instruction that is sent", (380, 110)),
+            edit(2, (2, 0), (4, 0)),
+            save(3, (6, 0), "tbac/ask_then_edit"),
         ],
-        [("Model", 0, 0), ("Source", 1, 1), ("Question", 2, 2), ("Edit", 3, 4)],
+        [("Model and source", 0, 0), ("Question", 1, 1), ("Edit", 2, 3)],
+        drops=(0, 320, 0, 0),
     ),
     "ladder_probe": Template(
         [
@@ -243,20 +253,21 @@ TEMPLATES = {
                     "steps": 15,
                     "guidance": 4.5,
                 },
-                size=(400, 760),
+                size=(460, 1000),
             ),
             save(3, (4, 0), "tbac/probe_muted", "Each rung muted", 440),
             save(3, (4, 1), "tbac/probe_attention", "Where each rung looks", 440),
         ],
         [("Model", 0, 0), ("Prompt", 1, 1), ("Probe", 2, 3)],
+        drops=(0, 170, 0, 0),
     ),
     "edit_in_parts": Template(
         [
             load(),
-            picture(1, "tbac_uniimage_cat.png"),
+            picture(0, "tbac_uniimage_cat.png"),
             Node(
                 "TBACUniImageEdit",
-                2,
+                1,
                 {
                     "mllm": (1, 1),
                     "instruction": "make the cat blue",
@@ -266,11 +277,12 @@ TEMPLATES = {
                 },
                 size=(380, 320),
             ),
-            sampler(3, ((3, 0), (3, 2), (3, 1)), (3, 3), guidance=2.0, image_guidance=2.0),
-            decode(4, (4, 0)),
-            enlarge(4, (5, 0)),
-            save(4, (6, 0), "tbac/edit_in_parts"),
+            sampler(2, ((3, 0), (3, 2), (3, 1)), (3, 3), guidance=2.0, image_guidance=2.0),
+            decode(3, (4, 0)),
+            enlarge(3, (5, 0)),
+            save(3, (6, 0), "tbac/edit_in_parts"),
         ],
-        [("Model", 0, 0), ("Source", 1, 1), ("Instruction", 2, 2), ("Picture", 3, 4)],
+        [("Model and source", 0, 0), ("Instruction", 1, 1), ("Picture", 2, 3)],
+        drops=(0, 230, 110, 0),
     ),
 }

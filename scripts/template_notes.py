@@ -42,7 +42,7 @@ NOTES = {
         "*Rung Mix* tells the first blocks of the model about one prompt and the others about another.\n\n"
         "**Change** both prompts, and move **crossover** in steps of one rung (1/6 for nano): 1 is "
         "structure alone, 0 style alone. **softness** blends around it.\n\n"
-        "On the right both prompts are drawn alone with the same seed, which counts up at every Run. "
+        "At the top right both prompts are drawn alone with the same seed, which counts up at every Run. "
         + ENLARGED
     ),
     "batch_edit_of_a_folder": (

@@ -134,6 +134,12 @@ def launcher_settings() -> None:
     os.environ["ACCELERATE_DYNAMO_BACKEND"] = "INDUCTOR"
 
 
+def launched_for_fsdp2() -> None:
+    """What a configuration of accelerate with ``fsdp_version: 2`` sets."""
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    os.environ["FSDP_VERSION"] = "2"
+
+
 def shift_then_killed() -> None:
     """As :func:`shift`; the process is killed as soon as it has rolled back and done one more step."""
     shift()

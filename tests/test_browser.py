@@ -6,6 +6,7 @@ Screenshots of every template after its run stay in ``out/screens``.
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,6 +22,42 @@ BOXES = """() => window.app.graph._nodes.map((n) => {
     const [x, y, width, height] = n.boundingRect
     return [x, y, x + width, y + height]
 })"""
+# links that run behind a node that is not theirs: what comes out on its other side looks like its own.
+# ComfyUI draws a link as a Bezier curve whose handles are level and a quarter of its length
+BEHIND = """() => {
+    const graph = window.app.graph, found = []
+    for (const link of graph.links.values()) {
+        const source = graph.getNodeById(link.origin_id), target = graph.getNodeById(link.target_id)
+        const [x0, y0] = source.getOutputPos(link.origin_slot)
+        const [x1, y1] = target.getInputPos(link.target_slot)
+        const handle = Math.hypot(x1 - x0, y1 - y0) / 4
+        const points = Array.from({length: 51}, (_, i) => {
+            const t = i / 50, s = 1 - t
+            const w = [s ** 3, 3 * s * s * t, 3 * s * t * t, t ** 3]
+            const x = w[0] * x0 + w[1] * (x0 + handle) + w[2] * (x1 - handle) + w[3] * x1
+            return [x, (w[0] + w[1]) * y0 + (w[2] + w[3]) * y1]
+        })
+        for (const node of graph._nodes) {
+            const [left, top, width, height] = node.boundingRect
+            const covers = ([x, y]) => x > left && x < left + width && y > top && y < top + height
+            if (node !== source && node !== target && points.some(covers))
+                found.push(`${source.title} to ${target.title} behind ${node.title}`)
+        }
+    }
+    return found
+}"""
+# the page's own translations; no name of its interface leads there
+MESSAGES = """() => {
+    const provided = document.querySelector('#vue-app').__vue_app__._context.provides
+    const plugins = Reflect.ownKeys(provided).map((key) => provided[key])
+    return plugins.find((p) => p?.global?.mergeLocaleMessage).global
+}"""
+LABELS = """(type) => {
+    window.app.graph.clear()
+    const node = LiteGraph.createNode(type)
+    window.app.graph.add(node)
+    return [node.title, ...node.inputs.map((i) => i.label ?? i.localized_name ?? i.name)]
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +126,24 @@ def test_template_runs_from_the_dialog(page, server, name):
         for j, second in enumerate(boxes[:i])
         if overlaps(first, second)
     ], "nodes overlap once they show their pictures"
+    if name != "structure_and_style":  # there three samplers take from the same five nodes
+        assert page.evaluate(BEHIND) == []
     assert page.locator(".p-toast-message-error").count() == 0
+
+
+def test_probe_alone_shows_its_two_sheets(page, server):
+    """An end of its own, with nothing behind it; no live preview of its sampling takes their place."""
+    import comfy_browser
+
+    graph = {key: api_form("ladder_probe")[key] for key in ("1", "2", "3", "4")}
+    page.evaluate("async (graph) => await window.app.loadApiJson(graph, 'probe')", graph)
+    page.evaluate("() => window.app.graph.getNodeById(4).setSize([460, 1000])")
+    comfy_browser.fit_view(page)
+    comfy_browser.press_run(page)
+    shown = comfy_browser.pictures_shown(page)
+    comfy_browser.fit_view(page)
+    page.screenshot(path=SCREENS / "probe_alone.png")
+    assert shown["4"] == [[838, 594]] * 2
 
 
 def open_help(page, node: str) -> str:
@@ -106,14 +160,26 @@ def test_help_is_shown_in_english(page):
     page.screenshot(path=SCREENS / "help_en.png")
 
 
-def test_help_is_shown_in_chinese(page):
-    # the names of nodes and inputs are served too (test_help.py), but the page of this ComfyUI drops those of
-    # all packs when it loads a language other than English; newer ones show them
+def test_help_and_names_are_shown_in_chinese(page, server):
+    """Up to 1.32 the page forgets the names of all packs when it fetches a language (ComfyUI_frontend#7214).
+
+    So it is handed what the server gives once more, as newer pages do themselves.
+    """
     import comfy_browser
 
+    node = "TBACUniImageRungMix"
+    with urllib.request.urlopen(f"{server.url}/api/i18n") as reply:
+        given = json.load(reply)["zh"]
     comfy_browser.switch_language(page, "zh")
     try:
-        assert "前面的梯级取自" in open_help(page, "TBACUniImageRungMix")
+        assert "前面的梯级取自" in open_help(page, node)
         page.screenshot(path=SCREENS / "help_zh.png")
+        page.evaluate(f"(given) => ({MESSAGES})().mergeLocaleMessage('zh', given)", given)
+        page.evaluate("() => window.app.extensionManager.command.execute('Comfy.RefreshNodeDefinitions')")
+        shown = page.evaluate(LABELS, node)
+        page.screenshot(path=SCREENS / "names_zh.png")
     finally:
         comfy_browser.switch_language(page, "en")
+    names = given["nodeDefs"][node]
+    assert shown == [names["display_name"], *(item["name"] for item in names["inputs"].values())]
+    assert all(ord(max(text)) > 0x3000 for text in shown)

@@ -91,6 +91,51 @@ def test_a_partly_loaded_model_answers_the_same(nano):
         patcher.unpatch_model(patcher.offload_device)
 
 
+def test_room_is_made_for_the_tokens_of_pictures(nano, monkeypatch):
+    import comfy.model_management as management
+
+    wanted = []
+    plain = management.load_models_gpu
+
+    def load(models: list, memory_required: int = 0, **options: object) -> None:
+        wanted.append(memory_required)
+        plain(models, memory_required=memory_required, **options)
+
+    monkeypatch.setattr(management, "load_models_gpu", load)
+    for count in (0, 1, 2):
+        nano.mllm.ask([sample_picture()] * count, QUESTION, 1)
+    assert wanted[1] - wanted[0] == wanted[2] - wanted[1] > 0
+    config = nano.mllm.encoder.mllm.config.text_config
+    assert (wanted[1] - wanted[0]) / (256 * config.hidden_size * 4) == config.num_hidden_layers + 16
+
+
+def test_what_a_picture_looks_like_moves_with_the_model(nano):
+    """Vision tokens are remembered, but not on a device that the model has left."""
+    expected = nano.mllm.encode([INSTRUCTION], [[sample_picture()]])
+    cache, patcher = nano.mllm.encoder.vision_cache, nano.mllm.patcher
+    assert cache
+    kept = dict(cache)
+    try:
+        patcher.model.device = torch.device("meta")
+        for callback in patcher.get_all_callbacks("on_load_after"):
+            if callback.__name__ == "move":
+                callback(patcher)
+        assert {features.device.type for features in cache.values()} == {"meta"}
+        cache.update(kept)
+    finally:
+        patcher.model.device = patcher.offload_device
+    patcher.detach()
+    assert {features.device for features in cache.values()} == {patcher.offload_device}
+    nano.mllm.known.clear()
+    assert torch.equal(nano.mllm.encode([INSTRUCTION], [[sample_picture()]]), expected)
+
+
+def test_ask_may_end_a_graph(comfy):
+    from tbac_uniimage.nodes.asking import LadderAsk
+
+    assert LadderAsk.GET_SCHEMA().is_output_node
+
+
 def test_the_head_is_the_embedding_wherever_that_is(nano):
     mllm = nano.mllm.encoder.mllm
     embedding = mllm.model.language_model.embed_tokens
@@ -113,8 +158,8 @@ def test_bad_questions_are_one_sentence(loaded, picture):
         (("what",), {"max_new_tokens": 5000}, "max_new_tokens is 5000; give a number from 1 to 2048"),
         (("one two " * 50_000,), {}, "2048 is the most"),
         (("what", batch.expand(5, -1, -1, -1)), {}, "at most 4 images, 5 were given"),
-        (("what", batch[:, :0]), {}, "connect one with pixels"),
-        (("what", batch * math.nan), {}, "no finite numbers"),
+        (("what", batch[:, :0]), {}, "image has the shape .* at least one pixel"),
+        (("what", batch, batch * math.nan), {}, "image_2 holds values that are not finite"),
     ]:
         with pytest.raises(ValueError, match=message):
             ask(loaded, *arguments, **options)

@@ -119,11 +119,30 @@ def test_a_released_folder_beside_its_base_models(loaded, models):
     (models / "Qwen2.5-VL-3B-Instruct").symlink_to(PARITY / "Qwen2.5-VL-tiny")
     (models / "Sana_1600M_512px_diffusers").symlink_to(PARITY / "Sana_tiny_diffusers")
     assert listed() == ["checkpoint"]
-    model, mllm, vae = load("checkpoint")
+    assert_same(load("checkpoint"), loaded)
+
+
+def assert_same(found: tuple, loaded) -> None:
+    """MODEL, MLLM and VAE that compute the same."""
+    model, mllm, vae = found
     states = mllm.encode([PROMPT], [[]])
     assert largest(states, encode(loaded, PROMPT)[0][0]) < 1e-5
     assert largest(predict(model, [[states, {}]]), predict(loaded.model, [[states, {}]])) < 1e-5
-    assert vae.downscale_ratio == loaded.vae.downscale_ratio
+    latents = torch.ones(1, vae.latent_channels, 4, 4)
+    assert largest(vae.decode(latents), loaded.vae.decode(latents)) < 1e-5
+
+
+def test_a_released_file_alone(loaded, models, monkeypatch):
+    """Of the published sizes, which stand here for those of the tiny model, with a tokenizer beside it."""
+    from tbac_uniimage.core.checkpoints import released
+
+    bases = released.base_configs({}, PARITY / "Qwen2.5-VL-tiny", PARITY / "Sana_tiny_diffusers")
+    monkeypatch.setattr(released, "released_configs", lambda: bases)
+    shutil.copy(PARITY / "checkpoint" / "model.safetensors", models / "alone.safetensors")
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        shutil.copy(PARITY / "Qwen2.5-VL-tiny" / name, models)
+    assert listed() == ["alone.safetensors"]
+    assert_same(load("alone.safetensors"), loaded)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,27 @@ def test_bad_requests_are_one_sentence(nano, inputs, loaded):
         probe(nano, (mixed, negative, latent))
 
 
+def test_no_live_preview_takes_the_place_of_the_sheets(nano, inputs, monkeypatch):
+    """ComfyUI's page shows a node's last preview instead of its pictures, for as long as it has one."""
+    import comfy.utils
+    from comfy.cli_args import LatentPreviewMethod, args
+    from tbac_uniimage.nodes.sampling import LadderSampler
+
+    seen = []
+
+    def record(value: int, total: int, preview: object, node_id: str | None = None) -> None:
+        seen.append((value, total, preview))
+
+    monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", record)
+    LadderSampler.execute(nano.model, *inputs, 7, STEPS, 3.0, 1.0)
+    assert len(seen) == STEPS and all(preview is not None for *_, preview in seen)  # as samplers do
+    seen.clear()
+    probe(nano, inputs)
+    total = 7 * STEPS  # one bar for the picture and its six mutings
+    assert seen == [(step + 1, total, None) for step in range(total)]
+
+
 def test_cancel_leaves_no_hooks(nano, inputs):
     import comfy.model_management as management
     from tbac_uniimage.nodes.probing import read_attention

@@ -136,6 +136,23 @@ def test_gains_of_one_change_nothing_to_the_bit(nano, scene):
         assert torch.equal(sample(nano.model, *arguments, gains=gains), expected)
 
 
+def test_gains_equal_those_of_the_pipeline(nano, scene):
+    gains = gained(nano, "detail", 0.5, "1: 0, 2: 1.5")[1]
+    found = sample(nano.model, scene.positive, scene.negative, scene.latent, gains=gains)
+    pipe = nano_pipe()
+    expected = pipe(
+        PROMPT,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(7),
+        rung_gains=gains,
+        output_type="latent",
+    ).images
+    error = largest(found * pipe.vae.config.scaling_factor, expected)
+    print(f"\nRung Gains against the pipeline: {error:.1e}")
+    assert error < 1e-4
+
+
 @pytest.mark.parametrize("rung", [0, 3, 5])
 def test_a_gain_of_zero_mutes_the_rung(nano, scene, rung):
     """Muting done the plain way: the block's attention to the prompt yields nothing."""
@@ -337,6 +354,39 @@ def test_bad_numbers_are_one_sentence(nano, scene):
         (lambda: ladder_guided(nano, scene, both, 3.0, math.inf, 3.0), "subject is inf"),
         (lambda: sample(nano.model, *both, scene.latent, steps=0), "steps is 0; give a number from 1"),
         (lambda: sample(nano.model, *both, scene.latent, scheduler="never"), "scheduler is 'never'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_literals_in_the_place_of_links_are_one_sentence(nano, scene):
+    """Over the API anything may stand where a link belongs; ComfyUI lets it through."""
+    from tbac_uniimage.nodes.asking import LadderAsk
+    from tbac_uniimage.nodes.conditioning import LadderEncode, LadderImageEdit
+    from tbac_uniimage.nodes.guider import LadderGuider
+    from tbac_uniimage.nodes.sampling import LadderEmptyLatent
+    from tbac_uniimage.nodes.storing import LadderSaveConditioning
+
+    both, picture = (scene.positive, scene.negative), as_batch(sample_picture())
+    for call, message in [
+        (lambda: sample(3, *both, scene.latent), "The model is not a TBAC-UniImage model"),
+        (lambda: sample(nano.model, 3, scene.negative, scene.latent), "positive is of the type int; connect"),
+        (lambda: sample(nano.model, *both, 3), "latent is of the type int; connect Empty Ladder Latent"),
+        (lambda: sample(nano.model, *both, scene.latent, image_only="x"), "image_only is of the type str"),
+        (lambda: sample(nano.model, *both, scene.latent, gains=3), "The gains are 3; give a list"),
+        (lambda: sample(nano.model, *both, scene.latent, gains=["a"] * 6), "The gains are .*; give a list"),
+        (lambda: LadderGuider.execute(3, *both, 1.0, 1.0, 1.0, 1.0), "not a TBAC-UniImage model"),
+        (lambda: mixed(nano, 3, scene.positive, 0.5), "first conditioning is of the type int"),
+        (lambda: gained(nano, model=3), "not a TBAC-UniImage model"),
+        (lambda: LadderEmptyLatent.execute(3, 0, 0, 1), "model is of the type int; connect Load Model"),
+        (lambda: LadderEmptyLatent.execute(nano.model, -64, 0, 1), "width is -64; give a number from 0"),
+        (lambda: LadderEncode.execute(3, PROMPT), "mllm is of the type int; connect Load Model"),
+        (lambda: LadderEncode.execute(nano.mllm, PROMPT, None, "x"), "image_2 is of the type str; connect"),
+        (lambda: LadderImageEdit.execute(3, PROMPT, picture), "mllm is of the type int; connect"),
+        (lambda: LadderImageEdit.execute(nano.mllm, PROMPT, 3), "image is of the type int; connect"),
+        (lambda: LadderImageEdit.execute(nano.mllm, PROMPT, picture, side=9999), "side is 9999; give"),
+        (lambda: LadderAsk.execute(3, "what?"), "mllm is of the type int; connect"),
+        (lambda: LadderSaveConditioning.execute(3, "x"), "The conditioning is empty; connect"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

@@ -173,6 +173,23 @@ def test_rungs_are_computed_once_per_run_and_change_nothing(loaded, monkeypatch)
     assert len(calls) == 1 + STEPS
 
 
+def test_no_more_than_a_few_contexts_are_remembered(loaded):
+    """A node that changes the conditioning at every step must not fill the memory."""
+    from tbac_uniimage.nodes.diffusion import CONTEXTS_KEPT
+
+    transformer = loaded.model.model.diffusion_model
+    context = encode(loaded, PROMPT)[0][0]
+    transformer.rung_cache = []
+    try:
+        rungs = [transformer.rungs_of(context * (1 + 0.1 * i)) for i in range(2 * CONTEXTS_KEPT)]
+        assert len(transformer.rung_cache) == CONTEXTS_KEPT
+        assert transformer.rungs_of(context * (1 + 0.1 * (2 * CONTEXTS_KEPT - 1))) is rungs[-1]
+        again = transformer.rungs_of(context)
+        assert again is not rungs[0] and torch.equal(again.kv[0].key, rungs[0].kv[0].key)
+    finally:
+        transformer.rung_cache = None
+
+
 def test_rungs_are_not_remembered_while_hooks_change_weights(loaded):
     """A LoRA hooked to the prompt alone must not leak into the negative prompt's keys and values."""
     from comfy.hooks import create_hook_lora, set_hooks_for_conditioning

@@ -223,8 +223,23 @@ def test_what_stock_nodes_cannot_do_is_one_sentence(loaded, conditions):
     latent = {"samples": torch.ones(1, 4, 8, 8)}
     with pytest.raises(ValueError, match=r"has the shape \[1, 4, 8, 8\] and this model needs 8 channels"):
         ksample(loaded.model, conditions.a, conditions.negative, latent)
+    from comfy_extras.nodes_model_advanced import (
+        ModelSamplingAuraFlow,
+        ModelSamplingDiscrete,
+        ModelSamplingFlux,
+        ModelSamplingSD3,
+    )
     from tbac_uniimage.nodes.diffusion import refuse_patches
 
+    for other in (
+        ModelSamplingAuraFlow().patch_aura(loaded.model, 3.0)[0],
+        ModelSamplingFlux().patch(loaded.model, 1.15, 0.5, 1024, 1024)[0],
+        ModelSamplingDiscrete().patch(loaded.model, "eps", False)[0],
+    ):
+        with pytest.raises(ValueError, match="another kind of model; use ModelSamplingSD3"):
+            ksample(other, conditions.a, *arguments)
+    shifted = ModelSamplingSD3().patch(loaded.model, 1.0)[0]
+    assert largest(*(ksample(model, conditions.a, *arguments) for model in (shifted, loaded.model))) > 1e-2
     with pytest.raises(ValueError, match="A ControlNet is connected"):
         refuse_patches({"output": []}, {})
     assert ksample(loaded.model, conditions.a, *arguments).isfinite().all()

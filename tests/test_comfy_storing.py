@@ -92,6 +92,15 @@ def test_masks_ranges_areas_and_regions_come_back(folders):
     assert loaded[1][1]["start_percent"] == 0.2 and loaded[1][1]["end_percent"] == 0.9
 
 
+def test_what_is_no_float32_comes_back_as_it_was(folders):
+    """Other packs attach whole numbers and masks of bits."""
+    extras = {"bits": torch.tensor([[True, False]]), "places": torch.arange(5)}
+    conditioning = [[encode(PROMPT)[0][0], extras]]
+    found = load(save(conditioning))[0]
+    assert same(conditioning, found)
+    assert {name: found[0][1][name].dtype for name in extras} == {"places": torch.int64, "bits": torch.bool}
+
+
 def test_nothing_is_overwritten_and_short_numbers_take_short_files(folders):
     short = [[encode(PROMPT)[0][0].bfloat16().float(), {}]]
     names = [save(short), save(encode(PROMPT))]

@@ -179,6 +179,44 @@ def test_low_precision_weights_stay_close_and_small(loaded, checkpoint, picture,
         assert torch.equal(table, loaded.model.model.diffusion_model.scale_shift_table)
 
 
+def test_fast_float8_products_are_used_where_they_are_asked_for(loaded, checkpoint, monkeypatch, caplog):
+    """ComfyUI's --fast fp8_matrix_mult; what it cannot do it says in the log, and casts."""
+    import comfy.ops
+    from tbac_uniimage.nodes.bridge import load_for_comfy
+
+    context = encode(loaded, PROMPT)[0][0]
+    latents = torch.randn(1, loaded.model.model.latent_format.latent_channels, 8, 8)
+    plain = velocity(load_for_comfy(checkpoint, "fp8_e4m3fn")[0], latents, 0.5, context)
+    monkeypatch.setattr(comfy.ops, "pick_operations", lambda *_, **__: comfy.ops.fp8_ops)
+    with caplog.at_level("INFO"):
+        fast = velocity(load_for_comfy(checkpoint, "fp8_e4m3fn")[0], latents, 0.5, context)
+    error = ((fast - plain).norm() / plain.norm()).item()
+    print(f"\nfloat8 products against float8 weights: {error:.1e}")
+    assert 0 < error < 0.1
+    assert "Exception during fp8 op" not in caplog.text
+
+
+def test_the_language_model_is_kept_no_longer_than_its_file(comfy):
+    """Where bf16 is not to be had it computes in float32; twice the bytes would not make it better."""
+    from nano_models import nano_comfy, nano_pipe
+
+    mllm = nano_comfy().mllm
+    kept = {
+        type(module).__name__: (parameter.dtype, name)
+        for module in mllm.patcher.model["mllm"].modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == "weight"
+    }
+    assert kept["Linear"][0] == torch.float16 and kept["Embedding"][0] == torch.float32
+    assert kept["CastQwenRMSNorm"][0] == torch.float32
+    whole = sum(parameter.numel() for parameter in mllm.patcher.model["mllm"].parameters()) * 4
+    assert mllm.patcher.model_size() < 0.8 * whole
+    condition = nano_pipe().encode_prompt(PROMPT, guidance_scale=1.0)
+    from tbac_uniimage.core.conditions import fold_condition
+
+    assert largest(mllm.encode([PROMPT], [[]]), fold_condition(condition.states)) < 1e-5
+
+
 def test_vae_equals_diffusers(loaded, pipe, picture):
     factor = loaded.vae.downscale_ratio
     side = 8 * factor

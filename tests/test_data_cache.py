@@ -82,10 +82,15 @@ def make_recipe(index: Path, folder: Path | None, **changes) -> Recipe:
         {
             "stage": "test",
             "data": values | changes,
-            "train": {"steps": 10, "warmup": 1, "batch": 4, "micro_batch": 2},
+            "train": {"steps": 10, "warmup": 1, "batch": 4, "micro_batch": 2, "precision": "fp32"},
             "validation": {"held_out": 0},
         }
     )
+
+
+def in_bf16(recipe: Recipe) -> Recipe:
+    """The same, computed in bfloat16."""
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": "bf16"})})
 
 
 def dataset(recipe: Recipe, parts, cached: bool) -> MicroBatches:
@@ -141,6 +146,20 @@ def test_losses_are_those_without_a_cache(data, model, tmp_path, dtype, error):
     assert difference.max() <= error
     if dtype != torch.float32:
         assert difference.max() > 0
+
+
+def test_values_are_those_of_a_step_in_bfloat16(data, model, tmp_path):
+    """A step runs autoencoder and vision tower in bfloat16 under autocast, and so does what fills a cache."""
+    parts = copy.copy(model)
+    parts.vae = copy.deepcopy(model.vae).bfloat16()
+    parts.mllm = copy.deepcopy(model.mllm).bfloat16()
+    recipe = in_bf16(make_recipe(data, tmp_path))
+    cache.fill(recipe, parts, torch.float32, batch=2)
+    cached, computed = dataset(recipe, parts, True)[0], dataset(recipe, parts, False)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = encode_latents(parts.vae, computed.pixels)
+    assert torch.equal(cached.latents, latents.float())
+    assert not torch.equal(encode_latents(parts.vae, computed.pixels), latents)  # autocast matters
 
 
 @pytest.fixture(scope="module")
@@ -294,11 +313,11 @@ def test_the_command_fills_what_training_reads(data, checkpoint, tmp_path, capsy
     from tbac_uniimage.training.models import load_base
     from tbac_uniimage.training.train import open_data
 
-    recipe = make_recipe(data, tmp_path, resolution=32)
-    recipe = Recipe.model_validate(recipe.model_dump() | {"init": str(checkpoint)})
+    recipe = in_bf16(make_recipe(data, tmp_path, resolution=32))
+    recipe = recipe.model_copy(update={"init": str(checkpoint)})
     cache.run(options(recipe, tmp_path))
     assert "10 samples computed, 0 were there, 0 are bad." in capsys.readouterr().out
-    batches = open_data(recipe, load_base(recipe, torch.bfloat16))  # train.precision=bf16
+    batches = open_data(recipe, load_base(recipe, torch.bfloat16))
     batch = batches[0]
     assert batch.latents.shape == (2, 8, 4, 4) and batch.bad == []
 

@@ -422,7 +422,11 @@ def exists(process: int) -> bool:
     [
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
-            "(process 7) was ended by sig",
+            "(process 7) was ended by signal: Killed from outside, most often for lack of memory; give",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that"),
+            "(process 7) was ended by signal: Bus error from outside, most often for lack of shared memory",
         ),
         (
             RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"),

@@ -236,6 +236,8 @@ BAD = [
     ({"generator": [torch.Generator()] * 3}, "3 generators were given for 1 results"),
     ({"output_type": "gif"}, "output_type is 'gif'"),
     ({"callback_on_step_end_tensor_inputs": ["noise"]}, "known: latents"),
+    ({"rung_gains": [1.0]}, "1 gains were given for 4 rungs"),
+    ({"rung_gains": [1, 1, 11, 1]}, "The gain of rung 3 is 11; give 0"),
 ]
 
 
@@ -273,6 +275,17 @@ def test_fitted_sizes_keep_area_and_proportions(size, side):
     if max(size) <= 3 * min(size):
         assert abs(width / height / (size[0] / size[1]) - 1) < 16 / min(width, height)
         assert abs(width * height / side**2 - 1) < 24 / min(width, height)
+
+
+def test_rung_gains_reach_every_branch(pipe):
+    rungs, options = pipe.transformer.config.num_layers, {"latents": noise(1), "guidance_scale": 3.0}
+    plain = run(pipe, "a cat", **options)
+    assert torch.equal(run(pipe, "a cat", rung_gains=[1.0] * rungs, **options), plain)
+    silent = run(pipe, "a cat", rung_gains=[0.0] * rungs, **options)
+    assert torch.equal(silent, run(pipe, "a dog", rung_gains=[0.0] * rungs, **options))
+    assert (silent - plain).abs().max() > 1e-2
+    first = run(pipe, "a cat", rung_gains=[0.0] + [1.0] * (rungs - 1), **options)
+    assert (first - plain).abs().max() > 1e-3 and (first - silent).abs().max() > 1e-3
 
 
 def test_requests_take_every_form():

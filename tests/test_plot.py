@@ -22,7 +22,7 @@ def line(step: int, **changes) -> dict:
         "epoch": step / 100,
         "samples": step * 8,
         "loss": 1 / step,
-        "loss_bins": [0.1 * i + 1 / step for i in range(9)] + [None],
+        "loss_bins": [None] + [0.1 * i + 1 / step for i in range(1, 10)],
         "grad_norm": 0.5,
         "threshold": 2.0 if step > 5 else None,
         "skipped": False,
@@ -85,6 +85,8 @@ def test_what_is_drawn(eventful: Path) -> None:
     assert labels(loss) == ["training", "held out", "best: 0.2000\nat step 60"]
     assert loss.get_ylim()[1] < 2  # the loss of a skipped step is not shown
     assert len(labels(bins)) == 9 and labels(bins)[0] == "0.9 to 1.0 (noise)"
+    drawn = [entry.get_ydata() for entry in bins.get_lines()[:9]]  # from noise to clean
+    assert drawn[0][-1] > 0.9 > drawn[1][-1] > 0.2 > drawn[-1][-1]
     assert norm.get_yscale() == "log" and 40 < norm.get_ylim()[1] < 100
     assert labels(norm) == [
         "gradient norm",

@@ -177,8 +177,9 @@ def test_masked_edit_keeps_the_rest_to_the_bit(server):
 def test_mix_is_neither_of_its_prompts(server):
     graph = api_form("structure_and_style")
     drawn = {}
-    for crossover in (0.0, graph["6"]["inputs"]["crossover"], 1.0):
-        graph["6"]["inputs"]["crossover"] = crossover
+    [mixer] = [node for node in graph.values() if node["class_type"] == "TBACUniImageRungMix"]
+    for crossover in (0.0, mixer["inputs"]["crossover"], 1.0):
+        mixer["inputs"]["crossover"] = crossover
         [path], _ = run(server, graph)
         drawn[crossover] = np.asarray(Image.open(path).convert("RGB")).astype(int)
     style, mix, structure = drawn.values()

@@ -56,6 +56,8 @@ def test_lora_trains_and_exports_only_itself(tmp_path, data):
         pytest.param({"compile": True}, 2e-5, marks=needs_compiler),
         ({"precision": "bf16"}, 3e-2),
         ({"precision": "bf16", "parallel": "fsdp2"}, 3e-2),
+        ({"gradient_checkpointing": True, "parallel": "ddp"}, 2e-6),
+        ({"gradient_checkpointing": True, "parallel": "fsdp2"}, 2e-6),
     ],
 )
 def test_options_leave_the_losses(tmp_path, data, changes, tolerance):
@@ -76,7 +78,7 @@ def test_validation_is_the_same_on_any_number_of_processes(tmp_path, data, paral
     validation = {"every": 2, "held_out": 5, "prompts": ["a red dog"], "edits": [edit], "steps": 2}
     for name, world in (("one", 1), ("two", 2)):
         settings = settings_of(tmp_path, data, name, ema=0.5, parallel=parallel)
-        settings |= {"validation": validation, "checkpoint": {"every": 2, "keep": 1}}
+        settings |= {"validation": validation, "checkpoint": {"every": 1000, "keep": 1}}
         train(settings, world)
     one, two = ([line["validation_loss"] for line in metrics(tmp_path / name)[1:]] for name in ("one", "two"))
     assert len(one) == 2 and one[0] != one[1] and two == pytest.approx(one, rel=1e-5)
@@ -88,7 +90,7 @@ def test_validation_is_the_same_on_any_number_of_processes(tmp_path, data, paral
         assert pictures[0].size == pictures[1].size and pictures[0].width == 3 * 256
         apart = torch.tensor([list(p.resize((96, 32)).tobytes()) for p in pictures]).float().diff(dim=0).abs()
         assert apart.max() <= 3
-    best = min(range(2), key=one.__getitem__)
+    best = min(range(2), key=one.__getitem__)  # kept, though it is not time for a checkpoint
     kept = {path.name for path in (tmp_path / "one" / "checkpoints").iterdir()}
     assert kept == {"step-00000003", f"step-{(2, 3)[best]:08d}"}
 
@@ -126,9 +128,10 @@ def test_launchers_that_cannot_be_used(tmp_path, data, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_recipe_decides_and_not_the_launcher(tmp_path, data):
-    for name, prepare in (("plain", None), ("run", "launcher_settings")):
+    for name, prepare in (("plain", None), ("run", "launcher_settings"), ("sharded", "launched_for_fsdp2")):
         train(settings_of(tmp_path, data, name), 2, prepare)
     assert losses(tmp_path / "run") == losses(tmp_path / "plain")
+    assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "plain"), rel=2e-6)
 
 
 @pytest.mark.slow
@@ -181,4 +184,39 @@ def test_dry_run_starts_nothing(tmp_path, data, capsys):
     out = capsys.readouterr().out
     assert "batch: 8" in out and "331,032" in out and "384,427" in out
     assert "85.71" in out  # 2 x 24 of 2 x 24 + 8 samples of an epoch
+    assert f"Begins in {tmp_path / 'run'}.\n" in out
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_of_several_processes(tmp_path, data, monkeypatch, capsys):
+    """It speaks once, of all devices, and of what the launcher was told."""
+    path = str(write_recipe(settings_of(tmp_path, data)))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", "run", path, "--dry-run"]) == 0
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert main(["train", "run", path, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "parallel: fsdp2" in out and re.search(r"\ndevices +4\n", out)
+    assert main(["train", "run", path, "--dry-run", "train.batch=6"]) == 2
+    assert "4 processes cannot share" in capsys.readouterr().err
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert main(["train", "run", path, "--dry-run"]) == 2
+    assert "DeepSpeed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_dry_run_in_the_folder_of_a_run(tmp_path, data, capsys):
+    """Where it would go on, or why it would not; nothing is written."""
+    settings = settings_of(tmp_path, data)
+    train(settings)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+    path = str(write_recipe(settings))
+    assert main(["train", "run", path, "--dry-run"]) == 0
+    assert re.search(r"Goes on from .*step-00000003\.\n", capsys.readouterr().out)
+    assert main(["train", "run", path, "--dry-run", "seed=8"]) == 2
+    assert "holds a run of another recipe (seed: 3, now 8)" in capsys.readouterr().err
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")} == before

@@ -85,8 +85,18 @@ def test_gradient_spike(tmp_path, data):
 
 
 def test_spike_while_the_statistics_are_young(tmp_path, data):
-    train(settings_of(tmp_path, data, monitor={"young": 100}), prepare="young_spike")
+    """The step is logged with the norms of its parts, though it is not time for a line."""
+    settings = settings_of(tmp_path, data, monitor={"young": 100})
+    settings["log"] |= {"every": 5}
+    train(settings, prepare="young_spike")
     assert skipped(tmp_path / "run") == [6]
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [5, 7, 10, 15, 20, 25, 30]
+    spike, usual = lines[1], lines[2]
+    assert set(spike["part_norms"]) == {"queries", "connector", "transformer"}
+    assert all(spike["part_norms"][part] > 20 * usual["part_norms"][part] for part in usual["part_norms"])
+    norm = math.sqrt(sum(value**2 for value in spike["part_norms"].values()))
+    assert norm == pytest.approx(spike["grad_norm"], rel=1e-5)
 
 
 def test_shift_rolls_back_and_goes_on(tmp_path, data):
@@ -129,16 +139,24 @@ def test_dead_worker(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    ("fault", "code"),
-    [("dying_worker_on_rank_1", (None, 4)), ("no_logs", (5, None)), ("full_disk_on_rank_1", (5, 5))],
+    ("fault", "code", "words"),
+    [
+        ("dying_worker_on_rank_1", (1, 4), "tbac-uniimage, process 1: A data worker"),
+        ("no_logs", (5, 1), "tbac-uniimage: The log"),
+        ("full_disk_on_rank_1", (5, 5), "tbac-uniimage: Step 12 was not saved"),
+    ],
 )
-def test_trouble_in_one_of_two_processes(tmp_path, data, fault, code):
-    """Nobody waits for the one that ended, which has a code of its own."""
+def test_trouble_in_one_of_two_processes(tmp_path, data, fault, code, words):
+    """Nobody waits for the one that ended, which has a code of its own and says why."""
     settings = settings_of(tmp_path, data, steps=12)
     settings["data"] |= {"workers": 1 if "worker" in fault else 0}
     codes, output = run(settings, world=2, prepare=fault)
-    assert 0 not in codes
-    assert all(wanted in (None, found) for wanted, found in zip(code, codes, strict=True)), output
+    assert tuple(codes) == code, output
+    said = [line for line in output.splitlines() if line.startswith("tbac-uniimage")]
+    assert any(line.startswith(words) for line in said), output
+    # the other one says so too, if it is the one that speaks
+    assert len(said) == 1 or said[0].startswith("tbac-uniimage: Another process of the run has ended")
+    assert "Traceback" not in output
 
 
 def test_killed_after_a_roll_back(tmp_path, data):

@@ -14,6 +14,7 @@ import torch
 from training_runs import (
     LIMIT,
     finish,
+    free_port,
     losses,
     make_data,
     make_edits,
@@ -151,6 +152,22 @@ def test_sigterm_saves_and_has_its_own_exit_code(tmp_path, data, reference):
 
 
 @pytest.mark.slow
+def test_a_torn_checkpoint_is_passed_over_by_name(tmp_path, data, reference):
+    """The run goes on from the newest whole one, and ends as if nothing had been."""
+    settings = recipe(tmp_path / "run", data)
+    settings["train"] |= {"ema": 0.9}
+    assert run(settings, prepare="stop_at_9")[0] == [75]
+    torn = tmp_path / "run" / "checkpoints" / "step-00000009"
+    (shard, *_) = torn.glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    output = train(settings)
+    assert f"Passed over: {shard} has {shard.stat().st_size} bytes and should have" in output or (
+        "Passed over: " in output and shard.name in output
+    )
+    assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
 def test_accelerate_launches_it(tmp_path, data, reference):
     """The documented command, in two real processes."""
     settings = recipe(tmp_path / "run", data)
@@ -164,6 +181,32 @@ def test_accelerate_launches_it(tmp_path, data, reference):
     assert result.returncode == 0, result.stderr
     assert_same_run(tmp_path / "run", reference)
     assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+def test_accelerate_launches_it_on_two_machines(tmp_path, data, reference):
+    """One launcher on each: both processes are the first of their machine, and one is that of the run."""
+    settings = recipe(tmp_path / "run", data)
+    settings["train"] |= {"ema": 0.9}
+    common = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    common += ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port"]
+    common += [str(free_port()), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    script = ["-m", "tbac_uniimage.training.train", str(write_recipe(settings))]
+    machines = []
+    for rank in (0, 1):
+        output = (tmp_path / f"machine{rank}").open("w")
+        command = [*common, "--machine_rank", str(rank), *script]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        machines.append(subprocess.Popen(command, stdout=output, stderr=output, env=environment))
+    try:
+        codes = [machine.wait(LIMIT) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    said = [(tmp_path / f"machine{rank}").read_text() for rank in (0, 1)]
+    assert codes == [0, 0], "\n".join(said)
+    assert "12/12" in said[0] and "step" not in said[1]  # the bar
+    assert_same_run(tmp_path / "run", reference)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ blocks, so ``fully_shard`` is called here.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,9 +26,15 @@ from torch import nn
 
 from ..core.transformer import LadderTransformer2DModel
 from .ladder import LadderTrainee
+from .stops import LOST_PROCESS, Stop
 
 Result = TypeVar("Result")
 PATIENCE = timedelta(hours=1)  # how long a rank waits for the others: one may be writing samples
+# what gloo and torch's store say when the other end of a connection is gone
+LOST = re.compile(
+    r"Connection (?:closed|reset) by peer|Connection was likely closed|Broken pipe"
+    r"|Application timeout caused pair closure"
+)
 
 
 def refuse_deepspeed() -> None:
@@ -35,7 +42,7 @@ def refuse_deepspeed() -> None:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise ValueError(
             "DeepSpeed cannot be used: it applies every step inside backward, before the gradient-norm "
-            "monitor can refuse it; use parallel=fsdp2, which shards the same state."
+            "monitor can refuse it; use train.parallel=fsdp2, which shards the same state."
         )
 
 
@@ -161,11 +168,28 @@ def by_first(accelerator: Accelerator, function: Callable[[], Result]) -> Result
     return result
 
 
-def total(values: torch.Tensor) -> torch.Tensor:
-    """Sum over the processes, in place."""
-    if dist.is_initialized():
-        dist.all_reduce(values)
-    return values
+def total(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Sum over the processes, by way of their devices; on the CPU, as the values are."""
+    if not dist.is_initialized():
+        return values  # float64, which not every device knows
+    summed = values.to(device)
+    dist.all_reduce(summed)
+    return summed.cpu()
+
+
+def as_lost_process(error: Exception) -> Stop | None:
+    """The sentence for a process whose partner in a collective is gone, None for any other error.
+
+    With NCCL nothing is raised: the launcher ends the other processes.
+    """
+    found = LOST.search(str(error)) if isinstance(error, RuntimeError) else None
+    if found is None:
+        return None
+    return Stop(
+        f"Another process of the run has ended, or cannot be reached any more ({found[0]}); what it said and "
+        "its exit code tell why. The same command goes on from the last checkpoint.",
+        LOST_PROCESS,
+    )
 
 
 def compile_blocks(transformer: LadderTransformer2DModel) -> None:

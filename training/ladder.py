@@ -11,7 +11,7 @@ from torch import nn
 from ..core.checkpoints import LadderParts
 from ..core.conditions import LadderEncoder
 from ..core.inputs import LadderInputs
-from .objective import flow_matching_losses, spread
+from .objective import flow_matching_losses, flow_timesteps, spread
 
 Result = TypeVar("Result")
 
@@ -62,6 +62,10 @@ class LadderTrainee(nn.Module):
         condition = self.encoder.encode(inputs)
         levels = spread(u, self.timesteps)
         return flow_matching_losses(self.transformer, condition, latents, noise, levels, self.shift)
+
+    def noise_levels(self, u: torch.Tensor) -> torch.Tensor:
+        """Noise levels in (0, 1], 1 is pure noise, that uniform draws in [0, 1) lead to; ``[batch]``."""
+        return flow_timesteps(spread(u, self.timesteps), self.shift)[0]
 
     def within(self, function: Callable[[], Result]) -> Result:
         """Call a function that uses the parts directly, with the parameters gathered as in ``forward``."""

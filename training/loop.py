@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -27,7 +28,6 @@ from .ema import AveragedWeights
 from .ladder import LadderTrainee, encode_latents, trained_parameters
 from .metrics import RunLog
 from .monitor import Decision, GradientMonitor, MonitorSettings
-from .objective import spread
 from .order import generator
 from .recipe import Recipe
 from .saving import Keeper
@@ -150,9 +150,12 @@ class Trainer:
                 sums = self.step(self.done, bar)
                 bar.update()
                 self.after_step(sums)
-        except RuntimeError as error:
-            stop = as_stop(error)  # a data worker's death may be reported anywhere
-            if stop is None:
+        except (RuntimeError, ValueError) as error:
+            # a data worker's death may be reported anywhere
+            stop = as_stop(error) or engine.as_lost_process(error) or error
+            if isinstance(stop, ValueError) or getattr(stop, "alone", False):
+                self.say_alone(stop)
+            if stop is error:
                 raise
             raise stop from error
         finally:
@@ -183,12 +186,13 @@ class Trainer:
         norm = broadcast(optimizer.global_norm(self.parameters)).item()
         finite = math.isfinite(norm) and not sums.broken
         threshold = self.monitor.threshold
-        logged = (step + 1) % self.recipe.log.every == 0 or step + 1 == self.steps
-        part_norms = optimizer.part_norms(self.named) if logged else {}
         decision = self.monitor.decide(norm, finite, step)
+        skipped = decision is not Decision.ACCEPT
+        self.logged = (step + 1) % self.recipe.log.every == 0 or step + 1 == self.steps or skipped
+        part_norms = optimizer.part_norms(self.named) if self.logged else {}
         update_rms = None
-        if decision is Decision.ACCEPT and sums.weight:
-            update = optimizer.UpdateRMS(self.parameters) if logged else None
+        if sums.weight and not skipped:
+            update = optimizer.UpdateRMS(self.parameters) if self.logged else None
             optimizer.clip(self.parameters, norm, train.clip)
             self.optimizer.step()
             if self.ema:
@@ -199,7 +203,6 @@ class Trainer:
         self.done = step + 1
         self.samples += int(sums.weight)
         loss = sums.loss / sums.weight if sums.weight else math.nan
-        skipped = decision is not Decision.ACCEPT
         if skipped:
             self.log_skip(step, norm, threshold, finite, decision)
         bar.set_postfix(loss=f"{loss:.4f}", norm=f"{norm:.3f}", skips=self.monitor.skips, refresh=False)
@@ -216,7 +219,6 @@ class Trainer:
             "part_norms": part_norms,
             "update_rms": update_rms,
         }
-        self.logged = logged or skipped
         self.act_on(decision)
         return sums
 
@@ -237,7 +239,7 @@ class Trainer:
                 # processes average their gradients, so their number cancels; accelerate's own backward would
                 # also divide by its gradient_accumulation_steps
                 (losses.sum() * (world / train.batch)).backward()
-            own.add(losses, batch.weight, spread(batch.u, self.recipe.objective.timesteps), wait)
+            own.add(losses, batch.weight, self.trainee.noise_levels(batch.u), wait)
             bad += batch.bad
         sums = own.reduced(device, self.stop_asked)
         missing = train.batch - round(sums.weight)
@@ -323,15 +325,22 @@ class Trainer:
         if self.logged:
             self.log.line(self.line | self.throughput.figures())
         stopping = sums.interrupted > 0 and not last
-        if done % recipe.checkpoint.every == 0 or last or stopping:
+        best = self.keeper.consider(done, self.line.get("validation_loss"))
+        if done % recipe.checkpoint.every == 0 or last or stopping or best:
             self.log.flush()
-            self.keeper.consider(done, self.line.get("validation_loss"))
+            self.keeper.finish()  # which one is the best depends on it
             self.keeper.save(done, self.tensors(), self.state(), final=last or stopping)
         if stopping:
             raise Stop(
                 f"Asked to stop: saved after step {done} of {self.steps}; the same command goes on there.",
                 INTERRUPTED,
             )
+
+    def say_alone(self, error: Exception) -> None:
+        """Print what ends this process and no other; of the first process the command does it."""
+        if not self.accelerator.is_main_process:
+            # on a line of its own: the first process's bar may stand there
+            print(f"\ntbac-uniimage, process {self.accelerator.process_index}: {error}", file=sys.stderr)
 
     def say(self, sentence: str) -> None:
         """Print above the progress bar, once."""

@@ -194,16 +194,16 @@ def draw_bins(axes: Axes, record: RunRecord) -> None:
     lines = [line for line in record.lines if line.get("loss_bins") and not line.get("skipped")]
     bins = len(lines[0]["loss_bins"]) if lines else 0
     drawn: list[float] = []
-    for i in range(bins):  # the first bin holds the noisiest
+    for i in reversed(range(bins)):  # from noise to clean, as the lines mostly lie
         points = [(line["step"], line["loss_bins"][i]) for line in lines if line["loss_bins"][i] is not None]
         if not points:
             continue
         steps, values = zip(*points, strict=True)
         values = smooth(values)
         drawn += values
-        low, high = 1 - (i + 1) / bins, 1 - i / bins
-        name = f"{low:.1f} to {high:.1f}" + (" (noise)" if i == 0 else " (clean)" if i == bins - 1 else "")
-        colour = colormaps["turbo"](0.05 + 0.9 * i / max(bins - 1, 1))
+        end = " (noise)" if i == bins - 1 else " (clean)" if i == 0 else ""
+        name = f"{i / bins:.1f} to {(i + 1) / bins:.1f}{end}"
+        colour = colormaps["turbo"](0.95 - 0.9 * i / max(bins - 1, 1))
         axes.plot(steps, values, "-" if len(steps) > 1 else "o", color=colour, linewidth=1.6, label=name)
     fit_view(axes, drawn)
     axes.set_ylabel("loss by noise level", fontsize=13)

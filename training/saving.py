@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from . import checkpoint
+from . import checkpoint, engine
 from .settings import CheckpointSettings
 from .stops import DISK, Stop
 
@@ -52,14 +51,15 @@ class Keeper:
         """Take over what a checkpoint says of the best one."""
         self.best = self.best_saved = best
 
-    def consider(self, step: int, loss: float | None) -> None:
-        """Take the checkpoint of a step, which is about to be written, for the best if its loss is.
-
-        Waits for the one before, which may have been the best and fail.
-        """
-        self.finish()
-        if loss is not None and math.isfinite(loss) and (self.best is None or loss < self.best["loss"]):
-            self.best = {"step": step, "loss": loss}
+    def consider(self, step: int, loss: float | None) -> bool:
+        """Whether the checkpoint of a step is the best one so far, and has to be written to be kept."""
+        if loss is None or not math.isfinite(loss):
+            return False
+        self.finish()  # the one before may have been the best and fail
+        if self.best and loss >= self.best["loss"]:
+            return False
+        self.best = {"step": step, "loss": loss}
+        return self.settings.best
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: dict[str, Any], final: bool) -> None:
         """Begin a checkpoint after the one before is through.
@@ -103,5 +103,4 @@ class Keeper:
     def newest_before(self, step: int) -> Path | None:
         """The newest whole checkpoint that knows nothing of a step (from 0), the same on all processes."""
         self.finish()
-        # the first process looks for all: another could see a folder that is just being removed
-        return broadcast_object_list([checkpoint.newest(self.run, before=step)[0]])[0]
+        return engine.by_first(self.accelerator, lambda: checkpoint.newest(self.run, before=step)[0])

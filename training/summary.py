@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..core.checkpoints import LadderParts
 from .memory import estimate_memory, parameter_counts
@@ -14,7 +15,12 @@ Row = Sequence[str]
 
 
 def summarise(
-    recipe: Recipe, parts: LadderParts, sources: Sequence[Source], world: int, images: int = 1
+    recipe: Recipe,
+    parts: LadderParts,
+    sources: Sequence[Source],
+    world: int,
+    images: int = 1,
+    found: Path | None = None,
 ) -> str:
     """The text of a dry run, at most 100 columns wide where the recipe's own lines are.
 
@@ -24,6 +30,7 @@ def summarise(
         sources: the data sets as the order gets them: names, samples per bucket after `exclude`, weights.
         world: number of devices.
         images: input images of a sample at most, 0 if there are no edits.
+        found: checkpoint of the run that it would go on from, None if it would begin.
 
     Raises:
         ValueError: data that no order can be made of, or a warm-up that is longer than the run.
@@ -33,7 +40,7 @@ def summarise(
         "Recipe": recipe_yaml(recipe).rstrip(),
         "Model": model_text(recipe, parts),
         "Data": data_text(order),
-        "Steps": steps_text(recipe, order, world),
+        "Steps": steps_text(recipe, order, world, found),
         "Memory of one device": memory_text(recipe, parts, world, images),
     }
     return "\n\n".join(f"{title}\n{'-' * len(title)}\n{text}" for title, text in sections.items()) + "\n"
@@ -80,8 +87,8 @@ def data_text(order: Order) -> str:
     return text
 
 
-def steps_text(recipe: Recipe, order: Order, world: int) -> str:
-    """How long the run is, and how a step is cut."""
+def steps_text(recipe: Recipe, order: Order, world: int, found: Path | None) -> str:
+    """How long the run is, where it begins, and how a step is cut."""
     train = recipe.train
     steps = total_steps(train, order.steps_per_epoch)
     rounds = train.batch / train.micro_batch / world
@@ -95,7 +102,8 @@ def steps_text(recipe: Recipe, order: Order, world: int) -> str:
         ["devices", f"{world:,}"],
         ["passes per step and device", f"{rounds:g}"],
     ]
-    return table(None, rows)
+    start = f"Goes on from {found}." if found else f"Begins in {recipe.run}."
+    return f"{start}\n\n{table(None, rows)}"
 
 
 def memory_text(recipe: Recipe, parts: LadderParts, world: int, images: int) -> str:

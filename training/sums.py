@@ -56,10 +56,10 @@ class OwnSums:
         Args:
             losses: ``[batch]``, 0 for bad samples.
             weight: ``[batch]`` on the CPU, 0 for bad samples.
-            levels: noise levels in [0, 1) ``[batch]`` on the CPU.
+            levels: noise levels in (0, 1] ``[batch]`` on the CPU.
             wait: seconds.
         """
-        self.losses.append((losses.detach(), weight.double(), (levels * BINS).long()))
+        self.losses.append((losses.detach(), weight.double(), (levels * BINS).ceil().long() - 1))
         self.values[4] += wait
 
     def reduced(self, device: torch.device, interrupted: bool) -> StepSums:
@@ -73,5 +73,5 @@ class OwnSums:
             values[5 : 5 + BINS].index_add_(0, bins, losses)
             values[5 + BINS :].index_add_(0, bins, weight)
         values[3] = interrupted
-        numbers = engine.total(values.to(device)).tolist()
+        numbers = engine.total(values, device).tolist()
         return StepSums(*numbers[:5], numbers[5 : 5 + BINS], numbers[5 + BINS :])

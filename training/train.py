@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ..core.checkpoints import LadderParts
     from .data.samples import MicroBatches
     from .recipe import Recipe
+    from .run_lock import RunLock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,22 +49,32 @@ def run(options: argparse.Namespace) -> None:
     from .recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
-    if options.dry_run:
-        print(dry_run(recipe))
-    else:
+    if not options.dry_run:
         train(recipe)
+    elif os.environ.get("RANK", "0") == "0":
+        print(dry_run(recipe), end="")
 
 
 def train(recipe: Recipe) -> None:
     """Everything between a recipe and the loop."""
     from . import engine
-    from .loop import Trainer
-    from .recipe import total_steps
+    from .run_lock import RunLock
 
     accelerator = engine.start(recipe.train.precision)
     check_engine(recipe, accelerator.num_processes)
+    with RunLock(Path(recipe.run).expanduser(), say=lambda text: print(text, file=sys.stderr)) as lock:
+        train_alone(recipe, accelerator, lock)
+    accelerator.end_training()
+
+
+def train_alone(recipe: Recipe, accelerator: Accelerator, lock: RunLock) -> None:
+    """Train with a lock on the folder; the first process takes it at once, or when it makes the folder."""
+    from . import engine
+    from .loop import Trainer
+    from .recipe import total_steps
+
     folder = Path(recipe.run).expanduser()
-    recipe, found = engine.by_first(accelerator, lambda: find_start(recipe, folder))
+    recipe, found = engine.by_first(accelerator, lambda: find_start(recipe, folder, lock))
     parts = prepare_parts(recipe, accelerator)
     dataset = open_data(recipe, parts)
     steps = total_steps(recipe.train, dataset.order.steps_per_epoch)
@@ -75,19 +87,26 @@ def train(recipe: Recipe) -> None:
     if trainer.done >= steps:
         trainer.say(f"{folder} has all of its {steps} steps; there is nothing left to do.")
         return
-    engine.by_first(accelerator, lambda: write_recipe(recipe, folder))
+    engine.by_first(accelerator, lambda: begin(recipe, folder, lock))
     trainer.fit()
-    accelerator.end_training()
 
 
-def find_start(recipe: Recipe, folder: Path) -> tuple[Recipe, Path | None]:
-    """The recipe with its model pinned, and the checkpoint to go on from. Reads little and writes nothing.
+def find_start(recipe: Recipe, folder: Path, lock: RunLock | None = None) -> tuple[Recipe, Path | None]:
+    """The recipe with its model pinned, and the checkpoint to go on from. Reads little and makes no folder.
+
+    Args:
+        recipe: the resolved recipe.
+        folder: of the run; locked if it is there.
+        lock: on the folder; None only looks.
 
     Raises:
-        ValueError: something that the recipe names is not there or cannot be used.
+        ValueError: something that the recipe names is not there or cannot be used, or another run is there.
     """
     from .validation import read_requests
 
+    if lock is not None and folder.is_dir():
+        with writing(folder):
+            lock.take()
     recipe = pin_init(recipe, folder)
     found = find_checkpoint(folder, recipe)
     check_data(recipe)
@@ -95,14 +114,26 @@ def find_start(recipe: Recipe, folder: Path) -> tuple[Recipe, Path | None]:
     return recipe, found
 
 
-def write_recipe(recipe: Recipe, folder: Path) -> None:
+def begin(recipe: Recipe, folder: Path, lock: RunLock) -> None:
     """Make the folder of a run, with its resolved recipe. Raises ValueError if that cannot be done."""
     from .models import RECIPE_FILE
     from .recipe import save_recipe
 
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if lock.take() and (folder / RECIPE_FILE).exists():  # it was not there when we looked
+            raise ValueError(
+                f"Another run has begun in {folder} in the meantime; start again to go on with it, or name "
+                "another folder with run=."
+            )
         save_recipe(recipe, folder / RECIPE_FILE)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say in one sentence where the folder of a run cannot be written to."""
+    try:
+        yield
     except OSError as error:
         raise ValueError(
             f"The run folder {folder} cannot be written to ({error.strerror}); name another with run=."
@@ -110,23 +141,31 @@ def write_recipe(recipe: Recipe, folder: Path) -> None:
 
 
 def dry_run(recipe: Recipe) -> str:
-    """What a run would do: recipe, parameters, data and memory of a device. Nothing is started."""
+    """What a run would do: recipe, parameters, data and memory of a device. Nothing is started.
+
+    What keeps the run from starting is found here too; of several processes each would say the same.
+    """
     from ..core.checkpoints import released_parts_on_meta
+    from . import engine
     from .data.samples import MicroBatches
     from .models import load_base
     from .settings import BaseModels
     from .summary import summarise
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    engine.refuse_deepspeed()
     check_engine(recipe, world)
-    check_data(recipe)
+    recipe, found = find_start(recipe, Path(recipe.run).expanduser())
+    # the launcher may have asked for it
+    parallel = {"parallel": engine.wanted_parallel(recipe.train.parallel)}
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=parallel)})
     # the released sizes are known without their files
     released = recipe.init is None and recipe.base == BaseModels()
     parts = released_parts_on_meta() if released else load_base(recipe)
     channels, factor = parts.transformer.config.in_channels, parts.vae.spatial_compression_ratio
     dataset = MicroBatches(recipe, None, channels, factor)
     images = max(int(data.index.input_counts().max(initial=0)) for data in dataset.sets)
-    return summarise(recipe, parts, dataset.order.sources, world, images)
+    return summarise(recipe, parts, dataset.order.sources, world, images, found)
 
 
 def check_engine(recipe: Recipe, world: int) -> None:

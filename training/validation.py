@@ -185,7 +185,7 @@ class Validator:
             if mine < len(self.held_out):
                 counted = torch.where(batch.weight > 0, losses.cpu(), 0.0)
                 sums += torch.stack([counted.sum(), batch.weight.sum()]).double()
-        loss, weight = engine.total(sums.to(self.accelerator.device)).tolist()
+        loss, weight = engine.total(sums, self.accelerator.device).tolist()
         return loss / weight if weight else None
 
     def draw(self, step: int, log: RunLog) -> None:

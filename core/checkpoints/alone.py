@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from .naming import check_tensors, place_of
-from .parts import stored_shapes, transformer_on_meta
+from .parts import read_part_config, stored_shapes, transformer_on_meta
 from .weights import TensorInfo, find_weights, read_header
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.transformer.", "transformer.")
@@ -56,8 +56,6 @@ def fits(path: str | Path, model: str | Path) -> bool:
     Raises:
         ValueError: one of them cannot be read.
     """
-    from .folders import read_part_config
-
     shapes = {bare_name(name): info.shape for name, info in read_header(Path(path)).items()}
     model = Path(model)
     if (model / "model_index.json").is_file():

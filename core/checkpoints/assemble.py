@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLConfig
 from ..connector import LadderConnector
 from ..prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from ..schedulers import recipe_scheduler
-from .folders import match_folder, read_part_config
+from .folders import match_folder
 from .parts import (
     LadderParts,
     check_device,
@@ -20,6 +20,7 @@ from .parts import (
     freeze,
     mllm_on_meta,
     place,
+    read_part_config,
     transformer_on_meta,
     vae_on_meta,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
@@ -21,6 +20,7 @@ from .parts import (
     freeze,
     mllm_on_meta,
     on_meta,
+    read_part_config,
     stored_shapes,
     transformer_on_meta,
     vae_on_meta,
@@ -28,32 +28,10 @@ from .parts import (
 from .tokenizers import find_tokenizer
 from .weights import TensorInfo, find_weights, read_json, read_tensors
 
-CLASSES = {
-    "mllm": ("qwen2_5_vl",),
-    "connector": ("LadderConnector",),
-    "transformer": ("SanaTransformer2DModel", "LadderTransformer2DModel"),
-    "vae": ("AutoencoderDC",),
-}
 SCHEDULERS = {
     scheduler.__name__: scheduler
     for scheduler in (DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler)
 }
-
-
-def read_part_config(folder: Path, part: str) -> dict[str, Any]:
-    """Configuration of the folder of one part (a field of LadderParts).
-
-    Raises:
-        ValueError: there is none, or it is that of another kind of model.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path} is not there; give a complete folder, in the layout of its hub repository.")
-    config = read_json(path)
-    kind = config.get("_class_name") or config.get("model_type")
-    if kind not in CLASSES[part]:
-        raise ValueError(f"{folder} holds a {kind}; as {part} a {CLASSES[part][0]} is needed.")
-    return config
 
 
 def match_folder(folder: Path, module: nn.Module) -> dict[str, TensorInfo]:

@@ -24,6 +24,12 @@ from ..versions import fill_rotary, mllm_config
 from .weights import read_json
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+CLASSES = {
+    "mllm": ("qwen2_5_vl",),
+    "connector": ("LadderConnector",),
+    "transformer": ("SanaTransformer2DModel", "LadderTransformer2DModel"),
+    "vae": ("AutoencoderDC",),
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -52,6 +58,22 @@ class BaseConfigs:
     mllm: dict[str, Any]
     transformer: dict[str, Any]
     vae: dict[str, Any]
+
+
+def read_part_config(folder: Path, part: str) -> dict[str, Any]:
+    """Configuration of the folder of one part (a field of LadderParts).
+
+    Raises:
+        ValueError: there is none, or it is that of another kind of model.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; give a complete folder, in the layout of its hub repository.")
+    config = read_json(path)
+    kind = config.get("_class_name") or config.get("model_type")
+    if kind not in CLASSES[part]:
+        raise ValueError(f"{folder} holds a {kind}; as {part} a {CLASSES[part][0]} is needed.")
+    return config
 
 
 def released_configs() -> BaseConfigs:

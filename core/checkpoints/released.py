@@ -16,7 +16,6 @@ from ..connector import LadderConnector
 from ..prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from ..schedulers import recipe_scheduler
 from .alone import match_transformer
-from .folders import read_part_config
 from .naming import EMBEDDING, HEAD, Place, check_tensors, mllm_name, place_of, released_name
 from .parts import (
     BaseConfigs,
@@ -25,6 +24,7 @@ from .parts import (
     freeze,
     mllm_on_meta,
     on_meta,
+    read_part_config,
     released_configs,
     stored_shapes,
     transformer_on_meta,

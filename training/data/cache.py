@@ -125,6 +125,7 @@ def fill(
     Returns:
         Filled: what was done by this process.
     """
+    import torch
     from tqdm import tqdm
 
     from .loading import read_ahead
@@ -134,12 +135,16 @@ def fill(
     computer = Computer(parts, work, dtype)
     mine = range(rank, len(work), world)
     filled = Filled()
+    # as in a training step: some operations stay float32 there
+    bf16 = recipe.train.precision == "bf16"
+    autocast = torch.autocast(parts.vae.device.type, torch.bfloat16, enabled=bf16)
     with (
         tqdm(total=work.count(mine), unit="sample", desc="cache", disable=rank > 0) as bar,
         closing(read_ahead(work, mine, recipe.data.workers)) as chunks,
     ):
         for items in chunks:
-            computer.write(items)
+            with autocast:
+                computer.write(items)
             for item in items:
                 if item.bad:
                     filled.bad.append(item.bad)

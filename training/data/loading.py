@@ -29,7 +29,7 @@ PRELOAD = (
 PREFETCH = 4  # micro-batches per worker
 # what torch says, which has no exception of its own for it
 WORKER_DIED = re.compile(
-    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by (signal: \w+)|exited)"
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by (signal: [\w ]+)|exited)"
 )
 
 
@@ -136,10 +136,14 @@ def as_stop(error: Exception) -> Stop | None:
         return None
     process = f" (process {found[1]})" if found else ""
     cause = f" by {found[2]}" if found and found[2] else ""
+    memory, remedy = "memory", "give the machine more"
+    if "Bus error" in cause:
+        memory, remedy = "shared memory", "give /dev/shm more (docker run --shm-size)"
     return Stop(
-        f"A data worker{process} was ended{cause} from outside, most often for lack of memory; give the "
-        "machine more, or lower data.workers. The same command goes on from the last checkpoint.",
+        f"A data worker{process} was ended{cause} from outside, most often for lack of {memory}; {remedy}, "
+        "or lower data.workers. The same command goes on from the last checkpoint.",
         BAD_DATA,
+        alone=True,
     )
 
 
