@@ -14,6 +14,8 @@ from diffusers import AutoencoderDC
 from ..core.editing import as_rgb, check_pictures
 from .offload import cast_parameters, manage_strays, use_comfy_ops
 
+ENCODE_VALUES, DECODE_VALUES = 920, 860  # that the released size holds for each pixel at its peak
+
 
 class PlainAutoencoderDC(AutoencoderDC):
     """AutoencoderDC that takes and returns tensors, as ComfyUI's VAE calls it."""
@@ -43,9 +45,11 @@ class LadderVAE(comfy.sd.VAE):
         factor = autoencoder.spatial_compression_ratio
         self.latent_channels = autoencoder.config.latent_channels
         self.downscale_ratio = self.upscale_ratio = factor
-        self.memory_used_encode = lambda shape, dt: 700 * shape[2] * shape[3] * management.dtype_size(dt)
+        self.memory_used_encode = lambda shape, dt: (
+            ENCODE_VALUES * shape[2] * shape[3] * management.dtype_size(dt)
+        )
         self.memory_used_decode = lambda shape, dt: (
-            700 * shape[2] * shape[3] * factor**2 * management.dtype_size(dt)
+            DECODE_VALUES * shape[2] * shape[3] * factor**2 * management.dtype_size(dt)
         )
         self.device = management.vae_device()
         self.output_device = management.intermediate_device()

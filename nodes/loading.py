@@ -79,9 +79,16 @@ class LadderLoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, weight_dtype: str, base: str = AUTO) -> str:
-        """A file that was replaced is loaded again."""
+        """A file that was replaced is loaded again, also one of the base model that auto finds."""
+        from ..core.checkpoints import is_transformer_alone
+
         found = find_models()
         paths = [found[name] for name in (checkpoint, base) if name in found and name != EMBEDDED]
+        try:
+            if base == AUTO and paths and paths[0].is_file() and is_transformer_alone(paths[0]):
+                paths.append(base_of(checkpoint, base))
+        except ValueError as error:
+            return str(error)  # which execute raises, until the files are mended
         return stamp(*paths)
 
     @classmethod

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,9 +44,58 @@ RUN_BUTTON = '[data-testid="queue-button"] button:visible, button[data-testid="q
 
 
 def find_chromium() -> str | None:
-    """The program that ``CHROMIUM_PATH`` names, else the first one on the path."""
+    """The program that ``CHROMIUM_PATH`` names, else the first on the path, else Playwright's own.
+
+    Raises:
+        FileNotFoundError: ``CHROMIUM_PATH`` names no program.
+    """
     named = os.environ.get("CHROMIUM_PATH")
-    return named or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if named:
+        if shutil.which(named) is None:
+            raise FileNotFoundError(f"CHROMIUM_PATH is {named}, which is no program.")
+        return named
+    found = [path for path in map(shutil.which, CHROMIUM) if path and not is_snap(Path(path))]
+    return found[0] if found else playwright_chromium()
+
+
+def is_snap(program: Path) -> bool:
+    """Whether this starts a snap, as Ubuntu's does: a snap sees no profile outside of its own folders."""
+    target = program.resolve()
+    if program.is_relative_to("/snap") or target.name == "snap":
+        return True
+    start = target.read_bytes()[:10_000]
+    return start.startswith(b"#!") and b"/snap/bin/" in start
+
+
+def playwright_chromium() -> str | None:
+    """What ``python -m playwright install chromium`` fetched."""
+    if importlib.util.find_spec("playwright") is None:
+        return None
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        path = playwright.chromium.executable_path
+    return path if Path(path).is_file() else None
+
+
+def chromium_version(program: str) -> str:
+    """Start it once, as the tests do.
+
+    Raises:
+        RuntimeError: it does not start; what it said last.
+    """
+    from playwright.sync_api import Error, sync_playwright
+
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        except Error as error:
+            said = re.findall(r"^\[pid=\d+\]\[err\] (.*)$", error.message, re.MULTILINE)
+            reason = said[-1] if said else error.message.splitlines()[0]
+            raise RuntimeError(f"{program} does not start: {reason}") from error
+        version = browser.version
+        browser.close()
+    return version
 
 
 def prepare_user(folder: Path, locale: str = "en", **settings: object) -> None:
@@ -60,6 +111,7 @@ def open_page(server: Server, size: tuple[int, int] = (1600, 900), scale: float 
     """ComfyUI's page with an empty graph; requests to other machines are dropped.
 
     Raises:
+        FileNotFoundError: ``CHROMIUM_PATH`` names no program.
         RuntimeError: there is no Chromium on this machine.
     """
     from playwright.sync_api import sync_playwright

@@ -1,4 +1,4 @@
-"""Run both templates headless in real ComfyUI with the embedded model; the pictures land in ``out/``."""
+"""Draw and edit headless in real ComfyUI with the embedded model; the pictures land in ``out/``."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 IMAGES = comfy_tree.ROOT / "docs" / "images"
 API = comfy_tree.ROOT / "tests" / "data" / "workflows_api"
-SHOWN = ("edit_by_instruction", "structure_and_style", "ladder_probe")
+SHOWN = ("structure_and_style", "masked_edit", "ladder_probe")
 SAVED = "conditioning/ladder_00001_.safetensors [output]"
 MODEL, MLLM, VAE, SCENE = ["1", 0], ["1", 1], ["1", 2], ["2", 0]
 CONDITIONS = {"positive": ["3", 0], "negative": ["3", 1]}
@@ -56,7 +56,7 @@ NODES = {
     "13": (
         "Probe",
         {"model": MODEL, "vae": VAE, **CONDITIONS, "latent": ["7", 0], "seed": 7},
-        (460, 1000),
+        (460, 964),
     ),
     "14": ("SaveConditioning", {"conditioning": ["12", 0], "note": "a panda"}, (360, 220)),
     "15": ("LoadConditioning", {"file": SAVED}, (400, 0)),
@@ -127,6 +127,8 @@ def show_templates(page: Page) -> None:
         clip = page.evaluate(
             """() => {
                 const {scale, offset} = window.app.canvas.ds
+                offset[1] += 60 / scale  // out of the way of what stands in the page's corners
+                window.app.canvas.draw(true, true)
                 const area = window.app.canvas.canvas.getBoundingClientRect()
                 const boxes = window.app.graph._groups.map((g) => g.boundingRect)
                 const left = Math.min(...boxes.map((b) => b[0])), top = Math.min(...boxes.map((b) => b[1]))
@@ -165,7 +167,7 @@ def main() -> None:
             prompt["3"] = {"class_type": "TBACUniImageSaveConditioning", "inputs": save}
             asyncio.run(comfy_server.run_graph(server, prompt))
             for show in (show_nodes, show_templates):  # each on a page that has shown nothing yet
-                with comfy_browser.open_page(server, (1700, 1000), scale=1.5) as page:
+                with comfy_browser.open_page(server, (1700, 1300), scale=1.5) as page:
                     show(page)
 
 

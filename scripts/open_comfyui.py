@@ -16,7 +16,7 @@ def main() -> int:
     port = comfy_server.free_port(int(os.environ.get("PORT", "8188")))
     options = ["--output-directory", str(comfy_tree.ROOT / "out")] if tree == comfy_tree.OWN_TREE else []
     print(
-        f"ComfyUI opens at http://127.0.0.1:{port} ; Templates -> tbac-uniimage has the two graphs.",
+        f"ComfyUI opens at http://127.0.0.1:{port} ; Templates -> tbac-uniimage has graphs to begin with.",
         flush=True,
     )
     try:

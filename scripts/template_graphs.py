@@ -10,6 +10,7 @@ Value = str | int | float | bool | Link
 NANO = {"checkpoint": "nano (embedded)", "weight_dtype": "default"}
 ENLARGE = {"upscale_method": "bicubic", "width": 512, "height": 0, "crop": "disabled"}
 SIZE = {"width": 0, "height": 0, "batch_size": 1}
+SHEET = (520, 456)  # a node that shows a contact sheet
 EDIT = {"steps": 30, "guidance": 2.0, "image_guidance": 2.0}
 
 
@@ -66,10 +67,10 @@ def enlarge(column: int, image: Link, collapsed: bool = False) -> Node:
     return Node("ImageScale", column, {"image": image, **ENLARGE}, "Enlarge", collapsed=collapsed)
 
 
-def save(column: int, image: Link, name: str, title: str = "", side: int = 400) -> Node:
-    """Save Image, with room for a picture of this side."""
+def save(column: int, image: Link, name: str, title: str = "", size: tuple[int, int] = (400, 460)) -> Node:
+    """Save Image, with room for a square picture."""
     inputs = {"images": image, "filename_prefix": name}
-    return Node("SaveImage", column, inputs, title, (side, side + 60))
+    return Node("SaveImage", column, inputs, title, size)
 
 
 def picture(column: int, name: str, title: str = "") -> Node:
@@ -178,7 +179,7 @@ TEMPLATES = {
                 (340, 60),
             ),
             edit(1, (2, 0), "change the background to pink"),
-            save(2, (3, 0), "tbac/batch", side=420),
+            save(2, (3, 0), "tbac/batch", size=(420, 480)),
         ],
         [("Model and folder", 0, 0), ("Edit", 1, 2)],
     ),
@@ -253,10 +254,10 @@ TEMPLATES = {
                     "steps": 15,
                     "guidance": 4.5,
                 },
-                size=(460, 1000),
+                size=(460, 964),
             ),
-            save(3, (4, 0), "tbac/probe_muted", "Each rung muted", 440),
-            save(3, (4, 1), "tbac/probe_attention", "Where each rung looks", 440),
+            save(3, (4, 0), "tbac/probe_muted", "Each rung muted", SHEET),
+            save(3, (4, 1), "tbac/probe_attention", "Where each rung looks", SHEET),
         ],
         [("Model", 0, 0), ("Prompt", 1, 1), ("Probe", 2, 3)],
         drops=(0, 170, 0, 0),

@@ -189,7 +189,14 @@ def test_what_model_save_writes_is_loaded_with_the_model_that_fits(loaded, model
     assert largest(expected, predict(loaded.model, conditioning)) > 1e-2
     assert largest(mllm.encode([PROMPT], [[]]), conditioning[0][0]) < 1e-5
 
+    from tbac_uniimage.nodes.loading import LadderLoadModel
+
+    stamps = [LadderLoadModel.fingerprint_inputs(file.name, "default")]
+    os.utime(own / "vae" / "diffusion_pytorch_model.safetensors", ns=(1, 1))
+    stamps.append(LadderLoadModel.fingerprint_inputs(file.name, "default"))
     shutil.rmtree(own / "transformer")
+    stamps.append(LadderLoadModel.fingerprint_inputs(file.name, "default"))
+    assert len(set(stamps)) == 3 and "no model here has one of its sizes" in stamps[2]
     with pytest.raises(ValueError, match="no model here has one of its sizes"):
         load(file.name)
     (own / "transformer").mkdir()  # its sizes are enough

@@ -98,6 +98,32 @@ def test_stock_samplers_give_finite_pictures_that_follow_the_seed(loaded, condit
     assert largest(found, ksample(*arguments, sampler=sampler, seed=8)) > 0.1
 
 
+@pytest.mark.parametrize("step", range(1, 7))
+def test_ksampler_is_interrupted_at_every_step(loaded, conditions, monkeypatch, step):
+    import comfy.model_management as management
+    import comfy.utils
+
+    seen = []
+
+    def hook(value: int, *_: object, **__: object) -> None:
+        seen.append(value)
+        if value == step:
+            management.interrupt_current_processing(True)
+
+    arguments = loaded.model, conditions.a, conditions.negative, empty(loaded)
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    if step < 6:
+        with pytest.raises(management.InterruptProcessingException):
+            ksample(*arguments, steps=6)
+    else:  # nothing is left to interrupt
+        ksample(*arguments, steps=6)
+        management.interrupt_current_processing(False)
+    assert seen == list(range(1, step + 1))
+    assert loaded.model.model.diffusion_model.rung_cache is None
+    monkeypatch.undo()
+    assert ksample(*arguments, steps=2).isfinite().all()
+
+
 def test_less_denoise_stays_closer_to_the_latent(loaded, conditions):
     latent = known_latent(loaded)
     distances = [

@@ -57,6 +57,14 @@ def test_the_best_and_the_last_stay(keeper):
     assert keeper.best == {"step": 2, "loss": 0.1}
 
 
+def test_only_a_better_one_is_written_for_its_own_sake(keeper):
+    """And none at all where the best is not to be kept."""
+    losses = (0.3, None, 0.3, 0.2, math.nan, 0.4)
+    assert [step for step, loss in enumerate(losses) if keeper.consider(step, loss)] == [0, 3]
+    keeper.settings = CheckpointSettings(keep=1, best=False)
+    assert keeper.consider(6, 0.1) is False and keeper.best == {"step": 6, "loss": 0.1}
+
+
 def test_a_loss_that_is_no_number_is_not_the_best(keeper):
     assert keep(keeper, math.nan, 0.3, math.nan, 0.4) == ["step-00000002", "step-00000004"]
 
