@@ -1,4 +1,4 @@
-# make demo     run both templates headless in real ComfyUI; the pictures land in out/
+# make demo     run two graphs headless in real ComfyUI; the pictures land in out/
 # make comfyui  open ComfyUI with this pack for a browser
 # make test     lint and every test
 # make score    the embedded model on held-out scenes, with chance and ceilings; fetches the drawings (needs npm)

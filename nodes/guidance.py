@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -152,9 +152,17 @@ def choose_sigmas(
 
 
 def sample_latent(
-    guider: CFGGuider, latent: dict, seed: int, sampler: comfy.samplers.KSAMPLER, sigmas: torch.Tensor
+    guider: CFGGuider,
+    latent: dict,
+    seed: int,
+    sampler: comfy.samplers.KSAMPLER,
+    sigmas: torch.Tensor,
+    callback: Callable[..., None] | None = None,
 ) -> dict:
     """Sample a LATENT with previews, progress and interrupts.
+
+    Args:
+        callback: told of every step in place of previews and progress.
 
     Raises:
         ValueError: a latent of another kind of model.
@@ -178,7 +186,7 @@ def sample_latent(
         sampler,
         sigmas,
         denoise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, max(len(sigmas) - 1, 1)),
+        callback=callback or latent_preview.prepare_callback(model, max(len(sigmas) - 1, 1)),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )

@@ -23,22 +23,6 @@ if TYPE_CHECKING:
 CELL = 192  # pixels of one picture on a sheet
 
 
-class ProbeGuidance(LadderGuidance):
-    """Reports its steps to the bar of the whole probe, and sends no live previews.
-
-    While ComfyUI's page has a preview of a node, also one that a finished run left behind, it shows that in
-    place of the node's own pictures.
-    """
-
-    def __init__(self, model: ModelPatcher, bar: ProgressBar) -> None:
-        super().__init__(model)
-        self.bar = bar
-
-    def sample(self, *inputs: object, **options: object) -> torch.Tensor:
-        """As the base class, with the callback replaced."""
-        return super().sample(*inputs, **{**options, "callback": lambda *_: self.bar.update(1)})
-
-
 def check_query(positive: list, query: int) -> None:
     """Raise ValueError if the prompt has no query of this number, counted from 1; 0 stands for all."""
     queries = min((states.shape[1] for states, _ in positive), default=0)
@@ -70,13 +54,18 @@ def draw_muted(
     ladder, gains = ladder_of(model), gains_of(model)
     sigmas = choose_sigmas(model, RECIPE, RECIPE, steps)
     bar = ProgressBar((ladder.rungs + 1) * steps)
+
+    def step_done(*_: object) -> None:
+        """No live preview: while ComfyUI's page has one, it shows that instead of the node's own pictures."""
+        bar.update(1)
+
     drawn = []
     for muted in range(ladder.rungs + 1):  # 0: none
         loudness = tuple(0.0 if i + 1 == muted else gain for i, gain in enumerate(gains))
-        guider = ProbeGuidance(with_gains(model, loudness), bar)
+        guider = LadderGuidance(with_gains(model, loudness))
         text, image = guidance
         guider.set_ladder(*branches, [text] * ladder.rungs, image)
-        drawn.append(sample_latent(guider, latent, seed, choose_sampler(RECIPE), sigmas))
+        drawn.append(sample_latent(guider, latent, seed, choose_sampler(RECIPE), sigmas, step_done))
     return drawn
 
 

@@ -113,7 +113,7 @@ def keep(picture: bytes, path: Path, width: int = 0) -> None:
     if width and image.width > width:
         image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, quality=85, optimize=True)
+    image.save(path, quality=80, optimize=True)
     print(f"{path}: {image.size}, {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -46,7 +46,7 @@ def write(folder: Path, files: Mapping[str, bytes | str]) -> Path:
 def index(source: Path | str, out: Path, **options):
     """The index of a data set, and the report."""
     report = build(str(source), out, name="set", **options)
-    return Index.open(out / "set"), report
+    return Index(out / "set"), report
 
 
 def pixel(ref: Ref, storage: Storage | None = None) -> tuple[int, int, int]:

@@ -56,6 +56,8 @@ LABELS = """(type) => {
     window.app.graph.clear()
     const node = LiteGraph.createNode(type)
     window.app.graph.add(node)
+    node.pos = [600, 300]
+    window.app.canvas.draw(true, true)
     return [node.title, ...node.inputs.map((i) => i.label ?? i.localized_name ?? i.name)]
 }"""
 
@@ -135,10 +137,15 @@ def test_probe_alone_shows_its_two_sheets(page, server):
     """An end of its own, with nothing behind it; no live preview of its sampling takes their place."""
     import comfy_browser
 
-    graph = {key: api_form("ladder_probe")[key] for key in ("1", "2", "3", "4")}
-    page.evaluate("async (graph) => await window.app.loadApiJson(graph, 'probe')", graph)
-    page.evaluate("() => window.app.graph.getNodeById(4).setSize([460, 1000])")
-    comfy_browser.fit_view(page)
+    comfy_browser.open_template(page, "ladder_probe")
+    page.evaluate(
+        """() => {
+            const graph = window.app.graph
+            graph._nodes.filter((n) => n.type === 'SaveImage').forEach((n) => graph.remove(n))
+            const seed = graph.getNodeById(4).widgets.find((w) => w.name === 'seed')
+            seed.value = 8 // not what another test has drawn, which would not be sampled again
+        }"""
+    )
     comfy_browser.press_run(page)
     shown = comfy_browser.pictures_shown(page)
     comfy_browser.fit_view(page)

@@ -227,7 +227,7 @@ def test_an_index_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         index(tmp_path / "d", tmp_path / "out")
     assert os.listdir(tmp_path / "out") == ["set"]
-    assert len(Index.open(tmp_path / "out/set")) == 3
+    assert len(Index(tmp_path / "out/set")) == 3
     monkeypatch.undo()
     new, _ = index(tmp_path / "d", tmp_path / "out")
     assert (len(new), len(old)) == (5, 3)
@@ -277,19 +277,19 @@ def test_no_source(tmp_path):
 
 def test_bad_indexes(tmp_path):
     with pytest.raises(ValueError, match="There is no index at"):
-        Index.open(tmp_path)
+        Index(tmp_path)
     found, _ = index(write(tmp_path / "d", pairs(2)), tmp_path / "out")
     whole = (found.folder / "samples.arrow").read_bytes()
     (found.folder / "samples.arrow").write_bytes(whole[:-9])
     with pytest.raises(ValueError, match=r"samples\.arrow is missing or damaged; index the data set again"):
-        Index.open(found.folder)
+        Index(found.folder)
     manifest = found.manifest | {"format": 99}
     (found.folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match="is an index of format 99, not 1"):
-        Index.open(found.folder)
+        Index(found.folder)
     (found.folder / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
-        Index.open(found.folder)
+        Index(found.folder)
 
 
 def test_names_that_are_no_unicode(tmp_path):

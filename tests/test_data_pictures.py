@@ -19,7 +19,6 @@ from tbac_uniimage.training.data.pictures import (
     decode,
     examine,
     fit,
-    nearest_bucket,
     nearest_buckets,
 )
 
@@ -207,12 +206,11 @@ def test_buckets_need_a_multiple():
         aspect_buckets(500, 32)
 
 
-def test_nearest_bucket():
+def test_nearest_buckets_of_known_sizes():
     buckets = aspect_buckets(512, 32)
-    assert buckets[nearest_bucket(1000, 1000, buckets)] == (512, 512)
-    assert buckets[nearest_bucket(1920, 1080, buckets)] == (672, 384)
-    assert buckets[nearest_bucket(100, 4000, buckets)] == (256, 1024)
-    assert nearest_bucket(10, 20, [(2, 2), (1, 1)]) == 0
+    numbers = nearest_buckets(np.array([(1000, 1000), (1920, 1080), (100, 4000)]), buckets)
+    assert [buckets[number] for number in numbers] == [(512, 512), (672, 384), (256, 1024)]
+    assert nearest_buckets(np.array([(10, 20)]), [(2, 2), (1, 1)]) == [0]  # of two the first
 
 
 @given(st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 5000)), min_size=1, max_size=20))
@@ -221,4 +219,3 @@ def test_nearest_buckets_is_nearest(sizes):
     for (width, height), number in zip(sizes, nearest_buckets(np.array(sizes), buckets), strict=True):
         distances = [abs(np.log(width / height) - np.log(w / h)) for w, h in buckets]
         assert distances[number] == pytest.approx(min(distances), abs=1e-12)
-        assert number == nearest_bucket(width, height, buckets)

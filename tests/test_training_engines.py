@@ -58,6 +58,9 @@ def test_lora_trains_and_exports_only_itself(tmp_path, data):
         ({"precision": "bf16", "parallel": "fsdp2"}, 3e-2),
         ({"gradient_checkpointing": True, "parallel": "ddp"}, 2e-6),
         ({"gradient_checkpointing": True, "parallel": "fsdp2"}, 2e-6),
+        pytest.param(
+            {"compile": True, "gradient_checkpointing": True, "parallel": "fsdp2"}, 2e-5, marks=needs_compiler
+        ),
     ],
 )
 def test_options_leave_the_losses(tmp_path, data, changes, tolerance):

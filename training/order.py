@@ -134,8 +134,8 @@ def held_out_counts(sizes: Sequence[int], held_out: int) -> list[int]:
     room = [max(size - 1, 0) for size in sizes]
     if not 0 <= held_out <= sum(room):
         raise ValueError(
-            f"held_out is {held_out}, but the data sets have {sum(sizes)} samples and at least one of every "
-            f"bucket must be left for training; give a number from 0 to {sum(room)}."
+            f"validation.held_out is {held_out}, but the data sets have {sum(sizes)} samples and at least "
+            f"one of every bucket must be left for training; give a number from 0 to {sum(room)}."
         )
     total = sum(sizes)
     counts = [held_out * size // total for size in sizes]

@@ -81,11 +81,6 @@ class Index:
         self.source: str = self.manifest["source"]
         self._rows: dict[str, Rows] = {}
 
-    @classmethod
-    def open(cls, folder: str | Path) -> Index:
-        """Same as ``Index(folder)``."""
-        return cls(folder)
-
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_rows": {}}
 

@@ -241,8 +241,3 @@ def nearest_buckets(sizes: np.ndarray, buckets: Sequence[tuple[int, int]]) -> np
         closer = distance < best
         nearest[closer], best[closer] = number, distance[closer]
     return nearest
-
-
-def nearest_bucket(width: int, height: int, buckets: Sequence[tuple[int, int]]) -> int:
-    """Number of the bucket whose aspect ratio is nearest."""
-    return int(nearest_buckets(np.array([[width, height]]), buckets)[0])

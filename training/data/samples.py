@@ -20,7 +20,6 @@ from ..order import Order, Place, Source, generator, uniform
 from ..recipe import Recipe
 from ..settings import DropSettings
 from .index import Entry, Index
-from .loading import loader  # noqa: F401  the loop takes it from here
 from .pictures import BadPicture, decode, fit
 from .sets import TrainSet, open_sets, target_sizes
 from .storage import Storage
