@@ -19,7 +19,7 @@ from nano_pictures import stored_picture, stored_scenes
 from tbac_uniimage.training.nano.base import autoencoder, language, mllm, stage, tokenizer, vision
 from tbac_uniimage.training.nano.domain import naming, words
 from tbac_uniimage.training.nano.domain.render import render
-from tbac_uniimage.training.nano.domain.scene import Scene, is_held_out
+from tbac_uniimage.training.nano.domain.scene import Item, Scene, is_held_out
 from tbac_uniimage.training.nano.judge import detector, loop
 from tbac_uniimage.training.nano.judge.pictures import see
 
@@ -174,6 +174,43 @@ def test_heads_that_are_right_have_no_loss():
     assert wrong == pytest.approx(50 * language.WEIGHTS["what"] / sum(language.WEIGHTS.values()), rel=1e-4)
 
 
+def test_nouns_are_asked_for_the_cells_that_their_object_lies_on(tasks):
+    dog, cat = Item("dog", 16, 16, 20), Item("cat", 48, 48, 20)  # in opposite corners
+    cells = vision.cell_names([Scene("flat", "blue", (dog, cat)), Scene("flat", "blue", (cat,))])
+    texts = ["replace the dog with a panda", "remove the cat and the dog"]
+    ids, _ = tasks.prompter.prompts(texts, 1)
+    layers = torch.arange(ids.numel()).view(1, *ids.shape, 1).expand(3, -1, -1, 2)
+    states, lies = tasks.nouns(ids, layers, cells)
+    corners = [[x + 4 * y for y in (a, a + 1) for x in (a, a + 1)] for a in (0, 2)]
+    assert [row.nonzero().flatten().tolist() for row in lies] == corners  # no panda, no dog in the second
+    said = ids.flatten()[states[0, :, 0]].tolist()
+    assert said == [tasks.words[list(words.OBJECTS).index(name)] for name in ("dog", "cat")]
+
+
+def test_grounding_is_least_where_the_cells_are_told_apart():
+    grounding = language.Grounding()
+    lies = torch.zeros(1, mllm.CELLS, dtype=torch.bool)
+    lies[0, [2, 3]] = True
+    with torch.no_grad():
+        grounding.read.weight.zero_()
+        grounding.read.bias.copy_(torch.where(lies[0], 30.0, 0.0))
+    states = torch.zeros(3, 1, mllm.WIDTH)
+    assert grounding.loss(states, lies).item() == pytest.approx(math.log(2), abs=1e-5)
+    assert grounding.loss(states, lies.roll(1, 1)).item() == pytest.approx(math.log(2) + 15, abs=1e-4)
+    assert grounding.loss(states[:, :0], lies[:0]).item() == 0
+
+
+def test_grounding_reaches_the_words_only_where_it_counts(tokenizer_folder, drawings):  # noqa: F811
+    losses = []
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        tasks = language.Tasks(mllm.Prompter(mllm.load_tokenizer(tokenizer_folder)), weight)
+        losses.append(tasks.edit(Random(5), 6))
+        losses[-1].backward()
+        assert (tasks.grounding.read.weight.grad is not None) == (weight > 0)
+    assert 1 < (losses[1] - losses[0]).item() < 4  # near log(16) before anything is learned
+
+
 # --- the loop of the base models
 
 
@@ -234,11 +271,19 @@ def test_the_rate_of_a_stage_warms_up_stays_and_falls(tmp_path):
     assert rates == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.01], abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["a_autoencoder", "b_vision", "c_language"])
-def test_recipes_of_base_models_can_be_read_and_changed(name, tmp_path):
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("a_autoencoder", "autoencoder"),
+        ("b_vision", "vision"),
+        ("c_language", "language"),
+        ("d_grounding", "language"),
+    ],
+)
+def test_recipes_of_base_models_can_be_read_and_changed(name, kind, tmp_path):
     path = RECIPES / f"{name}.yaml"
     recipe = stage.load_stage_recipe(path, ["steps=3", f"run={tmp_path}"])
-    assert (recipe.stage, recipe.steps, recipe.run) == (name[2:], 3, str(tmp_path))
+    assert (recipe.stage, recipe.steps, recipe.run) == (kind, 3, str(tmp_path))
     with pytest.raises(ValueError, match="unknown key stepps; the nearest known key is steps"):
         stage.load_stage_recipe(path, ["stepps=3"])
 

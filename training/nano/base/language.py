@@ -3,11 +3,15 @@
 Its query slots name the scene that is to be drawn at the input of every layer that becomes a rung: with a
 caption the scene that it tells, with a picture and an instruction the edited one. The diffusion transformer
 learns objects only once it finds them named there. The same model answers questions about pictures in words.
+
+Which object an instruction means is the last thing that it learns from the slots alone. So the nouns of
+instructions may be asked, too, where in the picture their object lies (:class:`Grounding`).
 """
 
 from __future__ import annotations
 
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +44,7 @@ WEIGHTS = {  # of the heads in the loss: objects and paints matter most and are 
 NOTHING_WEIGHT = 0.3  # of the class "nothing", the most frequent one
 DROPPED = 0.05  # share of empty captions
 EDIT_PARTS = {(False, False): 0.84, (True, False): 0.08, (False, True): 0.04, (True, True): 0.04}
+GROUNDED = slice(2, 5)  # where nouns should know their place: queries look it up in the layers after
 EXAMPLES = 96
 
 
@@ -74,23 +79,52 @@ class SlotHeads(nn.Module):
         return total / sum(WEIGHTS.values())
 
 
+class Grounding(nn.Module):
+    """Where in the picture a noun's object lies, read off the noun's token; needed in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = nn.Linear(mllm.WIDTH, mllm.CELLS)
+
+    def loss(self, states: Tensor, cells: Tensor) -> Tensor:
+        """Cross-entropy of normalised states ``[layers, nouns, WIDTH]`` and the cells that their objects lie
+        on, ``[nouns, CELLS]`` bool; 0 without nouns.
+        """
+        if not len(cells):
+            return states.new_zeros((), dtype=torch.float32)
+        wanted = cells / cells.sum(-1, keepdim=True)
+        return F.cross_entropy(self.read(states.float()).flatten(0, 1), wanted.repeat(len(states), 1))
+
+
+class Reading(NamedTuple):
+    """What the model made of prompts.
+
+    Attributes:
+        slots: normalised query states at the inputs of the rungs, ``[RUNGS, batch, QUERIES, WIDTH]``.
+        ids: of the prompts, ``[batch, length]``.
+        layers: the same of all tokens, at the inputs of `GROUNDED`, ``[layers, batch, length, WIDTH]``.
+        vision: vision tokens ``[batch, CELLS, WIDTH]`` of prompts with pictures.
+    """
+
+    slots: Tensor
+    ids: Tensor
+    layers: Tensor
+    vision: Tensor | None
+
+
 class Tasks:
     """Captions, edits and questions on one model: each draws a batch and gives its loss."""
 
-    def __init__(self, prompter: mllm.Prompter) -> None:
-        self.prompter = prompter
+    def __init__(self, prompter: mllm.Prompter, grounding: float = 0.0) -> None:
+        self.prompter, self.grounding_weight = prompter, grounding
         self.model = mllm.build(prompter.tokenizer)
         self.connector: LadderConnector = mllm.build_connector()
         self.connector.layers.requires_grad_(False)  # belongs to the ladder
-        self.slots, self.cells = SlotHeads(), CellHeads()
+        self.slots, self.cells, self.grounding = SlotHeads(), CellHeads(), Grounding()
         self.words = [encode_text(prompter.tokenizer, f" {name}")[0] for name in OBJECTS]
 
-    def read_slots(
-        self, texts: list[str], pictures: list[np.ndarray] | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Normalised query states at the inputs of the rungs, and vision tokens, of prompts with one picture
-        each or none.
-        """
+    def read(self, texts: list[str], pictures: list[np.ndarray] | None = None) -> Reading:
+        """Read prompts with one picture each or none."""
         ids, mask = self.prompter.prompts(texts, 0 if pictures is None else 1)
         with autocast():
             vision = grid = None
@@ -99,7 +133,8 @@ class Tasks:
                 vision = mllm.vision_tokens(self.model, patches, grid)
             hidden = mllm.run(self.model, self.connector.queries, ids, mask, vision, grid)
             rungs = torch.stack(hidden[-1 - mllm.RUNGS : -1])[:, :, -mllm.QUERIES :]
-            return self.model.model.language_model.norm(rungs), vision
+            norm = self.model.model.language_model.norm
+            return Reading(norm(rungs), ids, norm(torch.stack(hidden[GROUNDED])), vision)
 
     def caption(self, random: Random, size: int, dense: bool = False) -> Tensor:
         """A caption: the slots name its scene. Some are empty and name nothing."""
@@ -111,8 +146,7 @@ class Tasks:
             dropped = random.random() < DROPPED
             texts.append("" if dropped else prompt.text)
             told.append(naming.slot_names(None if dropped else prompt.scene, exact=False))
-        states, _ = self.read_slots(texts)
-        return self.slots.loss(states, torch.from_numpy(np.stack(told)))
+        return self.slots.loss(self.read(texts).slots, torch.from_numpy(np.stack(told)))
 
     def dense(self, random: Random, size: int) -> Tensor:
         """Long captions, apart from the others, which they would only make longer."""
@@ -133,11 +167,30 @@ class Tasks:
             named = (None if no_picture else edit.source) if no_text else edit.target
             told.append(naming.slot_names(named))
             sources.append(None if no_picture else edit.source)
-        states, vision = self.read_slots(texts, pictures)
+        reading = self.read(texts, pictures)
         seen = [i for i, source in enumerate(sources) if source is not None]
         cells = cell_names([sources[i] for i in seen])
-        slots = self.slots.loss(states, torch.from_numpy(np.stack(told)))
-        return slots + 0.3 * self.cells.loss(vision[seen], cells) + 0.2 * self.pointing(vision[seen], cells)
+        slots = self.slots.loss(reading.slots, torch.from_numpy(np.stack(told)))
+        vision = reading.vision[seen]
+        loss = slots + 0.3 * self.cells.loss(vision, cells) + 0.2 * self.pointing(vision, cells)
+        if self.grounding_weight:
+            nouns = self.nouns(reading.ids[seen], reading.layers[:, seen], cells)
+            loss = loss + self.grounding_weight * self.grounding.loss(*nouns)
+        return loss
+
+    def nouns(self, ids: Tensor, layers: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """States ``[layers, nouns, WIDTH]`` of all nouns whose object is in the picture, and the cells
+        ``[nouns, CELLS]`` that it lies on.
+
+        Args:
+            ids: of instructions, ``[batch, length]``.
+            layers: their states ``[layers, batch, length, WIDTH]``.
+            cells: names of the pictures' cells, :func:`cell_names`.
+        """
+        row, place, word = (ids[..., None] == torch.tensor(self.words)).nonzero(as_tuple=True)
+        lies = cells[row, :, WHAT] == word[:, None] + 1
+        seen = lies.any(-1)
+        return layers[:, row[seen], place[seen]], lies[seen]
 
     def pointing(self, tokens: Tensor, cells: Tensor) -> Tensor:
         """A vision token on a sprite should point where the word for the sprite points.
@@ -176,7 +229,8 @@ class Tasks:
     @property
     def modules(self) -> dict[str, nn.Module]:
         """What is saved."""
-        return {"mllm": self.model, "connector": self.connector, "slots": self.slots, "cells": self.cells}
+        names = ("connector", "slots", "cells", "grounding")
+        return {"mllm": self.model, **{name: getattr(self, name) for name in names}}
 
 
 def right(tasks: Tasks, states: Tensor, told: Tensor) -> str:
@@ -199,8 +253,12 @@ def right(tasks: Tasks, states: Tensor, told: Tensor) -> str:
 def train(recipe: StageRecipe) -> None:
     """Train by a recipe, going on where its run left off."""
     torch.manual_seed(recipe.seed)
-    tasks = Tasks(mllm.Prompter(mllm.load_tokenizer(recipe.tokenizer)))
-    stage.load_stage(recipe.vision, {"vision": tasks.model.model.visual, "heads": tasks.cells})
+    tasks = Tasks(mllm.Prompter(mllm.load_tokenizer(recipe.tokenizer)), recipe.grounding)
+    if recipe.init:
+        begun = {name: module for name, module in tasks.modules.items() if name != "grounding"}
+        stage.load_stage(recipe.init, begun)
+    else:
+        stage.load_stage(recipe.vision, {"vision": tasks.model.model.visual, "heads": tasks.cells})
     told = [prompts.draw(recipe.seed, "held out", i) for i in range(EXAMPLES)]
     edited = [edits.draw(recipe.seed, "held out", i) for i in range(EXAMPLES)]
     asked = [questions.draw(recipe.seed, "held out", i) for i in range(EXAMPLES)]
@@ -214,8 +272,8 @@ def train(recipe: StageRecipe) -> None:
 
     @torch.no_grad()
     def evaluate() -> str:
-        captions, _ = tasks.read_slots([prompt.text for prompt in told])
-        edits_, _ = tasks.read_slots([edit.text for edit in edited], [render(edit.source) for edit in edited])
+        captions = tasks.read([prompt.text for prompt in told]).slots
+        edits_ = tasks.read([edit.text for edit in edited], [render(edit.source) for edit in edited]).slots
         logits, answers = tasks.answers(asked, Random(0))
         return (
             f"captions: {right(tasks, captions, named([prompt.scene for prompt in told], False))}; "

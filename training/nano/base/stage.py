@@ -37,6 +37,8 @@ class StageRecipe(Section):
         run: folder of its state; made.
         tokenizer: folder of the tokenizer; trained there if it is missing. Of vision and language only.
         vision: run of the vision tower that the language stage starts from.
+        init: run of the language stage that it starts from, in place of ``vision``.
+        grounding: how much the language stage minds where an instruction's nouns lie in the picture.
         seed: of everything random.
         steps: optimizer steps.
         batch: samples of a step; by task for the language stage.
@@ -50,6 +52,8 @@ class StageRecipe(Section):
     run: str = Field(min_length=1)
     tokenizer: str | None = None
     vision: str | None = None
+    init: str | None = None
+    grounding: float = Field(0.0, ge=0)
     seed: int = 0
     steps: int = Field(gt=0)
     batch: int | dict[str, int]
