@@ -174,14 +174,17 @@ def test_heads_that_are_right_have_no_loss():
     assert wrong == pytest.approx(50 * language.WEIGHTS["what"] / sum(language.WEIGHTS.values()), rel=1e-4)
 
 
-def test_nouns_are_asked_for_the_cells_that_their_object_lies_on(tasks):
-    dog, cat = Item("dog", 16, 16, 20), Item("cat", 48, 48, 20)  # in opposite corners
-    cells = vision.cell_names([Scene("flat", "blue", (dog, cat)), Scene("flat", "blue", (cat,))])
+def test_nouns_are_asked_for_the_cells_and_the_number_of_their_object(tasks):
+    dog, cat = Item("dog", 48, 48, 20), Item("cat", 16, 16, 20)  # in opposite corners
+    scenes = [Scene("flat", "blue", (cat, dog)), Scene("flat", "blue", (cat,))]
+    cells = vision.cell_names(scenes)
+    objects = tasks.slots.names(torch.from_numpy(np.stack([naming.slot_names(s) for s in scenes])))["what"]
     texts = ["replace the dog with a panda", "remove the cat and the dog"]
     ids, _ = tasks.prompter.prompts(texts, 1)
     layers = torch.arange(ids.numel()).view(1, *ids.shape, 1).expand(3, -1, -1, 2)
-    states, lies = tasks.nouns(ids, layers, cells)
-    corners = [[x + 4 * y for y in (a, a + 1) for x in (a, a + 1)] for a in (0, 2)]
+    states, lies, numbers = tasks.nouns(ids, layers, cells, objects)
+    assert [row.nonzero().flatten().tolist() for row in numbers] == [[1], [0]]
+    corners = [[x + 4 * y for y in (a, a + 1) for x in (a, a + 1)] for a in (2, 0)]
     assert [row.nonzero().flatten().tolist() for row in lies] == corners  # no panda, no dog in the second
     said = ids.flatten()[states[0, :, 0]].tolist()
     assert said == [tasks.words[list(words.OBJECTS).index(name)] for name in ("dog", "cat")]
@@ -192,12 +195,14 @@ def test_grounding_is_least_where_the_cells_are_told_apart():
     lies = torch.zeros(1, mllm.CELLS, dtype=torch.bool)
     lies[0, [2, 3]] = True
     with torch.no_grad():
-        grounding.read.weight.zero_()
-        grounding.read.bias.copy_(torch.where(lies[0], 30.0, 0.0))
-    states = torch.zeros(3, 1, mllm.WIDTH)
-    assert grounding.loss(states, lies).item() == pytest.approx(math.log(2), abs=1e-5)
-    assert grounding.loss(states, lies.roll(1, 1)).item() == pytest.approx(math.log(2) + 15, abs=1e-4)
-    assert grounding.loss(states[:, :0], lies[:0]).item() == 0
+        for read in (grounding.cells, grounding.numbers):
+            read.weight.zero_()
+            read.bias.copy_(torch.where(lies[0, : len(read.bias)], 30.0, 0.0))
+    states, numbers = torch.zeros(3, 1, mllm.WIDTH), lies[:, :6]
+    assert grounding.loss(states, lies, numbers).item() == pytest.approx(math.log(2), abs=1e-5)
+    other = grounding.loss(states, lies.roll(1, 1), numbers).item()
+    assert other == pytest.approx(math.log(2) + 15 / 2, abs=1e-4)
+    assert grounding.loss(states[:, :0], lies[:0], numbers[:0]).item() == 0
 
 
 def test_grounding_reaches_the_words_only_where_it_counts(tokenizer_folder, drawings):  # noqa: F811
@@ -207,8 +212,8 @@ def test_grounding_reaches_the_words_only_where_it_counts(tokenizer_folder, draw
         tasks = language.Tasks(mllm.Prompter(mllm.load_tokenizer(tokenizer_folder)), weight)
         losses.append(tasks.edit(Random(5), 6))
         losses[-1].backward()
-        assert (tasks.grounding.read.weight.grad is not None) == (weight > 0)
-    assert 1 < (losses[1] - losses[0]).item() < 4  # near log(16) before anything is learned
+        assert (tasks.grounding.cells.weight.grad is not None) == (weight > 0)
+    assert 1 < (losses[1] - losses[0]).item() < 4  # near (log 16 + log 6) / 2 before anything is learned
 
 
 # --- the loop of the base models

@@ -80,20 +80,34 @@ class SlotHeads(nn.Module):
 
 
 class Grounding(nn.Module):
-    """Where in the picture a noun's object lies, read off the noun's token; needed in training only."""
+    """Which object of the picture a noun means, read off the noun's token; needed in training only.
+
+    The object's cells, and its number among the objects in reading order: by numbers the slots name them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.read = nn.Linear(mllm.WIDTH, mllm.CELLS)
+        self.cells = nn.Linear(mllm.WIDTH, mllm.CELLS)
+        self.numbers = nn.Linear(mllm.WIDTH, naming.MOST_ITEMS)
 
-    def loss(self, states: Tensor, cells: Tensor) -> Tensor:
-        """Cross-entropy of normalised states ``[layers, nouns, WIDTH]`` and the cells that their objects lie
-        on, ``[nouns, CELLS]`` bool; 0 without nouns.
+    def loss(self, states: Tensor, cells: Tensor, numbers: Tensor) -> Tensor:
+        """Cross-entropy, the mean over cells and numbers; 0 without nouns.
+
+        Args:
+            states: normalised, ``[layers, nouns, WIDTH]``.
+            cells: that their objects lie on, ``[nouns, CELLS]`` bool.
+            numbers: that their objects have, ``[nouns, MOST_ITEMS]`` bool; several if several are named so.
         """
         if not len(cells):
             return states.new_zeros((), dtype=torch.float32)
-        wanted = cells / cells.sum(-1, keepdim=True)
-        return F.cross_entropy(self.read(states.float()).flatten(0, 1), wanted.repeat(len(states), 1))
+        losses = [
+            F.cross_entropy(
+                read(states.float()).flatten(0, 1),
+                (wanted / wanted.sum(-1, keepdim=True)).repeat(len(states), 1),
+            )
+            for read, wanted in ((self.cells, cells), (self.numbers, numbers))
+        ]
+        return torch.stack(losses).mean()
 
 
 class Reading(NamedTuple):
@@ -174,23 +188,28 @@ class Tasks:
         vision = reading.vision[seen]
         loss = slots + 0.3 * self.cells.loss(vision, cells) + 0.2 * self.pointing(vision, cells)
         if self.grounding_weight:
-            nouns = self.nouns(reading.ids[seen], reading.layers[:, seen], cells)
+            shown = torch.from_numpy(np.stack([naming.slot_names(sources[i]) for i in seen]))
+            objects = self.slots.names(shown)["what"]
+            nouns = self.nouns(reading.ids[seen], reading.layers[:, seen], cells, objects)
             loss = loss + self.grounding_weight * self.grounding.loss(*nouns)
         return loss
 
-    def nouns(self, ids: Tensor, layers: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """States ``[layers, nouns, WIDTH]`` of all nouns whose object is in the picture, and the cells
-        ``[nouns, CELLS]`` that it lies on.
+    def nouns(
+        self, ids: Tensor, layers: Tensor, cells: Tensor, objects: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All nouns whose object is in the picture, as :meth:`Grounding.loss` takes them.
 
         Args:
             ids: of instructions, ``[batch, length]``.
             layers: their states ``[layers, batch, length, WIDTH]``.
             cells: names of the pictures' cells, :func:`cell_names`.
+            objects: names of the pictures' objects in order, ``[batch, MOST_ITEMS]``.
         """
         row, place, word = (ids[..., None] == torch.tensor(self.words)).nonzero(as_tuple=True)
-        lies = cells[row, :, WHAT] == word[:, None] + 1
+        named = word[:, None] + 1
+        lies, numbers = cells[row, :, WHAT] == named, objects[row] == named
         seen = lies.any(-1)
-        return layers[:, row[seen], place[seen]], lies[seen]
+        return layers[:, row[seen], place[seen]], lies[seen], numbers[seen]
 
     def pointing(self, tokens: Tensor, cells: Tensor) -> Tensor:
         """A vision token on a sprite should point where the word for the sprite points.
