@@ -44,7 +44,8 @@ WEIGHTS = {  # of the heads in the loss: objects and paints matter most and are 
 NOTHING_WEIGHT = 0.3  # of the class "nothing", the most frequent one
 DROPPED = 0.05  # share of empty captions
 EDIT_PARTS = {(False, False): 0.84, (True, False): 0.08, (False, True): 0.04, (True, True): 0.04}
-GROUNDED = slice(2, 5)  # where nouns should know their place: queries look it up in the layers after
+GROUNDED = slice(2, 5)  # layers at whose input nouns should know their object
+TOLD = slice(2, 6)  # rungs, inputs of layers 4 to 7, where the objects' slots should know that they are named
 EXAMPLES = 96
 
 
@@ -80,15 +81,29 @@ class SlotHeads(nn.Module):
 
 
 class Grounding(nn.Module):
-    """Which object of the picture a noun means, read off the noun's token; needed in training only.
+    """Which objects of the picture an instruction names; needed in training only.
 
-    The object's cells, and its number among the objects in reading order: by numbers the slots name them.
+    Read off a noun's token: the cells of its object, and its number among the objects in reading order, by
+    which the slots know them. Read off the slot of each object: whether it is one of those named.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.cells = nn.Linear(mllm.WIDTH, mllm.CELLS)
         self.numbers = nn.Linear(mllm.WIDTH, naming.MOST_ITEMS)
+        self.named = nn.Linear(mllm.WIDTH, 1)
+
+    def slot_loss(self, states: Tensor, objects: Tensor, named: Tensor) -> Tensor:
+        """Binary cross-entropy, the mean over all objects.
+
+        Args:
+            states: of the objects' slots, ``[layers, batch, MOST_ITEMS, WIDTH]``.
+            objects: their names, ``[batch, MOST_ITEMS]``, `naming.NOTHING` where there is none.
+            named: whether the instruction names them, the same shape.
+        """
+        there = objects != naming.NOTHING
+        logits = self.named(states.float())[..., 0][:, there]
+        return F.binary_cross_entropy_with_logits(logits, named[there].float().expand_as(logits))
 
     def loss(self, states: Tensor, cells: Tensor, numbers: Tensor) -> Tensor:
         """Cross-entropy, the mean over cells and numbers; 0 without nouns.
@@ -190,14 +205,17 @@ class Tasks:
         if self.grounding_weight:
             shown = torch.from_numpy(np.stack([naming.slot_names(sources[i]) for i in seen]))
             objects = self.slots.names(shown)["what"]
-            nouns = self.nouns(reading.ids[seen], reading.layers[:, seen], cells, objects)
-            loss = loss + self.grounding_weight * self.grounding.loss(*nouns)
+            *nouns, named = self.nouns(reading.ids[seen], reading.layers[:, seen], cells, objects)
+            slots = reading.slots[TOLD][:, seen][:, :, self.slots.slots["what"]]
+            grounding = self.grounding.loss(*nouns) + self.grounding.slot_loss(slots, objects, named)
+            loss = loss + self.grounding_weight * grounding
         return loss
 
     def nouns(
         self, ids: Tensor, layers: Tensor, cells: Tensor, objects: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """All nouns whose object is in the picture, as :meth:`Grounding.loss` takes them.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All nouns whose object is in the picture, as :meth:`Grounding.loss` takes them, and which objects
+        they name, ``[batch, MOST_ITEMS]`` bool.
 
         Args:
             ids: of instructions, ``[batch, length]``.
@@ -209,7 +227,8 @@ class Tasks:
         named = word[:, None] + 1
         lies, numbers = cells[row, :, WHAT] == named, objects[row] == named
         seen = lies.any(-1)
-        return layers[:, row[seen], place[seen]], lies[seen], numbers[seen]
+        called = torch.zeros_like(objects).index_add(0, row, numbers.to(objects.dtype)) > 0
+        return layers[:, row[seen], place[seen]], lies[seen], numbers[seen], called
 
     def pointing(self, tokens: Tensor, cells: Tensor) -> Tensor:
         """A vision token on a sprite should point where the word for the sprite points.
