@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -93,6 +95,34 @@ def test_slots_name_the_whole_scene(number, split):
         assert scene_of(naming.slot_names(scene)) == scene
         plain = Scene(scene.style, scene.background, tuple(map(straightened, scene.items)), scene.word)
         assert scene_of(naming.slot_names(scene, exact=False)) == plain
+
+
+@given(numbers, st.sampled_from(sorted(edits.KINDS)))
+def test_what_an_edit_leaves_keeps_its_number(number, kind):
+    edit = edits.draw(0, "train", number, kind)
+    items = naming.numbered(edit.target, edit.source)
+    assert Counter(filter(None, items)) == Counter(edit.target.items)
+    assert len(items) <= naming.MOST_ITEMS
+    touched = [i for i, old in enumerate(edit.source.items) if items[i] != old] if not edit.anywhere else []
+    most = {"recolor": 1, "replace": 1, "remove": 1, "action": 1, "hybrid": 2, "extract": 3}
+    assert len(touched) <= most.get(kind, 0)
+    if kind in ("recolor", "action"):
+        assert all(items[i].name == edit.source.items[i].name for i in touched)
+    if kind == "remove":
+        assert [items[i] for i in touched] == [None]
+    if kind == "add":
+        assert items[:-1] == edit.source.items
+
+
+def test_slots_of_a_removed_object_say_nothing():
+    dog, car, cat = Item("dog", 17, 17, 27), Item("car", 47, 17, 27), Item("cat", 17, 47, 27)
+    before, after = Scene("flat", "gray", (dog, car, cat)), Scene("flat", "gray", (dog, cat))
+    slots, was = naming.slot_names(after, before=before), naming.slot_names(before)
+    number, removed = 1, [5, 6, 7]
+    told = [slot for slot in range(len(slots)) if slot not in (number, *removed)]
+    assert np.array_equal(slots[told], was[told])
+    assert set(slots[removed].flatten()) == {naming.NOTHING, naming.UNREAD}
+    assert not np.array_equal(slots, naming.slot_names(after))
 
 
 def test_slots_of_nothing():

@@ -5,7 +5,7 @@ caption the scene that it tells, with a picture and an instruction the edited on
 learns objects only once it finds them named there. The same model answers questions about pictures in words.
 
 Which object an instruction means is the last thing that it learns from the slots alone. So the nouns of
-instructions may be asked, too, where in the picture their object lies (:class:`Grounding`).
+instructions may be asked, too, where in the picture their object lies (:mod:`.grounding`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ....core.connector import LadderConnector
 from ....core.prompts import build_chat, encode_text, pad_left
 from ..domain import edits, naming, prompts, questions
 from ..domain.render import render
-from ..domain.scene import SIZE, Scene
+from ..domain.scene import SIZE
 from ..domain.words import OBJECTS
-from . import mllm, stage
+from . import grounding, mllm, stage
 from .stage import StageRecipe, autocast
 from .tokenizer import ASK_SYSTEM_PROMPT, SYSTEM_PROMPT
 from .vision import WHAT, CellHeads, cell_names
@@ -44,8 +44,6 @@ WEIGHTS = {  # of the heads in the loss: objects and paints matter most and are 
 NOTHING_WEIGHT = 0.3  # of the class "nothing", the most frequent one
 DROPPED = 0.05  # share of empty captions
 EDIT_PARTS = {(False, False): 0.84, (True, False): 0.08, (False, True): 0.04, (True, True): 0.04}
-GROUNDED = slice(2, 5)  # layers at whose input nouns should know their object
-TOLD = slice(2, 6)  # rungs, inputs of layers 4 to 7, where the objects' slots should know that they are named
 EXAMPLES = 96
 
 
@@ -80,76 +78,33 @@ class SlotHeads(nn.Module):
         return total / sum(WEIGHTS.values())
 
 
-class Grounding(nn.Module):
-    """Which objects of the picture an instruction names; needed in training only.
-
-    Read off a noun's token: the cells of its object, and its number among the objects in reading order, by
-    which the slots know them. Read off the slot of each object: whether it is one of those named.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.cells = nn.Linear(mllm.WIDTH, mllm.CELLS)
-        self.numbers = nn.Linear(mllm.WIDTH, naming.MOST_ITEMS)
-        self.named = nn.Linear(mllm.WIDTH, 1)
-
-    def slot_loss(self, states: Tensor, objects: Tensor, named: Tensor) -> Tensor:
-        """Binary cross-entropy, the mean over all objects.
-
-        Args:
-            states: of the objects' slots, ``[layers, batch, MOST_ITEMS, WIDTH]``.
-            objects: their names, ``[batch, MOST_ITEMS]``, `naming.NOTHING` where there is none.
-            named: whether the instruction names them, the same shape.
-        """
-        there = objects != naming.NOTHING
-        logits = self.named(states.float())[..., 0][:, there]
-        return F.binary_cross_entropy_with_logits(logits, named[there].float().expand_as(logits))
-
-    def loss(self, states: Tensor, cells: Tensor, numbers: Tensor) -> Tensor:
-        """Cross-entropy, the mean over cells and numbers; 0 without nouns.
-
-        Args:
-            states: normalised, ``[layers, nouns, WIDTH]``.
-            cells: that their objects lie on, ``[nouns, CELLS]`` bool.
-            numbers: that their objects have, ``[nouns, MOST_ITEMS]`` bool; several if several are named so.
-        """
-        if not len(cells):
-            return states.new_zeros((), dtype=torch.float32)
-        losses = [
-            F.cross_entropy(
-                read(states.float()).flatten(0, 1),
-                (wanted / wanted.sum(-1, keepdim=True)).repeat(len(states), 1),
-            )
-            for read, wanted in ((self.cells, cells), (self.numbers, numbers))
-        ]
-        return torch.stack(losses).mean()
-
-
 class Reading(NamedTuple):
     """What the model made of prompts.
 
     Attributes:
         slots: normalised query states at the inputs of the rungs, ``[RUNGS, batch, QUERIES, WIDTH]``.
         ids: of the prompts, ``[batch, length]``.
-        layers: the same of all tokens, at the inputs of `GROUNDED`, ``[layers, batch, length, WIDTH]``.
+        layers: the same of all tokens at the inputs of some layers, ``[layers, batch, length, WIDTH]``.
+        attention: of the slots in some layers, :func:`.mllm.attention` of prompts with pictures.
         vision: vision tokens ``[batch, CELLS, WIDTH]`` of prompts with pictures.
     """
 
     slots: Tensor
     ids: Tensor
     layers: Tensor
+    attention: Tensor | None
     vision: Tensor | None
 
 
 class Tasks:
     """Captions, edits and questions on one model: each draws a batch and gives its loss."""
 
-    def __init__(self, prompter: mllm.Prompter, grounding: float = 0.0) -> None:
-        self.prompter, self.grounding_weight = prompter, grounding
+    def __init__(self, prompter: mllm.Prompter, grounding_weight: float = 0.0) -> None:
+        self.prompter, self.grounding_weight = prompter, grounding_weight
         self.model = mllm.build(prompter.tokenizer)
         self.connector: LadderConnector = mllm.build_connector()
         self.connector.layers.requires_grad_(False)  # belongs to the ladder
-        self.slots, self.cells, self.grounding = SlotHeads(), CellHeads(), Grounding()
+        self.slots, self.cells, self.grounding = SlotHeads(), CellHeads(), grounding.Grounding()
         self.words = [encode_text(prompter.tokenizer, f" {name}")[0] for name in OBJECTS]
 
     def read(self, texts: list[str], pictures: list[np.ndarray] | None = None) -> Reading:
@@ -163,7 +118,11 @@ class Tasks:
             hidden = mllm.run(self.model, self.connector.queries, ids, mask, vision, grid)
             rungs = torch.stack(hidden[-1 - mllm.RUNGS : -1])[:, :, -mllm.QUERIES :]
             norm = self.model.model.language_model.norm
-            return Reading(norm(rungs), ids, norm(torch.stack(hidden[GROUNDED])), vision)
+            asked = None
+            if pictures is not None:
+                inputs = {layer: hidden[layer] for layer in grounding.ASKED}
+                asked = mllm.attention(self.model, inputs, ids, mask, grid)
+            return Reading(norm(rungs), ids, norm(torch.stack(hidden[grounding.GROUNDED])), asked, vision)
 
     def caption(self, random: Random, size: int, dense: bool = False) -> Tensor:
         """A caption: the slots name its scene. Some are empty and name nothing."""
@@ -191,11 +150,11 @@ class Tasks:
         for _ in range(size):
             edit = edits.sample(random)
             no_text, no_picture = random.choices(list(EDIT_PARTS), list(EDIT_PARTS.values()))[0]
+            source = None if no_picture else edit.source
             texts.append("" if no_text else edit.text)
             pictures.append(EMPTY if no_picture else render(edit.source))
-            named = (None if no_picture else edit.source) if no_text else edit.target
-            told.append(naming.slot_names(named))
-            sources.append(None if no_picture else edit.source)
+            told.append(naming.slot_names(source if no_text else edit.target, before=source))
+            sources.append(source)
         reading = self.read(texts, pictures)
         seen = [i for i, source in enumerate(sources) if source is not None]
         cells = cell_names([sources[i] for i in seen])
@@ -205,30 +164,14 @@ class Tasks:
         if self.grounding_weight:
             shown = torch.from_numpy(np.stack([naming.slot_names(sources[i]) for i in seen]))
             objects = self.slots.names(shown)["what"]
-            *nouns, named = self.nouns(reading.ids[seen], reading.layers[:, seen], cells, objects)
-            slots = reading.slots[TOLD][:, seen][:, :, self.slots.slots["what"]]
-            grounding = self.grounding.loss(*nouns) + self.grounding.slot_loss(slots, objects, named)
-            loss = loss + self.grounding_weight * grounding
+            nouns = grounding.find_nouns(reading.ids[seen], torch.tensor(self.words), cells, objects)
+            slots = reading.slots[grounding.TOLD][:, seen][:, :, self.slots.slots["what"]]
+            loss = loss + self.grounding_weight * (
+                self.grounding.noun_loss(reading.layers[:, seen], nouns)
+                + self.grounding.slot_loss(slots, objects, nouns.spots.any(-1))
+                + grounding.attention_loss(reading.attention[:, seen], objects, nouns.spots)
+            )
         return loss
-
-    def nouns(
-        self, ids: Tensor, layers: Tensor, cells: Tensor, objects: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All nouns whose object is in the picture, as :meth:`Grounding.loss` takes them, and which objects
-        they name, ``[batch, MOST_ITEMS]`` bool.
-
-        Args:
-            ids: of instructions, ``[batch, length]``.
-            layers: their states ``[layers, batch, length, WIDTH]``.
-            cells: names of the pictures' cells, :func:`cell_names`.
-            objects: names of the pictures' objects in order, ``[batch, MOST_ITEMS]``.
-        """
-        row, place, word = (ids[..., None] == torch.tensor(self.words)).nonzero(as_tuple=True)
-        named = word[:, None] + 1
-        lies, numbers = cells[row, :, WHAT] == named, objects[row] == named
-        seen = lies.any(-1)
-        called = torch.zeros_like(objects).index_add(0, row, numbers.to(objects.dtype)) > 0
-        return layers[:, row[seen], place[seen]], lies[seen], numbers[seen], called
 
     def pointing(self, tokens: Tensor, cells: Tensor) -> Tensor:
         """A vision token on a sprite should point where the word for the sprite points.
@@ -305,8 +248,8 @@ def train(recipe: StageRecipe) -> None:
         random = Random(f"{recipe.seed}/language/{number}")
         return sum(getattr(tasks, task)(random, size) for task, size in recipe.batch.items())
 
-    def named(scenes: list[Scene], exact: bool) -> Tensor:
-        return torch.from_numpy(np.stack([naming.slot_names(scene, exact) for scene in scenes]))
+    captioned = np.stack([naming.slot_names(prompt.scene, exact=False) for prompt in told])
+    changed = np.stack([naming.slot_names(edit.target, before=edit.source) for edit in edited])
 
     @torch.no_grad()
     def evaluate() -> str:
@@ -314,8 +257,8 @@ def train(recipe: StageRecipe) -> None:
         edits_ = tasks.read([edit.text for edit in edited], [render(edit.source) for edit in edited]).slots
         logits, answers = tasks.answers(asked, Random(0))
         return (
-            f"captions: {right(tasks, captions, named([prompt.scene for prompt in told], False))}; "
-            f"edits: {right(tasks, edits_, named([edit.target for edit in edited], True))}; "
+            f"captions: {right(tasks, captions, torch.from_numpy(captioned))}; "
+            f"edits: {right(tasks, edits_, torch.from_numpy(changed))}; "
             f"answers: {(logits.argmax(-1) == answers).float().mean():.3f} of tokens"
         )
 

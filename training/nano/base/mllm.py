@@ -15,6 +15,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
 )
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from ....core.connector import LadderConnector
@@ -163,3 +164,37 @@ def run(
         output_hidden_states=True,
         use_cache=False,
     ).hidden_states
+
+
+def attention(
+    mllm: Qwen2_5_VLForConditionalGeneration,
+    inputs: dict[int, Tensor],
+    ids: Tensor,
+    mask: Tensor,
+    grid: Tensor,
+) -> Tensor:
+    """How the queries attend in the first head of some layers, which no fast implementation tells.
+
+    Args:
+        inputs: by index of the layer, ``[batch, length, WIDTH]``.
+        ids, mask, grid: of the prompts, as for :func:`run`.
+
+    Returns:
+        Log-probabilities ``[layers, batch, QUERIES, length]``, float32.
+    """
+    text, length = mllm.model.language_model, ids.shape[1]
+    positions = rope_positions(ids, mask, mllm.config.image_token_id, grid, MERGE)
+    turns = text.rotary_emb(torch.zeros(()), positions)
+    hidden = torch.ones(QUERIES, length, dtype=torch.bool).triu(length - QUERIES + 1) | ~mask.bool()[:, None]
+    layers = []
+    for number, states in inputs.items():
+        layer = text.layers[number]
+        normed, size = layer.input_layernorm(states), layer.self_attn.head_dim
+        query, key = (
+            project(normed)[:, None, :, :size].float()
+            for project in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+        )
+        query, key = apply_rotary_pos_emb(query, key, *turns)
+        scores = (query[:, 0, -QUERIES:] @ key[:, 0].mT).float() * layer.self_attn.scaling
+        layers.append(scores.masked_fill(hidden, -torch.inf).log_softmax(-1))
+    return torch.stack(layers)

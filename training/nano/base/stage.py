@@ -168,7 +168,7 @@ def train(
         {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
     averages = {name: p.detach().clone() for name, p in parameters.items()} if recipe.ema else {}
     done = {"steps": 0, "samples": 0, "minutes": 0.0}
     if (folder / STATE).exists():

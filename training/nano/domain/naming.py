@@ -15,6 +15,9 @@ each of six items. A slot may be read by several heads, each with its own list o
 
 A word's five letters take the slots of the items 2 to 6, whose place says nothing then: a scene with a word
 has one item at most.
+
+Items are numbered in their order. What an edit leaves of a picture keeps its number, so that an instruction
+changes only the slots of which it speaks: the slots of a removed item say nothing.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from .scene import (
     SMALL,
     TITLED,
     TOP_LINE,
+    Item,
     Scene,
     straightened,
 )
@@ -71,12 +75,34 @@ def empty() -> np.ndarray:
     return slots
 
 
-def slot_names(scene: Scene | None, exact: bool = True) -> np.ndarray:
+def numbered(scene: Scene, before: Scene | None) -> tuple[Item | None, ...]:
+    """The items by number, None where one was removed.
+
+    Args:
+        scene: after an edit.
+        before: and before it; None numbers the items in their order.
+    """
+    if before is None or (len(set(before.names)) == 1 and set(scene.names) == set(before.names)):
+        return scene.items  # another number of one kind is laid out anew
+    changed = [item for item in scene.items if item not in before.items]
+    items: list[Item | None] = []
+    for old in before.items:
+        same = [new for new in changed if new.name == old.name]  # moved or painted
+        same += [new for new in changed if (new.x, new.y) == (old.x, old.y)]  # another in its place
+        new = old if old in scene.items else same[0] if same else None
+        if new in changed:
+            changed.remove(new)
+        items.append(new)
+    return (*items, *changed)
+
+
+def slot_names(scene: Scene | None, exact: bool = True, before: Scene | None = None) -> np.ndarray:
     """What every slot says, by head: [20, 9] int64, `UNREAD` where a head does not read a slot.
 
     Args:
         scene: None names nothing at all.
         exact: places and sides to the pixel; else without jitter, as a caption tells them.
+        before: the scene that an edit of it started from.
     """
     slots = empty()
     if scene is None:
@@ -90,7 +116,9 @@ def slot_names(scene: Scene | None, exact: bool = True) -> np.ndarray:
         say(1, "style", scene.style)
     if scene.items:
         say(1, "number", len(scene.items))
-    for number, item in enumerate(scene.items):
+    for number, item in enumerate(numbered(scene, before)):
+        if item is None:
+            continue
         first = 2 + len(ITEM_SLOTS) * number
         item = item if exact else straightened(item)
         values = {"what": item.name, "x": item.x, "y": item.y, "side": item.size} | (

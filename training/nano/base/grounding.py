@@ -1,0 +1,126 @@
+"""Which objects of a picture an instruction means, asked of the MLLM in training only.
+
+An edit changes the slots of the objects that the instruction names and leaves the others. The slots' own loss
+teaches that last of all, because it takes two steps that are of no use alone. So each is asked by itself:
+nouns should know where their object lies (:meth:`Grounding.noun_loss`), and the slots of an object should
+attend to the nouns that name it (:func:`attention_loss`) and know that they are named
+(:meth:`Grounding.slot_loss`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..domain import naming
+from . import mllm
+from .vision import WHAT
+
+GROUNDED = slice(2, 5)  # layers at whose input nouns should know their object
+ASKED = (3, 4)  # layers in whose first head the slots of an object should attend to the nouns that name it
+TOLD = slice(2, 6)  # rungs, inputs of layers 4 to 7, where the objects' slots should know that they are named
+TINY = 1e-4
+
+
+class Nouns(NamedTuple):
+    """The nouns of instructions whose object is in the picture.
+
+    Attributes:
+        rows, places: where they stand, ``[nouns]`` each.
+        cells: that their objects lie on, ``[nouns, CELLS]`` bool.
+        numbers: that their objects have, ``[nouns, MOST_ITEMS]`` bool; several if several are named so.
+        spots: where every object is named, ``[batch, MOST_ITEMS, length]`` bool.
+    """
+
+    rows: Tensor
+    places: Tensor
+    cells: Tensor
+    numbers: Tensor
+    spots: Tensor
+
+
+def find_nouns(ids: Tensor, words: Tensor, cells: Tensor, objects: Tensor) -> Nouns:
+    """The nouns of a batch.
+
+    Args:
+        ids: of instructions, ``[batch, length]``.
+        words: ids of the words for the objects, ``[OBJECTS]``.
+        cells: names of the pictures' cells, :func:`.vision.cell_names`.
+        objects: names of the pictures' objects by number, ``[batch, MOST_ITEMS]``, 0 where there is none.
+    """
+    row, place, word = (ids[..., None] == words).nonzero(as_tuple=True)
+    named = word[:, None] + 1
+    lies, numbers = cells[row, :, WHAT] == named, objects[row] == named
+    spots = torch.zeros(*objects.shape, ids.shape[1], dtype=torch.bool)
+    spots[row, :, place] = numbers
+    seen = lies.any(-1)
+    return Nouns(row[seen], place[seen], lies[seen], numbers[seen], spots)
+
+
+class Grounding(nn.Module):
+    """Read off a noun's token: the cells of its object, and its number, by which the slots know it. Read off
+    the slot of each object: whether it is one of those named.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.Linear(mllm.WIDTH, mllm.CELLS)
+        self.numbers = nn.Linear(mllm.WIDTH, naming.MOST_ITEMS)
+        self.named = nn.Linear(mllm.WIDTH, 1)
+
+    def slot_loss(self, states: Tensor, objects: Tensor, named: Tensor) -> Tensor:
+        """Binary cross-entropy, the mean over all objects.
+
+        Args:
+            states: of the objects' slots, ``[layers, batch, MOST_ITEMS, WIDTH]``.
+            objects: their names, ``[batch, MOST_ITEMS]``, 0 where there is none.
+            named: whether the instruction names them, the same shape.
+        """
+        there = objects != naming.NOTHING
+        logits = self.named(states.float())[..., 0][:, there]
+        return F.binary_cross_entropy_with_logits(logits, named[there].float().expand_as(logits))
+
+    def noun_loss(self, layers: Tensor, nouns: Nouns) -> Tensor:
+        """Cross-entropy, the mean over cells and numbers; 0 without nouns.
+
+        Args:
+            layers: normalised states of all tokens, ``[layers, batch, length, WIDTH]``.
+            nouns: those of the batch.
+        """
+        if not len(nouns.rows):
+            return layers.new_zeros((), dtype=torch.float32)
+        states = layers[:, nouns.rows, nouns.places].float()
+        losses = [
+            F.cross_entropy(
+                read(states).flatten(0, 1),
+                (wanted / wanted.sum(-1, keepdim=True)).repeat(len(states), 1),
+            )
+            for read, wanted in ((self.cells, nouns.cells), (self.numbers, nouns.numbers))
+        ]
+        return torch.stack(losses).mean()
+
+
+def attention_loss(attention: Tensor, objects: Tensor, spots: Tensor) -> Tensor:
+    """How far the slots are from attending to the nouns that name their object, or, unnamed, to no noun.
+
+    Args:
+        attention: log-probabilities ``[layers, batch, QUERIES, length]``.
+        objects: names of the pictures' objects, ``[batch, MOST_ITEMS]``, 0 where there is none.
+        spots: where they are named, ``[batch, MOST_ITEMS, length]`` bool.
+
+    Returns:
+        The mean negative logarithm of the attention that is right, over pictures of which something is named.
+    """
+    rows = spots.flatten(1).any(1)
+    there = (objects != naming.NOTHING)[rows]
+    if not there.any():
+        return attention.new_zeros(())
+    items = naming.MOST_ITEMS * len(naming.ITEM_SLOTS)
+    share = attention[:, rows, -items:].exp().unflatten(2, (naming.MOST_ITEMS, -1))
+    own = (share * spots[rows, :, None]).sum(-1)
+    any_noun = (share * spots[rows].any(1)[:, None, None]).sum(-1)
+    right = torch.where(spots[rows].any(-1)[..., None], own, 1 - any_noun)
+    return -(right[:, there] + TINY).log().mean()
