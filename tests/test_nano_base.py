@@ -214,18 +214,23 @@ def test_grounding_is_least_where_the_cells_are_told_apart():
 
 
 def test_slots_are_asked_only_for_objects_that_are_there():
-    asked, told = grounding.Grounding(), torch.tensor([[1, 0, 0], [1, 1, 0]]).bool()
-    objects = torch.tensor([[3, 5, 0], [7, 7, 0]])  # the last is nothing
+    asked = grounding.Grounding()
+    kept, removed = (naming.FATES.index(fate) for fate in ("kept", "removed"))
+    fates = torch.full((2, 6), naming.UNREAD)
+    fates[0, :2] = torch.tensor([kept, removed])
     with torch.no_grad():
-        asked.named.weight.zero_()
-        asked.named.weight[0, 0] = 1
-        asked.named.bias.zero_()
-    states = torch.zeros(2, 2, 3, mllm.WIDTH)
-    states[..., 0] = torch.where(told, 20.0, -20.0)
-    states[:, :, 2] = 20.0  # wrong, but nobody asks
-    assert asked.slot_loss(states, objects, told).item() < 1e-6
-    states[:, 0, 0, 0] = -20.0  # one of four objects wrong
-    assert asked.slot_loss(states, objects, told).item() == pytest.approx(20 / 4, abs=1e-4)
+        asked.fates.weight.zero_()
+        asked.fates.bias.zero_()
+        asked.fates.weight[removed, 0] = 1
+        asked.fates.weight[kept, 0] = -1
+    slots = torch.zeros(3, 2, 20, mllm.WIDTH)
+    slots[:, 0, 2:5, 0], slots[:, 0, 5:8, 0] = -30.0, 30.0
+    slots[:, :, 8:, 0] = 30.0  # wrong, but nobody asks
+    assert asked.fate_loss(slots, fates).item() < 1e-6
+    slots[:, 0, 5, 0] = -30.0  # a third of the removed object's slots is wrong
+    weight = 3 / (3 + 3 * grounding.KEPT_WEIGHT)
+    assert asked.fate_loss(slots, fates).item() == pytest.approx(weight * 60 / 3, rel=1e-4)
+    assert asked.fate_loss(slots[:, 1:], fates[1:]).item() == 0
 
 
 def test_slots_should_attend_to_what_names_their_object_and_the_others_to_no_noun():
@@ -274,7 +279,7 @@ def test_grounding_reaches_the_words_only_where_it_counts(tokenizer_folder, draw
         losses.append(tasks.edit(Random(5), 6))
         losses[-1].backward()
         assert (tasks.grounding.cells.weight.grad is not None) == (weight > 0)
-    assert 3 < (losses[1] - losses[0]).item() < 8  # near 2.3 + 0.7 + 2.8 before anything is learned
+    assert 3 < (losses[1] - losses[0]).item() < 8  # near 2.3 + 1.6 + 2.8 before anything is learned
 
 
 # --- the loop of the base models

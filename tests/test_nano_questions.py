@@ -114,6 +114,26 @@ def test_what_an_edit_leaves_keeps_its_number(number, kind):
         assert items[:-1] == edit.source.items
 
 
+@given(numbers, st.sampled_from(["add", "recolor", "extract", "replace", "remove", "background", "style"]))
+def test_an_edits_kind_is_what_happens_to_its_objects(number, kind):
+    edit = edits.draw(0, "train", number, kind)
+    fates = naming.fates(edit.target, edit.source)
+    there = [naming.FATES[fate] for fate in fates if fate != naming.UNREAD]
+    assert len(there) == len(edit.source.items) and (fates[len(there) :] == naming.UNREAD).all()
+    changed = {"recolor": "painted", "replace": "replaced", "remove": "removed", "extract": "removed"}
+    number_of = {"extract": len(there) - 1, "recolor": 1, "replace": 1, "remove": 1}
+    assert sorted(fate for fate in there if fate != "kept") == [changed.get(kind)] * number_of.get(kind, 0)
+
+
+def test_another_number_of_a_kind_moves_or_removes_them():
+    cat, other, third = Item("cat", 17, 17, 27), Item("cat", 47, 17, 27), Item("cat", 32, 47, 27)
+    before = Scene("flat", "gray", (cat, other, third))
+    after = Scene("flat", "gray", (cat, Item("cat", 47, 47, 27)))
+    told = [naming.FATES[fate] for fate in naming.fates(after, before)[:3]]
+    assert told == ["kept", "moved", "removed"]
+    assert naming.fates(before, after)[:3].tolist() == [0, naming.FATES.index("moved"), naming.UNREAD]
+
+
 def test_slots_of_a_removed_object_say_nothing():
     dog, car, cat = Item("dog", 17, 17, 27), Item("car", 47, 17, 27), Item("cat", 17, 47, 27)
     before, after = Scene("flat", "gray", (dog, car, cat)), Scene("flat", "gray", (dog, cat))

@@ -3,8 +3,8 @@
 An edit changes the slots of the objects that the instruction names and leaves the others. The slots' own loss
 teaches that last of all, because it takes two steps that are of no use alone. So each is asked by itself:
 nouns should know where their object lies (:meth:`Grounding.noun_loss`), and the slots of an object should
-attend to the nouns that name it (:func:`attention_loss`) and know that they are named
-(:meth:`Grounding.slot_loss`).
+attend to the nouns that name it (:func:`attention_loss`) and know what happens to it
+(:meth:`Grounding.fate_loss`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from .vision import WHAT
 
 GROUNDED = slice(2, 5)  # layers at whose input nouns should know their object
 ASKED = (3, 4)  # layers in whose first head the slots of an object should attend to the nouns that name it
-TOLD = slice(2, 6)  # rungs, inputs of layers 4 to 7, where the objects' slots should know that they are named
+TOLD = slice(2, 6)  # rungs, inputs of layers 4 to 7, where the slots should know what happens to their object
+KEPT_WEIGHT = 0.3  # of the most frequent fate
+ITEM_SLOTS = naming.MOST_ITEMS * len(naming.ITEM_SLOTS)  # the last ones
 TINY = 1e-4
 
 
@@ -62,26 +64,29 @@ def find_nouns(ids: Tensor, words: Tensor, cells: Tensor, objects: Tensor) -> No
 
 class Grounding(nn.Module):
     """Read off a noun's token: the cells of its object, and its number, by which the slots know it. Read off
-    the slot of each object: whether it is one of those named.
+    an object's slots: its fate.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.cells = nn.Linear(mllm.WIDTH, mllm.CELLS)
         self.numbers = nn.Linear(mllm.WIDTH, naming.MOST_ITEMS)
-        self.named = nn.Linear(mllm.WIDTH, 1)
+        self.fates = nn.Linear(mllm.WIDTH, len(naming.FATES))
 
-    def slot_loss(self, states: Tensor, objects: Tensor, named: Tensor) -> Tensor:
-        """Binary cross-entropy, the mean over all objects.
+    def fate_loss(self, slots: Tensor, fates: Tensor) -> Tensor:
+        """Weighted cross-entropy, the mean over the slots of all objects; 0 without objects.
 
         Args:
-            states: of the objects' slots, ``[layers, batch, MOST_ITEMS, WIDTH]``.
-            objects: their names, ``[batch, MOST_ITEMS]``, 0 where there is none.
-            named: whether the instruction names them, the same shape.
+            slots: normalised query states, ``[layers, batch, QUERIES, WIDTH]``.
+            fates: of the objects, :func:`.naming.fates`, ``[batch, MOST_ITEMS]``.
         """
-        there = objects != naming.NOTHING
-        logits = self.named(states.float())[..., 0][:, there]
-        return F.binary_cross_entropy_with_logits(logits, named[there].float().expand_as(logits))
+        if not (fates != naming.UNREAD).any():
+            return slots.new_zeros((), dtype=torch.float32)
+        items = slots[:, :, -ITEM_SLOTS:]
+        wanted = fates.repeat_interleave(len(naming.ITEM_SLOTS), 1).expand(len(slots), -1, -1)
+        weights = torch.ones(len(naming.FATES))
+        weights[naming.FATES.index("kept")] = KEPT_WEIGHT
+        return F.cross_entropy(self.fates(items.float()).flatten(0, 2), wanted.flatten(), weights)
 
     def noun_loss(self, layers: Tensor, nouns: Nouns) -> Tensor:
         """Cross-entropy, the mean over cells and numbers; 0 without nouns.
@@ -118,8 +123,7 @@ def attention_loss(attention: Tensor, objects: Tensor, spots: Tensor) -> Tensor:
     there = (objects != naming.NOTHING)[rows]
     if not there.any():
         return attention.new_zeros(())
-    items = naming.MOST_ITEMS * len(naming.ITEM_SLOTS)
-    share = attention[:, rows, -items:].exp().unflatten(2, (naming.MOST_ITEMS, -1))
+    share = attention[:, rows, -ITEM_SLOTS:].exp().unflatten(2, (naming.MOST_ITEMS, -1))
     own = (share * spots[rows, :, None]).sum(-1)
     any_noun = (share * spots[rows].any(1)[:, None, None]).sum(-1)
     right = torch.where(spots[rows].any(-1)[..., None], own, 1 - any_noun)

@@ -146,14 +146,17 @@ class Tasks:
         Without the instruction they name the picture's own scene, with a black picture and no instruction
         nothing: the three states that guidance compares.
         """
-        texts, pictures, told, sources = [], [], [], []
+        texts, pictures, told, fates, sources = [], [], [], [], []
         for _ in range(size):
             edit = edits.sample(random)
             no_text, no_picture = random.choices(list(EDIT_PARTS), list(EDIT_PARTS.values()))[0]
             source = None if no_picture else edit.source
             texts.append("" if no_text else edit.text)
             pictures.append(EMPTY if no_picture else render(edit.source))
-            told.append(naming.slot_names(source if no_text else edit.target, before=source))
+            target = source if no_text else edit.target
+            told.append(naming.slot_names(target, before=source))
+            if source is not None:
+                fates.append(naming.fates(target, source))
             sources.append(source)
         reading = self.read(texts, pictures)
         seen = [i for i, source in enumerate(sources) if source is not None]
@@ -165,10 +168,11 @@ class Tasks:
             shown = torch.from_numpy(np.stack([naming.slot_names(sources[i]) for i in seen]))
             objects = self.slots.names(shown)["what"]
             nouns = grounding.find_nouns(reading.ids[seen], torch.tensor(self.words), cells, objects)
-            slots = reading.slots[grounding.TOLD][:, seen][:, :, self.slots.slots["what"]]
             loss = loss + self.grounding_weight * (
                 self.grounding.noun_loss(reading.layers[:, seen], nouns)
-                + self.grounding.slot_loss(slots, objects, nouns.spots.any(-1))
+                + self.grounding.fate_loss(
+                    reading.slots[grounding.TOLD][:, seen], torch.from_numpy(np.stack(fates))
+                )
                 + grounding.attention_loss(reading.attention[:, seen], objects, nouns.spots)
             )
         return loss

@@ -63,6 +63,7 @@ SIZES = {head: 1 + len(values) for head, values in HEADS.items()}  # classes of 
 INDEX = {(head, value): 1 + i for head, values in HEADS.items() for i, value in enumerate(values)}
 ITEM_SLOTS = (("what", "paint"), ("x", "side"), ("y",))
 SLOTS: tuple[tuple[str, ...], ...] = (("background",), ("style", "number", "line"), *ITEM_SLOTS * MOST_ITEMS)
+FATES = ("kept", "removed", "replaced", "painted", "moved")  # what an edit does to an item of its picture
 CELLS = 4  # vision tokens along an axis of the picture
 CELL_HEADS = ("background", "style", "what", "paint", "x", "y", "side", "letter")
 
@@ -94,6 +95,24 @@ def numbered(scene: Scene, before: Scene | None) -> tuple[Item | None, ...]:
             changed.remove(new)
         items.append(new)
     return (*items, *changed)
+
+
+def fates(scene: Scene, before: Scene) -> np.ndarray:
+    """What an edit does to every item of its picture: [6] int64, index in `FATES`, `UNREAD` for no item."""
+    told = np.full(MOST_ITEMS, UNREAD)
+    after = dict(enumerate(numbered(scene, before)))
+    for number, old in enumerate(before.items):
+        new = after.get(number)
+        if new is None:
+            fate = "removed"
+        elif new.name != old.name:
+            fate = "replaced"
+        elif new.paint != old.paint:
+            fate = "painted"
+        else:
+            fate = "kept" if new == old else "moved"
+        told[number] = FATES.index(fate)
+    return told
 
 
 def slot_names(scene: Scene | None, exact: bool = True, before: Scene | None = None) -> np.ndarray:
