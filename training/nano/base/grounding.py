@@ -1,10 +1,12 @@
 """Which objects of a picture an instruction means, asked of the MLLM in training only.
 
 An edit changes the slots of the objects that the instruction names and leaves the others. The slots' own loss
-teaches that last of all, because it takes two steps that are of no use alone. So each is asked by itself:
-nouns should know where their object lies (:meth:`Grounding.noun_loss`), and the slots of an object should
-attend to the nouns that name it (:func:`attention_loss`) and know what happens to it
-(:meth:`Grounding.fate_loss`).
+teaches that last of all, because it takes several steps that are of no use alone. So each is asked by itself:
+
+- nouns should know where their object lies: :meth:`Grounding.noun_loss`;
+- an object's slots should attend to the nouns that name it: :func:`naming_loss`;
+- and know what happens to it: :meth:`Grounding.fate_loss`;
+- and, where it changes, attend to the word for what it becomes: :func:`telling_loss`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from . import mllm
 from .vision import WHAT
 
 GROUNDED = slice(2, 5)  # layers at whose input nouns should know their object
-ASKED = (3, 4)  # layers in whose first head the slots of an object should attend to the nouns that name it
+NAMED = slice(0, 2)  # of `ASKED`: an object's slots should attend to the nouns that name it
+ASKED = (3, 4, 5, 6)  # layers whose first head is asked
+NEWS = slice(2, 4)  # and to the word for what it becomes
 TOLD = slice(2, 6)  # rungs, inputs of layers 4 to 7, where the slots should know what happens to their object
 KEPT_WEIGHT = 0.3  # of the most frequent fate
 ITEM_SLOTS = naming.MOST_ITEMS * len(naming.ITEM_SLOTS)  # the last ones
@@ -108,7 +112,7 @@ class Grounding(nn.Module):
         return torch.stack(losses).mean()
 
 
-def attention_loss(attention: Tensor, objects: Tensor, spots: Tensor) -> Tensor:
+def naming_loss(attention: Tensor, objects: Tensor, spots: Tensor) -> Tensor:
     """How far the slots are from attending to the nouns that name their object, or, unnamed, to no noun.
 
     Args:
@@ -128,3 +132,38 @@ def attention_loss(attention: Tensor, objects: Tensor, spots: Tensor) -> Tensor:
     any_noun = (share * spots[rows].any(1)[:, None, None]).sum(-1)
     right = torch.where(spots[rows].any(-1)[..., None], own, 1 - any_noun)
     return -(right[:, there] + TINY).log().mean()
+
+
+def find_news(
+    ids: Tensor, words: Tensor, paints: Tensor, before: dict[str, Tensor], after: dict[str, Tensor]
+) -> Tensor:
+    """Where the word stands that tells what an object becomes: its noun if it is new, else its new paint.
+
+    Args:
+        ids: of instructions, ``[batch, length]``.
+        words, paints: ids of the words for the objects and for the paints.
+        before, after: names of the objects by number, "what" and "paint", ``[batch, MOST_ITEMS]`` each.
+
+    Returns:
+        ``[batch, MOST_ITEMS, length]`` bool.
+    """
+    what, paint = after["what"], after["paint"]
+    new = (what != before["what"]) & (what != naming.NOTHING) & (what <= len(words))
+    painted = (what == before["what"]) & (paint != before["paint"]) & (paint != naming.NOTHING)
+    wanted = torch.full_like(what, naming.UNREAD)
+    wanted[new], wanted[painted] = words[what[new] - 1], paints[paint[painted] - 1]
+    return wanted[..., None] == ids[:, None]
+
+
+def telling_loss(attention: Tensor, spots: Tensor) -> Tensor:
+    """How far the first slots of changed objects are from attending to what tells the change.
+
+    Args:
+        attention: log-probabilities ``[layers, batch, QUERIES, length]``.
+        spots: :func:`find_news`.
+    """
+    told = spots.any(-1)
+    if not told.any():
+        return attention.new_zeros(())
+    share = (attention[:, :, -ITEM_SLOTS :: len(naming.ITEM_SLOTS)].exp() * spots).sum(-1)
+    return -(share[:, told] + TINY).log().mean()

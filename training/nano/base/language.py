@@ -23,7 +23,7 @@ from ....core.prompts import build_chat, encode_text, pad_left
 from ..domain import edits, naming, prompts, questions
 from ..domain.render import render
 from ..domain.scene import SIZE
-from ..domain.words import OBJECTS
+from ..domain.words import OBJECTS, PAINTS
 from . import grounding, mllm, stage
 from .stage import StageRecipe, autocast
 from .tokenizer import ASK_SYSTEM_PROMPT, SYSTEM_PROMPT
@@ -105,7 +105,10 @@ class Tasks:
         self.connector: LadderConnector = mllm.build_connector()
         self.connector.layers.requires_grad_(False)  # belongs to the ladder
         self.slots, self.cells, self.grounding = SlotHeads(), CellHeads(), grounding.Grounding()
-        self.words = [encode_text(prompter.tokenizer, f" {name}")[0] for name in OBJECTS]
+        self.words, self.paints = (
+            torch.tensor([encode_text(prompter.tokenizer, f" {name}")[0] for name in names])
+            for names in (OBJECTS, PAINTS)
+        )
 
     def read(self, texts: list[str], pictures: list[np.ndarray] | None = None) -> Reading:
         """Read prompts with one picture each or none."""
@@ -165,15 +168,19 @@ class Tasks:
         vision = reading.vision[seen]
         loss = slots + 0.3 * self.cells.loss(vision, cells) + 0.2 * self.pointing(vision, cells)
         if self.grounding_weight:
-            shown = torch.from_numpy(np.stack([naming.slot_names(sources[i]) for i in seen]))
-            objects = self.slots.names(shown)["what"]
-            nouns = grounding.find_nouns(reading.ids[seen], torch.tensor(self.words), cells, objects)
+            before, after = (
+                self.slots.names(torch.from_numpy(np.stack(names)))
+                for names in ([naming.slot_names(sources[i]) for i in seen], [told[i] for i in seen])
+            )
+            ids, attention = reading.ids[seen], reading.attention[:, seen]
+            nouns = grounding.find_nouns(ids, self.words, cells, before["what"])
+            news = grounding.find_news(ids, self.words, self.paints, before, after)
+            slots = reading.slots[grounding.TOLD][:, seen]
             loss = loss + self.grounding_weight * (
                 self.grounding.noun_loss(reading.layers[:, seen], nouns)
-                + self.grounding.fate_loss(
-                    reading.slots[grounding.TOLD][:, seen], torch.from_numpy(np.stack(fates))
-                )
-                + grounding.attention_loss(reading.attention[:, seen], objects, nouns.spots)
+                + self.grounding.fate_loss(slots, torch.from_numpy(np.stack(fates)))
+                + grounding.naming_loss(attention[grounding.NAMED], before["what"], nouns.spots)
+                + grounding.telling_loss(attention[grounding.NEWS], news)
             )
         return loss
 
