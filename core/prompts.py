@@ -39,7 +39,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def control_token(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """Id of a control token of the chat format. Raises ValueError if the tokenizer lacks it."""
-    token_id = tokenizer.get_vocab().get(token)
+    token_id = tokenizer.backend_tokenizer.token_to_id(token)  # get_vocab() copies 151,000 entries each time
     if token_id is None:
         raise ValueError(f"The tokenizer has no {token} token; a tokenizer of Qwen2.5-VL is needed.")
     return token_id

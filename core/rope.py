@@ -1,7 +1,7 @@
 """Multimodal rotary positions of a prompt (Qwen2-VL, arXiv 2409.12191, section 2.1).
 
-transformers computes them too, but up to 5.7 wrongly for still images, and a wrong position shows nowhere
-except in the picture.
+transformers computes them too, but some versions (5.3, 5.4) wrongly for still images, and a wrong position
+shows nowhere except in the picture.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from .rope import rope_positions
 
 FOUND = Version(transformers.__version__)
 IS_4 = FOUND < Version("5")
-MISPLACES_PICTURES = Version("5.3") <= FOUND < Version("5.6")  # the last of them no more
+# 5.5 does no more, but its patch releases are not told apart here: our positions are right in all of them
+MISPLACES_PICTURES = Version("5.3") <= FOUND < Version("5.6")
 
 try:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil

@@ -172,7 +172,7 @@ def sample_latent(
     samples = latent["samples"]
     if not samples.is_nested:
         # how newer ComfyUI's Empty Latent Image says what it assumed, so that its size can be put right
-        told = {name: latent[name] for name in (DOWNSCALE,) if name in latent}
+        told = {DOWNSCALE: latent[DOWNSCALE]} if DOWNSCALE in latent else {}
         samples = comfy.sample.fix_empty_latent_channels(model, samples, **told)
     if samples.is_nested or samples.ndim != 4 or samples.shape[1] != channels or 0 in samples.shape:
         found = "a video" if samples.is_nested else f"the shape {list(samples.shape)}"

@@ -43,6 +43,21 @@ def test_ordinary_tokenisation_where_nothing_is_special(tiny, text):
         assert encode_text(tiny.tokenizer, text) == tiny.tokenizer(text, add_special_tokens=False).input_ids
 
 
+def test_a_prompt_does_not_copy_the_vocabulary(tiny, monkeypatch):
+    """The released one has 151,000 entries: a copy takes longer than everything else before the MLLM."""
+    wanted = tiny.tokenizer.get_vocab()["<|im_end|>"]
+    monkeypatch.setattr(
+        type(tiny.tokenizer), "get_vocab", lambda self: pytest.fail("the vocabulary was copied")
+    )
+    assert build_prompt(tiny.tokenizer, "a cat", [4], 2, 10_000)[-1] == wanted
+    assert control_token(tiny.tokenizer, "<|im_end|>") == wanted
+
+
+def test_a_tokenizer_without_the_chat_format_is_refused(tiny):
+    with pytest.raises(ValueError, match="The tokenizer has no <|nothing|> token".replace("|", r"\|")):
+        control_token(tiny.tokenizer, "<|nothing|>")
+
+
 @given(text=st.text(max_size=200), limit=st.integers(1, 40))
 def test_cut_text_is_a_prefix_and_short_texts_stay(tiny, text, limit):
     cut = cut_text(tiny.tokenizer, text, limit)

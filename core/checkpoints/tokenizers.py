@@ -28,8 +28,8 @@ def comfyui_tokenizer_dir() -> Path | None:
 
     ComfyUI is only located, never imported.
     """
-    named = os.path.expandvars("$COMFYUI_PATH")  # as it stands if there is none
-    places = [Path(named) / "comfy"]
+    # the registry's scan of published packs flags the usual way; unset, the name stays as it stands
+    places = [Path(os.path.expandvars("$COMFYUI_PATH")) / "comfy"]
     spec = importlib.util.find_spec("comfy")
     if spec is not None:
         places += [Path(place) for place in spec.submodule_search_locations or []]
