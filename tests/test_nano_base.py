@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nano_drawings import drawings, needs_art  # noqa: F401  a fixture
 from nano_pictures import stored_picture, stored_scenes
+from tbac_uniimage.core.prompts import encode_text
 from tbac_uniimage.training.nano.base import autoencoder, grounding, language, mllm, stage, tokenizer, vision
 from tbac_uniimage.training.nano.domain import naming, words
 from tbac_uniimage.training.nano.domain.render import render
-from tbac_uniimage.training.nano.domain.scene import Item, Scene, is_held_out
+from tbac_uniimage.training.nano.domain.scene import Item, Scene, Word, is_held_out
 from tbac_uniimage.training.nano.judge import detector, loop
 from tbac_uniimage.training.nano.judge.pictures import see
 
@@ -184,7 +185,7 @@ def test_nouns_are_asked_for_the_cells_and_the_number_of_their_object(tasks):
     ids, _ = tasks.prompter.prompts(texts, 1)
     nouns = grounding.find_nouns(ids, tasks.words, cells, objects)
     at = [
-        (ids[row] == tasks.words[list(words.OBJECTS).index(name)]).int().argmax()
+        (ids[row] == tasks.words[0, list(words.OBJECTS).index(name)]).int().argmax()
         for row, name in ((0, "dog"), (1, "cat"))
     ]
     assert nouns.spots.nonzero().tolist() == [[0, 1, at[0]], [1, 0, at[1]]]
@@ -194,7 +195,7 @@ def test_nouns_are_asked_for_the_cells_and_the_number_of_their_object(tasks):
         row.nonzero().flatten().tolist() for row in nouns.cells
     ] == corners  # no panda, no dog in the second
     said = ids[nouns.rows, nouns.places].tolist()
-    assert said == [tasks.words[list(words.OBJECTS).index(name)] for name in ("dog", "cat")]
+    assert said == [tasks.words[0, list(words.OBJECTS).index(name)] for name in ("dog", "cat")]
 
 
 def test_grounding_is_least_where_the_cells_are_told_apart():
@@ -283,12 +284,38 @@ def test_slots_of_a_changed_object_should_attend_to_what_it_becomes(tasks):
     assert grounding.telling_loss(share.log(), spots & False).item() == 0
 
 
+def test_every_word_of_a_caption_belongs_to_a_slot(tasks):
+    cats = tuple(Item("cat", 17 + 30 * number, 32, 27) for number in range(2))
+    dog, car = Item("dog", 32, 42, 36), Item("car", 47, 32, 27)
+    scenes = [
+        Scene("3D", "blue", cats),
+        Scene("3D", "white", (dog,), Word("ADD", 12)),
+        Scene("flat", "white", (replace(dog, x=17), car)),
+    ]
+    texts = ["a 3D render of two cats", 'a 3D dog with the word "ADD" above it', "a dog beside a car"]
+    ids, _ = tasks.prompter.prompts(texts, 0)
+    what = tasks.slots.names(torch.from_numpy(np.stack([naming.slot_names(s) for s in scenes])))["what"]
+    written = [encode_text(tasks.prompter.tokenizer, word) for word in ("", "ADD", "")]
+    spots = grounding.find_words(ids, tasks.words, what, written)
+    told = [
+        (row, number, tasks.prompter.tokenizer.decode([ids[row, at]])) for row, number, at in spots.nonzero()
+    ]
+    assert told == [
+        *((0, 0, " cats"), (0, 1, " cats")),
+        *((1, 0, " dog"), (1, 1, "A"), (1, 2, "D"), (1, 3, "D")),
+        *((2, 0, " dog"), (2, 1, " car")),
+    ]
+    letters = spots[1].nonzero()[1:, 1]
+    assert (letters.diff() == 1).all()  # not the D of "3D"
+
+
 def test_the_attention_asked_for_is_what_the_layer_computes(tasks, monkeypatch):
     """Against transformers' own attention, the only implementation of which tells it."""
     texts, pictures = (
         ["remove the dog", "make the background blue and the cat red"],
         [stored_picture("dog")] * 2,
     )
+    monkeypatch.setattr(tasks, "grounding_weight", 1.0)
     asked = tasks.read(texts, pictures).attention
     text, told = tasks.model.model.language_model, []
     monkeypatch.setattr(text.config, "_attn_implementation", "eager")

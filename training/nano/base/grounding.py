@@ -1,4 +1,8 @@
-"""Which objects of a picture an instruction means, asked of the MLLM in training only.
+"""Which words a slot is about, asked of the MLLM in training only.
+
+Each word of a caption belongs to one slot: the slots of an object should attend to its noun, those of a word to
+be written each to its letter (:func:`find_words`, :func:`telling_loss`). Unless they are asked, slots learn
+combinations by heart, which is of no use for new ones.
 
 An edit changes the slots of the objects that the instruction names and leaves the others. The slots' own loss
 teaches that last of all, because it takes several steps that are of no use alone. So each is asked by itself:
@@ -11,6 +15,7 @@ teaches that last of all, because it takes several steps that are of no use alon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,11 +58,11 @@ def find_nouns(ids: Tensor, words: Tensor, cells: Tensor, objects: Tensor) -> No
 
     Args:
         ids: of instructions, ``[batch, length]``.
-        words: ids of the words for the objects, ``[OBJECTS]``.
+        words: ids of the words for the objects, :attr:`.language.Tasks.words`.
         cells: names of the pictures' cells, :func:`.vision.cell_names`.
         objects: names of the pictures' objects by number, ``[batch, MOST_ITEMS]``, 0 where there is none.
     """
-    row, place, word = (ids[..., None] == words).nonzero(as_tuple=True)
+    row, place, _, word = (ids[..., None, None] == words).nonzero(as_tuple=True)
     named = word[:, None] + 1
     lies, numbers = cells[row, :, WHAT] == named, objects[row] == named
     spots = torch.zeros(*objects.shape, ids.shape[1], dtype=torch.bool)
@@ -141,26 +146,52 @@ def find_news(
 
     Args:
         ids: of instructions, ``[batch, length]``.
-        words, paints: ids of the words for the objects and for the paints.
+        words, paints: ids of the words for the objects, :attr:`.language.Tasks.words`, and for the paints.
         before, after: names of the objects by number, "what" and "paint", ``[batch, MOST_ITEMS]`` each.
 
     Returns:
         ``[batch, MOST_ITEMS, length]`` bool.
     """
     what, paint = after["what"], after["paint"]
-    new = (what != before["what"]) & (what != naming.NOTHING) & (what <= len(words))
     painted = (what == before["what"]) & (paint != before["paint"]) & (paint != naming.NOTHING)
     wanted = torch.full_like(what, naming.UNREAD)
-    wanted[new], wanted[painted] = words[what[new] - 1], paints[paint[painted] - 1]
-    return wanted[..., None] == ids[:, None]
+    wanted[painted] = paints[paint[painted] - 1]
+    new = find_words(ids, words, torch.where(what != before["what"], what, naming.NOTHING))
+    return new | (wanted[..., None] == ids[:, None])
+
+
+def find_words(
+    ids: Tensor, words: Tensor, what: Tensor, written: Sequence[list[int]] | None = None
+) -> Tensor:
+    """Where the words stand that slots name: nouns, and the letters of a word to be written.
+
+    Args:
+        ids: of prompts, ``[batch, length]``.
+        words: ids of the words for the objects, :attr:`.language.Tasks.words`.
+        what: names of the objects by number, ``[batch, MOST_ITEMS]``.
+        written: ids of the letters that every prompt asks for.
+
+    Returns:
+        ``[batch, MOST_ITEMS, length]`` bool.
+    """
+    most = words.shape[1]
+    wanted = words[:, (what - 1).clamp(0, most - 1)]
+    objects = (what != naming.NOTHING) & (what <= most)
+    spots = (wanted[..., None] == ids[:, None]).any(0) & objects[..., None]
+    for row, letters in enumerate(written or ()):
+        line, count = ids[row].tolist(), len(letters)
+        start = next(at for at in range(len(line)) if line[at : at + count] == letters)
+        for number in range(count):
+            spots[row, 1 + number, start + number] = True
+    return spots
 
 
 def telling_loss(attention: Tensor, spots: Tensor) -> Tensor:
-    """How far the first slots of changed objects are from attending to what tells the change.
+    """How far the first slots of objects are from attending to the words that tell what they are to say.
 
     Args:
         attention: log-probabilities ``[layers, batch, QUERIES, length]``.
-        spots: :func:`find_news`.
+        spots: of :func:`find_words` or :func:`find_news`; objects without any are not asked.
     """
     told = spots.any(-1)
     if not told.any():

@@ -23,7 +23,7 @@ from ....core.prompts import build_chat, encode_text, pad_left
 from ..domain import edits, naming, prompts, questions
 from ..domain.render import render
 from ..domain.scene import SIZE
-from ..domain.words import OBJECTS, PAINTS
+from ..domain.words import OBJECTS, PAINTS, plural
 from . import grounding, mllm, stage
 from .stage import StageRecipe, autocast
 from .tokenizer import ASK_SYSTEM_PROMPT, SYSTEM_PROMPT
@@ -85,7 +85,7 @@ class Reading(NamedTuple):
         slots: normalised query states at the inputs of the rungs, ``[RUNGS, batch, QUERIES, WIDTH]``.
         ids: of the prompts, ``[batch, length]``.
         layers: the same of all tokens at the inputs of some layers, ``[layers, batch, length, WIDTH]``.
-        attention: of the slots in some layers, :func:`.mllm.attention` of prompts with pictures.
+        attention: of the slots in some layers, :func:`.mllm.attention`, where grounding counts.
         vision: vision tokens ``[batch, CELLS, WIDTH]`` of prompts with pictures.
     """
 
@@ -105,10 +105,11 @@ class Tasks:
         self.connector: LadderConnector = mllm.build_connector()
         self.connector.layers.requires_grad_(False)  # belongs to the ladder
         self.slots, self.cells, self.grounding = SlotHeads(), CellHeads(), grounding.Grounding()
-        self.words, self.paints = (
+        one, many, self.paints = (
             torch.tensor([encode_text(prompter.tokenizer, f" {name}")[0] for name in names])
-            for names in (OBJECTS, PAINTS)
+            for names in (OBJECTS, map(plural, OBJECTS), PAINTS)
         )
+        self.words = torch.stack([one, many])  # [2, OBJECTS], ids of the nouns
 
     def read(self, texts: list[str], pictures: list[np.ndarray] | None = None) -> Reading:
         """Read prompts with one picture each or none."""
@@ -122,22 +123,30 @@ class Tasks:
             rungs = torch.stack(hidden[-1 - mllm.RUNGS : -1])[:, :, -mllm.QUERIES :]
             norm = self.model.model.language_model.norm
             asked = None
-            if pictures is not None:
+            if self.grounding_weight:
                 inputs = {layer: hidden[layer] for layer in grounding.ASKED}
                 asked = mllm.attention(self.model, inputs, ids, mask, grid)
             return Reading(norm(rungs), ids, norm(torch.stack(hidden[grounding.GROUNDED])), asked, vision)
 
     def caption(self, random: Random, size: int, dense: bool = False) -> Tensor:
         """A caption: the slots name its scene. Some are empty and name nothing."""
-        texts, told = [], []
+        texts, told, written = [], [], []
         while len(texts) < size:
             prompt = prompts.sample(random, "dense" if dense else None)
             if prompt.kind == "dense" and not dense:
                 continue
-            dropped = random.random() < DROPPED
-            texts.append("" if dropped else prompt.text)
-            told.append(naming.slot_names(None if dropped else prompt.scene, exact=False))
-        return self.slots.loss(self.read(texts).slots, torch.from_numpy(np.stack(told)))
+            scene = None if random.random() < DROPPED else prompt.scene
+            texts.append(prompt.text if scene else "")
+            told.append(naming.slot_names(scene, exact=False))
+            letters = scene.word.letters if scene and scene.word else ""
+            written.append(encode_text(self.prompter.tokenizer, letters))
+        reading, names = self.read(texts), torch.from_numpy(np.stack(told))
+        loss = self.slots.loss(reading.slots, names)
+        if self.grounding_weight:
+            spots = grounding.find_words(reading.ids, self.words, self.slots.names(names)["what"], written)
+            telling = grounding.telling_loss(reading.attention[grounding.NAMED], spots)
+            loss = loss + self.grounding_weight * telling
+        return loss
 
     def dense(self, random: Random, size: int) -> Tensor:
         """Long captions, apart from the others, which they would only make longer."""
@@ -189,7 +198,7 @@ class Tasks:
 
         Then finding the object that an instruction speaks of is attention between equal directions.
         """
-        rows = self.model.model.language_model.embed_tokens.weight[self.words]
+        rows = self.model.model.language_model.embed_tokens.weight[self.words[0]]
         logits = 16 * F.normalize(tokens.float(), dim=-1) @ F.normalize(rows, dim=-1).T
         what = cells[..., WHAT]
         wanted = torch.where(what == naming.NOTHING, naming.UNREAD, what - 1)

@@ -171,7 +171,7 @@ def attention(
     inputs: dict[int, Tensor],
     ids: Tensor,
     mask: Tensor,
-    grid: Tensor,
+    grid: Tensor | None,
 ) -> Tensor:
     """How the queries attend in the first head of some layers, which no fast implementation tells.
 
