@@ -1,8 +1,8 @@
 """Which words a slot is about, asked of the MLLM in training only.
 
-Each word of a caption belongs to one slot: the slots of an object should attend to its noun, those of a word to
-be written each to its letter (:func:`find_words`, :func:`telling_loss`). Unless they are asked, slots learn
-combinations by heart, which is of no use for new ones.
+Each word of a caption belongs to one slot: the slots of an object should attend to its noun, those of a word
+that is to be written each to its letter (:func:`find_words`, :func:`telling_loss`). Unless they are asked, slots
+learn combinations by heart, which is of no use for new ones.
 
 An edit changes the slots of the objects that the instruction names and leaves the others. The slots' own loss
 teaches that last of all, because it takes several steps that are of no use alone. So each is asked by itself:
