@@ -189,7 +189,9 @@ def test_nouns_are_asked_for_the_cells_and_the_number_of_their_object(tasks):
         for row, name in ((0, "dog"), (1, "cat"))
     ]
     assert nouns.spots.nonzero().tolist() == [[0, 1, at[0]], [1, 0, at[1]]]
-    assert [row.nonzero().flatten().tolist() for row in nouns.numbers] == [[1], [0]]
+    assert [
+        row.nonzero().flatten().tolist() for row in nouns.spots.transpose(1, 2)[nouns.rows, nouns.places]
+    ] == [[1], [0]]
     corners = [[x + 4 * y for y in (a, a + 1) for x in (a, a + 1)] for a in (2, 0)]
     assert [
         row.nonzero().flatten().tolist() for row in nouns.cells
@@ -198,7 +200,7 @@ def test_nouns_are_asked_for_the_cells_and_the_number_of_their_object(tasks):
     assert said == [tasks.words[0, list(words.OBJECTS).index(name)] for name in ("dog", "cat")]
 
 
-def test_grounding_is_least_where_the_cells_are_told_apart():
+def test_grounding_is_least_where_cells_and_numbers_are_told_apart():
     asked = grounding.Grounding()
     lies = torch.zeros(1, mllm.CELLS, dtype=torch.bool)
     lies[0, [2, 3]] = True
@@ -206,13 +208,19 @@ def test_grounding_is_least_where_the_cells_are_told_apart():
         for read in (asked.cells, asked.numbers):
             read.weight.zero_()
             read.bias.copy_(torch.where(lies[0, : len(read.bias)], 30.0, 0.0))
-    states, numbers = torch.zeros(3, 2, 5, mllm.WIDTH), lies[:, :6]
-    at, spots = torch.tensor([1]), torch.zeros(2, 6, 5, dtype=torch.bool)
-    nouns = grounding.Nouns(at, at, lies, numbers, spots)
-    assert asked.noun_loss(states, nouns).item() == pytest.approx(math.log(2), abs=1e-5)
-    other = asked.noun_loss(states, nouns._replace(cells=lies.roll(1, 1))).item()
-    assert other == pytest.approx(math.log(2) + 15 / 2, abs=1e-4)
-    assert asked.noun_loss(states, grounding.Nouns(at[:0], at[:0], lies[:0], numbers[:0], spots)).item() == 0
+    states, at = torch.zeros(3, 2, 5, mllm.WIDTH), torch.tensor([1])
+    spots = torch.zeros(2, 6, 5, dtype=torch.bool)
+    spots[1, [2, 3], 4] = True  # one word for both
+    nouns = grounding.Nouns(at, at, lies, spots)
+    for loss in (asked.cell_loss(states, nouns), asked.number_loss(states, spots)):
+        assert loss.item() == pytest.approx(math.log(2), abs=1e-5)
+    for loss in (
+        asked.cell_loss(states, nouns._replace(cells=lies.roll(1, 1))),
+        asked.number_loss(states, spots.roll(1, 1)),
+    ):
+        assert loss.item() == pytest.approx(math.log(2) + 15, abs=1e-4)
+    assert asked.cell_loss(states, grounding.Nouns(at[:0], at[:0], lies[:0], spots)).item() == 0
+    assert asked.number_loss(states, spots & False).item() == 0
 
 
 def test_slots_are_asked_only_for_objects_that_are_there():

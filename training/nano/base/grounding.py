@@ -1,13 +1,14 @@
 """Which words a slot is about, asked of the MLLM in training only.
 
-Each word of a caption belongs to one slot: the slots of an object should attend to its noun, those of a word
-that is to be written each to its letter (:func:`find_words`, :func:`telling_loss`). Unless they are asked, slots
-learn combinations by heart, which is of no use for new ones.
+Each word of a caption belongs to one slot. The slots of an object should attend to its noun, those of a word
+that is to be written each to its letter (:func:`find_words`, :func:`telling_loss`); the word should know
+its slot (:meth:`Grounding.number_loss`) and say what that will say. Unless they are asked, slots learn
+combinations by heart, which is of no use for new ones.
 
 An edit changes the slots of the objects that the instruction names and leaves the others. The slots' own loss
 teaches that last of all, because it takes several steps that are of no use alone. So each is asked by itself:
 
-- nouns should know where their object lies: :meth:`Grounding.noun_loss`;
+- nouns should know where their object lies: :meth:`Grounding.cell_loss`, :meth:`Grounding.number_loss`;
 - an object's slots should attend to the nouns that name it: :func:`naming_loss`;
 - and know what happens to it: :meth:`Grounding.fate_loss`;
 - and, where it changes, attend to the word for what it becomes: :func:`telling_loss`.
@@ -42,14 +43,12 @@ class Nouns(NamedTuple):
     Attributes:
         rows, places: where they stand, ``[nouns]`` each.
         cells: that their objects lie on, ``[nouns, CELLS]`` bool.
-        numbers: that their objects have, ``[nouns, MOST_ITEMS]`` bool; several if several are named so.
         spots: where every object is named, ``[batch, MOST_ITEMS, length]`` bool.
     """
 
     rows: Tensor
     places: Tensor
     cells: Tensor
-    numbers: Tensor
     spots: Tensor
 
 
@@ -68,7 +67,7 @@ def find_nouns(ids: Tensor, words: Tensor, cells: Tensor, objects: Tensor) -> No
     spots = torch.zeros(*objects.shape, ids.shape[1], dtype=torch.bool)
     spots[row, :, place] = numbers
     seen = lies.any(-1)
-    return Nouns(row[seen], place[seen], lies[seen], numbers[seen], spots)
+    return Nouns(row[seen], place[seen], lies[seen], spots)
 
 
 class Grounding(nn.Module):
@@ -97,24 +96,37 @@ class Grounding(nn.Module):
         weights[naming.FATES.index("kept")] = KEPT_WEIGHT
         return F.cross_entropy(self.fates(items.float()).flatten(0, 2), wanted.flatten(), weights)
 
-    def noun_loss(self, layers: Tensor, nouns: Nouns) -> Tensor:
-        """Cross-entropy, the mean over cells and numbers; 0 without nouns.
+    def cell_loss(self, layers: Tensor, nouns: Nouns) -> Tensor:
+        """Cross-entropy of the cells of all nouns; 0 without nouns.
 
         Args:
             layers: normalised states of all tokens, ``[layers, batch, length, WIDTH]``.
             nouns: those of the batch.
         """
-        if not len(nouns.rows):
-            return layers.new_zeros((), dtype=torch.float32)
-        states = layers[:, nouns.rows, nouns.places].float()
-        losses = [
-            F.cross_entropy(
-                read(states).flatten(0, 1),
-                (wanted / wanted.sum(-1, keepdim=True)).repeat(len(states), 1),
-            )
-            for read, wanted in ((self.cells, nouns.cells), (self.numbers, nouns.numbers))
-        ]
-        return torch.stack(losses).mean()
+        return spread_loss(self.cells(layers[:, nouns.rows, nouns.places].float()), nouns.cells)
+
+    def number_loss(self, layers: Tensor, spots: Tensor) -> Tensor:
+        """Cross-entropy of the numbers of all words; 0 without any.
+
+        Args:
+            layers: as in :meth:`cell_loss`.
+            spots: where the words of every number stand, ``[batch, MOST_ITEMS, length]`` bool.
+        """
+        row, place = spots.any(1).nonzero(as_tuple=True)
+        return spread_loss(self.numbers(layers[:, row, place].float()), spots[row, :, place])
+
+
+def spread_loss(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy with several classes of which one is as good as another; 0 without samples.
+
+    Args:
+        logits: ``[layers, samples, classes]``.
+        wanted: ``[samples, classes]`` bool.
+    """
+    if not len(wanted):
+        return logits.new_zeros(())
+    shares = (wanted / wanted.sum(-1, keepdim=True)).repeat(len(logits), 1)
+    return F.cross_entropy(logits.flatten(0, 1), shares)
 
 
 def naming_loss(attention: Tensor, objects: Tensor, spots: Tensor) -> Tensor:

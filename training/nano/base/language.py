@@ -128,12 +128,15 @@ class Tasks:
                 asked = mllm.attention(self.model, inputs, ids, mask, grid)
             return Reading(norm(rungs), ids, norm(torch.stack(hidden[grounding.GROUNDED])), asked, vision)
 
-    def caption(self, random: Random, size: int, dense: bool = False) -> Tensor:
-        """A caption: the slots name its scene. Some are empty and name nothing."""
+    def caption(self, random: Random, size: int, kind: str | None = None) -> Tensor:
+        """A caption: the slots name its scene. Some are empty and name nothing.
+
+        Of any kind but the dense ones, which would make all others as long, or of one kind.
+        """
         texts, told, written = [], [], []
         while len(texts) < size:
-            prompt = prompts.sample(random, "dense" if dense else None)
-            if prompt.kind == "dense" and not dense:
+            prompt = prompts.sample(random, kind)
+            if prompt.kind == "dense" and kind is None:
                 continue
             scene = None if random.random() < DROPPED else prompt.scene
             texts.append(prompt.text if scene else "")
@@ -143,14 +146,29 @@ class Tasks:
         reading, names = self.read(texts), torch.from_numpy(np.stack(told))
         loss = self.slots.loss(reading.slots, names)
         if self.grounding_weight:
-            spots = grounding.find_words(reading.ids, self.words, self.slots.names(names)["what"], written)
-            telling = grounding.telling_loss(reading.attention[grounding.NAMED], spots)
-            loss = loss + self.grounding_weight * telling
+            what = self.slots.names(names)["what"]
+            spots = grounding.find_words(reading.ids, self.words, what, written)
+            row, number, place = spots.nonzero(as_tuple=True)
+            said = self.slots.read["what"](reading.layers[:, row, place].float())
+            says = F.one_hot(what[row, number], naming.SIZES["what"]).bool()
+            loss = loss + self.grounding_weight * (
+                grounding.telling_loss(reading.attention[grounding.NAMED], spots)
+                + self.grounding.number_loss(reading.layers, spots)
+                + grounding.spread_loss(said, says)
+            )
         return loss
 
+    def count(self, random: Random, size: int) -> Tensor:
+        """Several of a kind."""
+        return self.caption(random, size, "count")
+
+    def text(self, random: Random, size: int) -> Tensor:
+        """A word to be written."""
+        return self.caption(random, size, "text")
+
     def dense(self, random: Random, size: int) -> Tensor:
-        """Long captions, apart from the others, which they would only make longer."""
-        return self.caption(random, size, dense=True)
+        """Long captions."""
+        return self.caption(random, size, "dense")
 
     def edit(self, random: Random, size: int) -> Tensor:
         """A picture and an instruction: the slots name the edited scene.
@@ -181,12 +199,17 @@ class Tasks:
                 self.slots.names(torch.from_numpy(np.stack(names)))
                 for names in ([naming.slot_names(sources[i]) for i in seen], [told[i] for i in seen])
             )
-            ids, attention = reading.ids[seen], reading.attention[:, seen]
+            ids, layers, attention = (
+                reading.ids[seen],
+                reading.layers[:, seen],
+                reading.attention[:, seen],
+            )
             nouns = grounding.find_nouns(ids, self.words, cells, before["what"])
             news = grounding.find_news(ids, self.words, self.paints, before, after)
             slots = reading.slots[grounding.TOLD][:, seen]
             loss = loss + self.grounding_weight * (
-                self.grounding.noun_loss(reading.layers[:, seen], nouns)
+                self.grounding.cell_loss(layers, nouns)
+                + self.grounding.number_loss(layers, nouns.spots)
                 + self.grounding.fate_loss(slots, torch.from_numpy(np.stack(fates)))
                 + grounding.naming_loss(attention[grounding.NAMED], before["what"], nouns.spots)
                 + grounding.telling_loss(attention[grounding.NEWS], news)
