@@ -292,6 +292,19 @@ def test_slots_of_a_changed_object_should_attend_to_what_it_becomes(tasks):
     assert grounding.telling_loss(share.log(), spots & False).item() == 0
 
 
+def test_vision_tokens_point_where_both_forms_of_their_noun_point(tasks):
+    tokens, cells = torch.randn(2, mllm.CELLS, mllm.WIDTH), torch.zeros(2, mllm.CELLS, 8, dtype=torch.long)
+    rows = tasks.model.model.language_model.embed_tokens.weight.detach()
+    dog = list(words.OBJECTS).index("dog")
+    cells[1, 3, vision.WHAT] = 1 + dog  # the only token on a sprite
+    tokens[1, 3] = rows[tasks.words[:, dog]].mean(0)
+    wanted = [
+        torch.nn.functional.cosine_similarity(tokens[1, 3][None], rows[form]).mul(16).log_softmax(0)[dog]
+        for form in tasks.words
+    ]
+    assert tasks.pointing(tokens, cells).item() == pytest.approx(-sum(wanted).item() / 2, rel=1e-4)
+
+
 def test_every_word_of_a_caption_belongs_to_a_slot(tasks):
     cats = tuple(Item("cat", 17 + 30 * number, 32, 27) for number in range(2))
     dog, car = Item("dog", 32, 42, 36), Item("car", 47, 32, 27)

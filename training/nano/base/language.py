@@ -217,15 +217,16 @@ class Tasks:
         return loss
 
     def pointing(self, tokens: Tensor, cells: Tensor) -> Tensor:
-        """A vision token on a sprite should point where the word for the sprite points.
+        """A vision token on a sprite should point where the nouns for the sprite point.
 
-        Then finding the object that an instruction speaks of is attention between equal directions.
+        Then finding the object that an instruction speaks of is attention between equal directions, and nouns
+        in the plural are known of which no caption tells the number.
         """
-        rows = self.model.model.language_model.embed_tokens.weight[self.words[0]]
-        logits = 16 * F.normalize(tokens.float(), dim=-1) @ F.normalize(rows, dim=-1).T
+        rows = self.model.model.language_model.embed_tokens.weight[self.words]
+        logits = 16 * F.normalize(tokens.float(), dim=-1) @ F.normalize(rows, dim=-1)[:, None].mT
         what = cells[..., WHAT]
         wanted = torch.where(what == naming.NOTHING, naming.UNREAD, what - 1)
-        return F.cross_entropy(logits.flatten(0, 1), wanted.flatten())
+        return F.cross_entropy(logits.flatten(0, 2), wanted.repeat(len(rows), 1).flatten())
 
     def question(self, random: Random, size: int) -> Tensor:
         """A picture and a question: the answer in words, then the end of the turn."""
