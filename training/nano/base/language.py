@@ -25,57 +25,15 @@ from ..domain.render import render
 from ..domain.scene import SIZE
 from ..domain.words import OBJECTS, PAINTS, plural
 from . import grounding, mllm, stage
+from .slots import SlotHeads
 from .stage import StageRecipe, autocast
 from .tokenizer import ASK_SYSTEM_PROMPT, SYSTEM_PROMPT
 from .vision import WHAT, CellHeads, cell_names
 
 EMPTY = np.zeros((SIZE, SIZE, 3), np.uint8)  # the black picture of unconditional guidance
-WEIGHTS = {  # of the heads in the loss: objects and paints matter most and are said most rarely
-    "background": 1.0,
-    "style": 1.0,
-    "number": 0.5,
-    "line": 0.5,
-    "what": 4.0,
-    "paint": 2.0,
-    "x": 1.0,
-    "y": 1.0,
-    "side": 0.5,
-}
-NOTHING_WEIGHT = 0.3  # of the class "nothing", the most frequent one
 DROPPED = 0.05  # share of empty captions
 EDIT_PARTS = {(False, False): 0.84, (True, False): 0.08, (False, True): 0.04, (True, True): 0.04}
 EXAMPLES = 96
-
-
-class SlotHeads(nn.Module):
-    """What query slots say, needed in training only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read = nn.ModuleDict({head: nn.Linear(mllm.WIDTH, size) for head, size in naming.SIZES.items()})
-        self.slots = {
-            head: [i for i, heads in enumerate(naming.SLOTS) if head in heads] for head in naming.HEADS
-        }
-
-    def forward(self, states: Tensor) -> dict[str, Tensor]:
-        """Logits ``[..., slots of the head, values]`` of normalised states ``[..., QUERIES, WIDTH]``."""
-        states = states.float()
-        return {head: read(states[..., self.slots[head], :]) for head, read in self.read.items()}
-
-    def names(self, slots: Tensor) -> dict[str, Tensor]:
-        """The columns of ``naming.slot_names`` ``[batch, QUERIES, heads]`` that every head reads."""
-        return {head: slots[:, self.slots[head], naming.COLUMNS[head]] for head in self.slots}
-
-    def loss(self, rungs: Tensor, slots: Tensor) -> Tensor:
-        """Weighted cross-entropy of states ``[RUNGS, batch, QUERIES, WIDTH]``, the mean over heads."""
-        logits, names = self(rungs), self.names(slots)
-        total = rungs.new_zeros((), dtype=torch.float32)
-        for head, weight in WEIGHTS.items():
-            classes = torch.ones(naming.SIZES[head])
-            classes[naming.NOTHING] = NOTHING_WEIGHT
-            wanted = names[head].expand(len(rungs), -1, -1)
-            total = total + weight * F.cross_entropy(logits[head].flatten(0, 2), wanted.flatten(), classes)
-        return total / sum(WEIGHTS.values())
 
 
 class Reading(NamedTuple):
@@ -94,6 +52,21 @@ class Reading(NamedTuple):
     layers: Tensor
     attention: Tensor | None
     vision: Tensor | None
+
+
+class Answers(NamedTuple):
+    """What the model says to questions.
+
+    Attributes:
+        logits: of the answers' tokens, ``[tokens, vocabulary]``.
+        tokens: the right ones, ``[tokens]``.
+        ids, layers: as in :class:`Reading`.
+    """
+
+    logits: Tensor
+    tokens: Tensor
+    ids: Tensor
+    layers: Tensor
 
 
 class Tasks:
@@ -213,6 +186,7 @@ class Tasks:
                 + self.grounding.fate_loss(slots, torch.from_numpy(np.stack(fates)))
                 + grounding.naming_loss(attention[grounding.NAMED], before["what"], nouns.spots)
                 + grounding.telling_loss(attention[grounding.NEWS], news)
+                + self.meaning_loss(ids, layers)
             )
         return loss
 
@@ -230,11 +204,29 @@ class Tasks:
 
     def question(self, random: Random, size: int) -> Tensor:
         """A picture and a question: the answer in words, then the end of the turn."""
-        logits, answers = self.answers([questions.sample(random) for _ in range(size)], random)
-        return F.cross_entropy(logits.float(), answers)
+        said = self.answers([questions.sample(random) for _ in range(size)], random)
+        loss = F.cross_entropy(said.logits.float(), said.tokens)
+        if self.grounding_weight:
+            loss = loss + self.grounding_weight * self.meaning_loss(said.ids, said.layers)
+        return loss
 
-    def answers(self, asked: list[questions.Question], random: Random) -> tuple[Tensor, Tensor]:
-        """Logits ``[tokens, vocabulary]`` of the answers' tokens, and the tokens."""
+    def meaning_loss(self, ids: Tensor, layers: Tensor) -> Tensor:
+        """Every noun says its object as a slot does.
+
+        Nouns in the plural differ from those in the singular all in the same way, so that one is known of
+        which no caption tells the number.
+
+        Args:
+            ids, layers: of a :class:`Reading`.
+        """
+        row, place, _, word = (ids[..., None, None] == self.words).nonzero(as_tuple=True)
+        said = self.slots.read["what"](layers[:, row, place].float())
+        one, many = self.model.model.language_model.embed_tokens.weight[self.words]
+        plurals = (many - one - (many - one).mean(0)).square().mean() / one.detach().square().mean()
+        return grounding.spread_loss(said, F.one_hot(word + 1, naming.SIZES["what"]).bool()) + plurals
+
+    def answers(self, asked: list[questions.Question], random: Random) -> Answers:
+        """What the model says to questions, its answers given up to the token before."""
         tokenizer = self.prompter.tokenizer
         chats, answers = [], []
         for question in asked:
@@ -246,10 +238,11 @@ class Tasks:
         with autocast():
             patches, grid = self.prompter.patches([render(question.scene) for question in asked])
             vision = mllm.vision_tokens(self.model, patches, grid)
-            hidden = mllm.run(self.model, self.connector.queries, ids, mask, vision, grid)[-1]
+            hidden = mllm.run(self.model, self.connector.queries, ids, mask, vision, grid)
             said = labels[:, 1:] != -100
-            logits = self.model.lm_head(hidden[:, :-1][said])
-        return logits, labels[:, 1:][said]
+            logits = self.model.lm_head(hidden[-1][:, :-1][said])
+            layers = self.model.model.language_model.norm(torch.stack(hidden[grounding.GROUNDED]))
+        return Answers(logits, labels[:, 1:][said], ids, layers)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -299,11 +292,11 @@ def train(recipe: StageRecipe) -> None:
     def evaluate() -> str:
         captions = tasks.read([prompt.text for prompt in told]).slots
         edits_ = tasks.read([edit.text for edit in edited], [render(edit.source) for edit in edited]).slots
-        logits, answers = tasks.answers(asked, Random(0))
+        answers = tasks.answers(asked, Random(0))
         return (
             f"captions: {right(tasks, captions, torch.from_numpy(captioned))}; "
             f"edits: {right(tasks, edits_, torch.from_numpy(changed))}; "
-            f"answers: {(logits.argmax(-1) == answers).float().mean():.3f} of tokens"
+            f"answers: {(answers.logits.argmax(-1) == answers.tokens).float().mean():.3f} of tokens"
         )
 
     stage.train(recipe, tasks.modules, step, evaluate)
