@@ -14,28 +14,21 @@ import time
 from unittest.mock import patch
 
 from tbac_uniimage.core import prompts
+from tbac_uniimage.core.checkpoints.tokenizers import CONTROL_TOKENS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 ENTRIES = 151_665
-CONTROL = [
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|endoftext|>",
-]
 TEXT = "a red fox in the snow beside a frozen lake, early light, shallow depth of field, " * 4
 
 
 def make_tokenizer() -> PreTrainedTokenizerBase:
     """One of the right size that spells every word."""
     letters = pre_tokenizers.ByteLevel.alphabet()
-    rest = (f"<{number}>" for number in range(ENTRIES - len(CONTROL) - len(letters)))
+    rest = (f"<{number}>" for number in range(ENTRIES - len(CONTROL_TOKENS) - len(letters)))
     backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate([*letters, *rest])}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.add_special_tokens(CONTROL)
+    backend.add_special_tokens(list(CONTROL_TOKENS))
     return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
