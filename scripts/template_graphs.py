@@ -223,11 +223,15 @@ TEMPLATES = {
                 size=(380, 260),
             ),
             Node(
-                "StringReplace",
+                "RegexReplace",
                 1,
-                {"string": "replace WHAT with a rocket", "find": "WHAT", "replace": (3, 0)},
+                {
+                    "string": (3, 0),
+                    "regex_pattern": r"^an? (.+)$",  # "a cat": instructions say "the cat"
+                    "replace": r"replace the \1 with a rocket",
+                },
                 "Instruction",
-                (380, 200),
+                (380, 320),
             ),
             Node("PreviewAny", 1, {"source": (4, 0)}, "The instruction that is sent", (380, 110)),
             edit(2, (2, 0), (4, 0)),

@@ -61,7 +61,8 @@ NOTES = {
     ),
     "ask_then_edit": (
         "### Look first, then edit\n\n"
-        "*Ask* says what is in the picture, and its answer stands in for `WHAT` in the instruction.\n\n"
+        "*Ask* says what is in the picture. Its answer, *a cat*, becomes an instruction, in which `\\1` "
+        "stands for *cat*.\n\n"
         "**Change** the picture, the question and the instruction. For nano: *what is it?*, *what is the "
         "background?*, *describe the picture*. A larger model answers in sentences, and may be asked what "
         "to change."

@@ -44,8 +44,8 @@ def told() -> Iterator[tuple[str, str]]:
     for name in NAMES:
         for node in api_form(name).values():
             texts = [v for k, v in node["inputs"].items() if k in INPUTS and isinstance(v, str)]
-            if node["class_type"] == "StringReplace":
-                texts = [node["inputs"]["string"].replace(node["inputs"]["find"], "a cat")]
+            if node["class_type"] == "RegexReplace":
+                texts = [re.sub(node["inputs"]["regex_pattern"], node["inputs"]["replace"], "a cat")]
             yield from ((f"template {name}", text) for text in texts)
     for name, note in template_notes.NOTES.items():
         for sentence in re.findall(r"For nano: (.*?)\.(?:\n| A )", note):
