@@ -38,7 +38,7 @@ NODES = {
             "mllm": MLLM,
             "vae": VAE,
             "image": SCENE,
-            "instruction": "replace the rocket with a banana",
+            "instruction": "replace the rocket with a mushroom",
         },
         (360, 760),
     ),

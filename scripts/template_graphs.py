@@ -111,7 +111,7 @@ TEMPLATES = {
         [
             load(),
             picture(0, "tbac_uniimage_dog_and_rocket.png"),
-            edit(1, (2, 0), "replace the rocket with a banana"),
+            edit(1, (2, 0), "replace the rocket with a mushroom"),
             save(2, (3, 0), "tbac/edit"),
         ],
         [("Model and source", 0, 0), ("Edit", 1, 2)],
@@ -120,7 +120,7 @@ TEMPLATES = {
         [
             load(),
             picture(0, "tbac_uniimage_masked.png", "Picture with a mask"),
-            edit(1, (2, 0), "replace the rocket with a banana", mask=(2, 1)),
+            edit(1, (2, 0), "replace the rocket with a mushroom", mask=(2, 1)),
             save(2, (3, 0), "tbac/masked_edit"),
         ],
         [("Model and source", 0, 0), ("Edit", 1, 2)],
@@ -144,8 +144,8 @@ TEMPLATES = {
     "structure_and_style": Template(
         [
             load(1),
-            encode(1, DOG_AND_ROCKET, "Structure"),
-            encode(1, "two pandas on a yellow background", "Style"),
+            encode(1, "a panda above a car on a blue background", "Structure"),
+            encode(1, "two hearts on a yellow background", "Style"),
             Node("TBACUniImageEmptyLatent", 1, {"model": (1, 0), **SIZE}),
             Node("PrimitiveInt", 1, {"value": 7}, "Seed of all three"),
             sampler(2, ((2, 0), (2, 1)), (4, 0), "Structure alone", seed=(5, 0)),
