@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nano_drawings import drawings, needs_art  # noqa: F401  a fixture
 from nano_pictures import stored_picture, stored_scenes
+from safetensors.torch import load_file
 from tbac_uniimage.core.prompts import encode_text
 from tbac_uniimage.training.nano.base import (
     autoencoder,
@@ -29,7 +30,7 @@ from tbac_uniimage.training.nano.base import (
     tokenizer,
     vision,
 )
-from tbac_uniimage.training.nano.domain import naming, words
+from tbac_uniimage.training.nano.domain import letters, naming, words
 from tbac_uniimage.training.nano.domain.render import render
 from tbac_uniimage.training.nano.domain.scene import Item, Scene, Word, is_held_out
 from tbac_uniimage.training.nano.judge import detector, loop
@@ -66,6 +67,10 @@ def test_words_of_the_domain_are_one_token(nano_tokenizer):
 def test_a_word_to_be_drawn_is_spelled_letter_by_letter(nano_tokenizer):
     ids = nano_tokenizer.encode('the word "HELLO" on green')
     assert [nano_tokenizer.decode([i]) for i in ids][-8:] == ["H", "E", "L", "L", "O", '"', " on", " green"]
+    for number in range(300):
+        word = letters.spell(Random(number))
+        ids = nano_tokenizer.encode(f'a dog with the word "{word}" above it')
+        assert [nano_tokenizer.decode([i]) for i in ids][-3 - len(word) : -3] == list(word)
 
 
 def test_the_tokenizers_text_has_no_words_in_capitals():
@@ -135,8 +140,8 @@ def tasks(tokenizer_folder) -> language.Tasks:
 
 @pytest.mark.parametrize("task", ["caption", "dense", "edit", "question"])
 def test_every_task_teaches(tasks, drawings, task):  # noqa: F811
-    tasks.model.zero_grad()
-    tasks.connector.zero_grad()
+    for module in (tasks.model, tasks.connector, tasks.cells):
+        module.zero_grad()
     loss = getattr(tasks, task)(Random(3), 3)
     assert loss.isfinite() and 1 < loss.item() < 30
     loss.backward()
@@ -146,6 +151,12 @@ def test_every_task_teaches(tasks, drawings, task):  # noqa: F811
     else:
         assert (tasks.connector.queries.grad.abs().amax(1) > 0).all()
     assert all(p.grad is None for p in tasks.connector.layers.parameters())
+    assert (tasks.cells.read.weight.grad is not None) == (task in ("edit", "question"))
+
+
+def test_a_batch_of_edits_may_be_all_black(tasks, drawings, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(language, "EDIT_PARTS", {(True, True): 1.0})
+    assert 1 < tasks.edit(Random(0), 2).item() < 30
 
 
 def test_a_task_is_a_function_of_its_random_numbers(tasks, drawings):  # noqa: F811
@@ -184,6 +195,44 @@ def test_heads_that_are_right_have_no_loss():
     right["what"] = right["what"].roll(1, -1)
     wrong = heads.loss(torch.zeros(1, 5, 20, mllm.WIDTH), told).item()
     assert wrong == pytest.approx(50 * slots.WEIGHTS["what"] / sum(slots.WEIGHTS.values()), rel=1e-4)
+
+
+def test_vision_tokens_that_are_right_have_no_loss_and_rare_things_count_most():
+    heads, names = vision.CellHeads(), vision.cell_names(list(stored_scenes().values()))
+    assert list(vision.WEIGHTS) == list(naming.CELL_HEADS) and vision.NOTHING_WEIGHT < 1
+    right = [
+        50.0 * torch.nn.functional.one_hot(names[..., i], size) for i, size in enumerate(naming.cell_sizes())
+    ]
+    heads.forward = lambda tokens: right
+    tokens = torch.zeros(5, mllm.CELLS, mllm.WIDTH)
+    assert heads.loss(tokens, names).item() < 1e-6
+    letter = naming.CELL_HEADS.index("letter")
+    right[letter] = right[letter].roll(1, -1)  # another one everywhere, and one where there is none
+    wrong = heads.loss(tokens, names).item()
+    assert wrong == pytest.approx(50 * vision.WEIGHTS["letter"] / sum(vision.WEIGHTS.values()), rel=1e-4)
+    right[letter] = right[letter].roll(-1, -1)
+    blank = names[..., letter] == naming.NOTHING
+    right[letter][~blank] = 50.0 * torch.nn.functional.one_hot(torch.tensor(0), len(right[letter][0, 0]))
+    share = (~blank).sum() / ((~blank).sum() + vision.NOTHING_WEIGHT * blank.sum())
+    assert heads.loss(tokens, names).item() == pytest.approx(wrong * share.item(), rel=1e-4)
+
+
+def test_grey_pictures_are_asked_for_outlines_alone(drawings):  # noqa: F811
+    pictures, names = vision.draw_batch(Random(4), 10)
+    scenes = [vision.draw_scene(random) for random in [Random(4)] for _ in range(10)]
+    whole, grey = vision.cell_names(scenes), int(10 * vision.GREY)
+    assert grey == 3 and (names[grey:] == whole[grey:]).all()
+    for number, (picture, scene) in enumerate(zip(pictures, scenes, strict=True)):
+        assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
+        if number >= grey:
+            assert (picture == render(scene)).all()
+            continue
+        assert np.abs(picture - render(scene).mean(-1, keepdims=True)).max() <= 0.5
+        for column, head in enumerate(naming.CELL_HEADS):
+            if head in ("background", "paint"):
+                assert (names[number, :, column] == naming.UNREAD).all()
+            else:
+                assert (names[number, :, column] == whole[number, :, column]).all()
 
 
 def test_nouns_are_asked_for_the_cells_and_the_number_of_their_object(tasks):
@@ -303,7 +352,7 @@ def test_slots_of_a_changed_object_should_attend_to_what_it_becomes(tasks):
 
 
 def test_vision_tokens_point_where_both_forms_of_their_noun_point(tasks):
-    tokens, cells = torch.randn(2, mllm.CELLS, mllm.WIDTH), torch.zeros(2, mllm.CELLS, 8, dtype=torch.long)
+    tokens, cells = torch.randn(2, mllm.CELLS, mllm.WIDTH), torch.zeros(2, mllm.CELLS, 9, dtype=torch.long)
     rows = tasks.model.model.language_model.embed_tokens.weight.detach()
     dog = list(words.OBJECTS).index("dog")
     cells[1, 3, vision.WHAT] = 1 + dog  # the only token on a sprite
@@ -434,6 +483,33 @@ def test_a_stage_that_goes_on_is_the_uninterrupted_one(tmp_path, monkeypatch):
     assert torch.equal(model.weight, whole["average/toy.weight"])
 
 
+def test_a_tower_trained_alone_takes_its_place_and_stays(tmp_path, tokenizer_folder, drawings):  # noqa: F811
+    def recipe(kind: str, **others) -> stage.StageRecipe:
+        run, tokenizer_run = str(tmp_path / kind), str(tokenizer_folder)
+        return stage.StageRecipe(stage=kind, run=run, tokenizer=tokenizer_run, learning_rate=1e-3, **others)
+
+    begun = tmp_path / "begun"
+    torch.manual_seed(1)
+    before = language.Tasks(mllm.Prompter(mllm.load_tokenizer(tokenizer_folder)))
+    done = {"steps": 5, "samples": 5, "minutes": 0.1}
+    stage.save_state(begun, before.modules, torch.optim.AdamW(before.model.parameters()), {}, done)
+    vision.train(recipe("vision", steps=1, batch=2, init=str(begun)))
+    sizes = {"caption": 1, "question": 1}
+    language.train(recipe("language", steps=1, batch=sizes, init=str(begun), vision=str(tmp_path / "vision")))
+    old, tower, new = (load_file(tmp_path / name / stage.STATE) for name in ("begun", "vision", "language"))
+    start = "model/mllm.model.visual."
+    names = [name.removeprefix(start) for name in new if name.startswith(start)]
+    assert len(names) > 40
+    for name in names:
+        assert torch.equal(new[start + name], tower["model/vision." + name]), name
+    changed = [name for name in names if not torch.equal(new[start + name], old[start + name])]
+    assert len(changed) > 40 and not [
+        name for name in new if name.startswith("optimizer/exp_avg/mllm.model.vis")
+    ]
+    word = "model/mllm.model.language_model.embed_tokens.weight"
+    assert not torch.equal(new[word], old[word])
+
+
 def test_a_stage_that_is_missing_or_diverges_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="state.safetensors is missing: train that stage first"):
         stage.load_stage(tmp_path, {})
@@ -458,6 +534,8 @@ def test_the_rate_of_a_stage_warms_up_stays_and_falls(tmp_path):
         ("b_vision", "vision"),
         ("c_language", "language"),
         ("d_grounding", "language"),
+        ("e_seeing", "vision"),
+        ("f_answers", "language"),
     ],
 )
 def test_recipes_of_base_models_can_be_read_and_changed(name, kind, tmp_path):

@@ -61,7 +61,13 @@ def test_another_folder_moves_everything_that_the_recipes_name(tmp_path):
         "tokenizer": f"{tmp_path}/tokenizer",
         "init": f"{tmp_path}/language",
     }
-    assert there["base"][there["base"].index("--language") + 1] == f"{tmp_path}/grounding"
+    assert overrides(there["f_answers"]) == {
+        "run": f"{tmp_path}/answers",
+        "tokenizer": f"{tmp_path}/tokenizer",
+        "vision": f"{tmp_path}/seeing",
+        "init": f"{tmp_path}/grounding",
+    }
+    assert there["base"][there["base"].index("--language") + 1] == f"{tmp_path}/answers"
     assert overrides(there["3_fine_tune"]) == {
         "run": f"{tmp_path}/stage3",
         "init": f"{tmp_path}/stage2/last",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tbac_uniimage.training.nano.domain import edits, facts, naming, prompts, questions, words
+from tbac_uniimage.training.nano.domain import edits, facts, letters, naming, prompts, questions, words
 from tbac_uniimage.training.nano.domain.prompts import SPLITS
 from tbac_uniimage.training.nano.domain.scene import Item, Scene, Word, is_held_out, straightened
 
@@ -16,7 +16,7 @@ numbers = st.integers(0, 2**32)
 VALUES = {words.NUMBERS[number]: number for number in words.NUMBERS}
 
 
-@given(numbers, st.sampled_from(SPLITS), st.sampled_from(questions.KINDS))
+@given(numbers, st.sampled_from(SPLITS), st.sampled_from(list(questions.KINDS)))
 def test_answers_are_right(number, split, kind):
     question = questions.draw(0, split, number, kind)
     assert question == questions.draw(0, split, number, kind) and question.kind == kind
@@ -159,8 +159,8 @@ def test_names_are_within_the_heads(number):
     slots, cells = naming.slot_names(scene), naming.cell_names(scene)
     for head, column in naming.COLUMNS.items():
         assert slots[:, column].max() < naming.SIZES[head]
-    for column, head in enumerate(naming.CELL_HEADS):
-        assert 0 <= cells[:, column].max() < naming.SIZES["what" if head == "letter" else head]
+    for column, size in enumerate(naming.cell_sizes()):
+        assert 0 <= cells[:, column].max() < size
 
 
 def test_vision_tokens_name_what_lies_on_them():
@@ -170,7 +170,7 @@ def test_vision_tokens_name_what_lies_on_them():
 
     def name(row: int, at: int, head: str):
         index = cells[row * naming.CELLS + at, column(head)]
-        return naming.HEADS["what" if head == "letter" else head][index - 1] if index else None
+        return naming.HEADS["what" if "letter" in head else head][index - 1] if index else None
 
     assert [name(0, at, "what") for at in range(4)] == ["dog", "dog", None, None]
     assert [name(3, at, "paint") for at in range(4)] == [None, None, "blue", "blue"]
@@ -178,4 +178,21 @@ def test_vision_tokens_name_what_lies_on_them():
     assert {name(*divmod(i, 4), "background") for i in range(16)} == {"gray"}
     cells = naming.cell_names(Scene("", "gray", (), Word("TAXI", 12)))
     assert [name(0, at, "letter") for at in range(4)] == ["T", "A", "X", "I"]
+    assert [name(1, at, "letter") for at in range(4)] == [None] * 4
+    cells = naming.cell_names(Scene("", "gray", (), Word("HELLO", 32)))
+    for row in (1, 2):  # the line lies on both
+        assert [name(row, at, "letter") for at in range(4)] == ["H", "E", "L", "O"]
+        assert [name(row, at, "next letter") for at in range(4)] == [None, None, "L", None]
     assert [name(3, at, "letter") for at in range(4)] == [None] * 4
+
+
+@given(st.text(letters.LETTERS, min_size=2, max_size=5), st.sampled_from((12, 32, 52)))
+def test_cells_and_slots_spell_a_word(written, line):
+    scene = Scene("", "pink", (), Word(written, line))
+    cells = naming.cell_names(scene)[:, [naming.CELL_HEADS.index(h) for h in ("letter", "next letter")]]
+    rows = [[naming.HEADS["what"][index - 1] for index in row if index] for row in cells.reshape(4, -1)]
+    assert {"".join(row) for row in rows} == {"", written}
+    slots, (x, y) = naming.slot_names(scene), (naming.COLUMNS["x"], naming.COLUMNS["y"])
+    middles = [naming.HEADS["x"][slots[6 + 3 * i, x] - 1] for i in range(len(written))]
+    assert middles == letters.centres(written, 32)
+    assert {naming.HEADS["y"][slots[7 + 3 * i, y] - 1] for i in range(len(written))} == {line}

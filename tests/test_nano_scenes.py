@@ -219,6 +219,20 @@ def test_an_unknown_fact_is_an_error():
         facts.holds(("size", "dog", "large"), Scene("3D", "white", (Item("dog", 32, 32, 42),)))
 
 
+def test_training_spells_letters_in_any_order_and_the_score_asks_for_words():
+    drawn = {
+        split: [prompts.draw(0, split, number, "text").scene.word.letters for number in range(600)]
+        for split in prompts.SPLITS
+    }
+    known = [word in letters.WORDS for word in drawn["train"]]
+    assert 0.25 < np.mean(known) < 0.35
+    assert {len(word) for word in drawn["train"]} == {2, 3, 4, 5}
+    first = {word[0] for word, is_known in zip(drawn["train"], known, strict=True) if not is_known}
+    assert first == set(letters.LETTERS)
+    assert not any(scene.is_kept(("word", word)) for word in drawn["train"])
+    assert all(word in letters.WORDS and scene.is_kept(("word", word)) for word in drawn["held out"])
+
+
 def test_words_fit_and_letters_differ():
     assert len(letters.WORDS) == len(set(letters.WORDS)) >= 300
     for word in letters.WORDS:

@@ -25,7 +25,7 @@ RECIPES = ROOT / "training" / "recipes" / "nano"
 SHELL = Path(sys.executable).with_name("tbac-uniimage")
 PACKAGE = "tbac_uniimage.training"
 RUNS = "runs/nano"  # what the recipes have
-BASE = ("a_autoencoder", "b_vision", "c_language", "d_grounding")
+BASE = ("a_autoencoder", "b_vision", "c_language", "d_grounding", "e_seeing", "f_answers")
 LADDER = ("1_text_to_image", "2_image_text_to_image", "3_fine_tune")
 
 
@@ -57,6 +57,8 @@ TRIAL = Size(
         "b_vision": ("steps=3", "warmup=1", "batch=2"),
         "c_language": ("steps=3", "warmup=1", "batch={caption: 1, dense: 1, edit: 1, question: 1}"),
         "d_grounding": ("steps=3", "warmup=1", "batch={caption: 1, dense: 1, edit: 1, question: 1}"),
+        "e_seeing": ("steps=3", "warmup=1", "batch=2"),
+        "f_answers": ("steps=3", "warmup=1", "batch={caption: 1, dense: 1, edit: 1, question: 1}"),
     },
     ladder=(
         "train.steps=4",
@@ -148,7 +150,7 @@ def steps(runs: Path, target: Path, size: Size, processes: int) -> list[Step]:
         size: how much is composed and learned.
         processes: of the ladder's stages.
     """
-    made = {"autoencoder": "autoencoder", "language": "grounding", "tokenizer": "tokenizer"}
+    made = {"autoencoder": "autoencoder", "language": "answers", "tokenizer": "tokenizer"}
     options = (word for name, folder in made.items() for word in (f"--{name}", runs / folder))
     counts = [word for name, count in size.counts.items() for word in (f"--{name}", count)]
     sets = [str(runs / "data" / name) for name in size.counts]

@@ -60,13 +60,14 @@ class Answers(NamedTuple):
     Attributes:
         logits: of the answers' tokens, ``[tokens, vocabulary]``.
         tokens: the right ones, ``[tokens]``.
-        ids, layers: as in :class:`Reading`.
+        ids, layers, vision: as in :class:`Reading`.
     """
 
     logits: Tensor
     tokens: Tensor
     ids: Tensor
     layers: Tensor
+    vision: Tensor
 
 
 class Tasks:
@@ -163,10 +164,11 @@ class Tasks:
             sources.append(source)
         reading = self.read(texts, pictures)
         seen = [i for i, source in enumerate(sources) if source is not None]
-        cells = cell_names([sources[i] for i in seen])
         slots = self.slots.loss(reading.slots, torch.from_numpy(np.stack(told)))
-        vision = reading.vision[seen]
-        loss = slots + 0.3 * self.cells.loss(vision, cells) + 0.2 * self.pointing(vision, cells)
+        if not seen:
+            return slots
+        cells, vision = cell_names([sources[i] for i in seen]), reading.vision[seen]
+        loss = slots + self.seeing_loss(vision, cells)
         if self.grounding_weight:
             before, after = (
                 self.slots.names(torch.from_numpy(np.stack(names)))
@@ -190,6 +192,10 @@ class Tasks:
             )
         return loss
 
+    def seeing_loss(self, tokens: Tensor, cells: Tensor) -> Tensor:
+        """Vision tokens say what lies on their cells, and point where its nouns do."""
+        return 0.3 * self.cells.loss(tokens, cells) + 0.2 * self.pointing(tokens, cells)
+
     def pointing(self, tokens: Tensor, cells: Tensor) -> Tensor:
         """A vision token on a sprite should point where the nouns for the sprite point.
 
@@ -203,9 +209,14 @@ class Tasks:
         return F.cross_entropy(logits.flatten(0, 2), wanted.repeat(len(rows), 1).flatten())
 
     def question(self, random: Random, size: int) -> Tensor:
-        """A picture and a question: the answer in words, then the end of the turn."""
-        said = self.answers([questions.sample(random) for _ in range(size)], random)
+        """A picture and a question: the answer in words, then the end of the turn.
+
+        Its vision tokens are asked as those of edits, which show neither words nor large sprites alone.
+        """
+        asked = [questions.sample(random) for _ in range(size)]
+        said = self.answers(asked, random)
         loss = F.cross_entropy(said.logits.float(), said.tokens)
+        loss = loss + self.seeing_loss(said.vision, cell_names([question.scene for question in asked]))
         if self.grounding_weight:
             loss = loss + self.grounding_weight * self.meaning_loss(said.ids, said.layers)
         return loss
@@ -242,7 +253,7 @@ class Tasks:
             said = labels[:, 1:] != -100
             logits = self.model.lm_head(hidden[-1][:, :-1][said])
             layers = self.model.model.language_model.norm(torch.stack(hidden[grounding.GROUNDED]))
-        return Answers(logits, labels[:, 1:][said], ids, layers)
+        return Answers(logits, labels[:, 1:][said], ids, layers, vision)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -272,11 +283,12 @@ def train(recipe: StageRecipe) -> None:
     """Train by a recipe, going on where its run left off."""
     torch.manual_seed(recipe.seed)
     tasks = Tasks(mllm.Prompter(mllm.load_tokenizer(recipe.tokenizer)), recipe.grounding)
+    tower = tasks.model.model.visual
     if recipe.init:
-        begun = {name: module for name, module in tasks.modules.items() if name != "grounding"}
-        stage.load_stage(recipe.init, begun)
-    else:
-        stage.load_stage(recipe.vision, {"vision": tasks.model.model.visual, "heads": tasks.cells})
+        stage.load_stage(recipe.init, tasks.modules)
+    if recipe.vision:
+        stage.load_stage(recipe.vision, {"vision": tower, "heads": tasks.cells})
+    tower.requires_grad_(not (recipe.init and recipe.vision))
     told = [prompts.draw(recipe.seed, "held out", i) for i in range(EXAMPLES)]
     edited = [edits.draw(recipe.seed, "held out", i) for i in range(EXAMPLES)]
     asked = [questions.draw(recipe.seed, "held out", i) for i in range(EXAMPLES)]

@@ -36,8 +36,9 @@ class StageRecipe(Section):
         stage: which one.
         run: folder of its state; made.
         tokenizer: folder of the tokenizer; trained there if it is missing. Of vision and language only.
-        vision: run of the vision tower that the language stage starts from.
-        init: run of the language stage that it starts from, in place of ``vision``.
+        vision: run of the vision tower that the language stage starts from; beside ``init`` it takes the
+            place of its tower and stays as it is.
+        init: run of the language stage that it starts from.
         grounding: how much the language stage minds where an instruction's nouns lie in the picture.
         seed: of everything random.
         steps: optimizer steps.

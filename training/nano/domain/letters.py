@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from random import Random
 
 import numpy as np
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-LONGEST = 5
+SHORTEST, LONGEST = 2, 5
 DOT = 2  # pixels per dot along each axis
 WIDTH, HEIGHT, ADVANCE = 5 * DOT, 7 * DOT, 6 * DOT  # of a letter, and from one letter to the next, in pixels
 DARK, LIGHT = (24, 24, 32), (250, 250, 250)
@@ -70,6 +71,11 @@ WORDS = tuple(
     WHALE WHITE WORLD YOUNG ZEBRA
     """.split()
 )
+
+
+def spell(random: Random) -> str:
+    """Letters in any order, which cannot be learned as a whole."""
+    return "".join(random.choices(LETTERS, k=random.randint(SHORTEST, LONGEST)))
 
 
 @lru_cache(maxsize=64)

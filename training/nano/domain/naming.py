@@ -13,8 +13,8 @@ each of six items. A slot may be read by several heads, each with its own list o
 | 3, 6, 9 ... | x, side |
 | 4, 7, 10 ... | y |
 
-A word's five letters take the slots of the items 2 to 6, whose place says nothing then: a scene with a word
-has one item at most.
+A word's five letters take the slots of the items 2 to 6, places and all: a scene with a word has one item at
+most.
 
 Items are numbered in their order. What an edit leaves of a picture keeps its number, so that an instruction
 changes only the slots of which it speaks: the slots of a removed item say nothing.
@@ -27,10 +27,8 @@ import numpy as np
 from . import letters
 from .scene import (
     BOTTOM_LINE,
-    FIRST,
     JITTER,
     LARGE,
-    LAST,
     MEDIUM,
     MIDDLE,
     MOST_ITEMS,
@@ -40,12 +38,13 @@ from .scene import (
     TOP_LINE,
     Item,
     Scene,
+    Word,
     straightened,
 )
 from .words import BACKGROUNDS, OBJECTS, PAINTS, STYLES
 
 NOTHING, UNREAD = 0, -100  # no value; not read by this head, and ignored by cross-entropy
-COORDINATES = tuple(range(FIRST - JITTER, LAST + JITTER + 1))
+COORDINATES = tuple(range(8, 57))  # of sprites' centres and of letters'
 SIDES = tuple(side + delta for side in (SMALL, MEDIUM, TITLED, LARGE) for delta in (-JITTER, 0, JITTER))
 HEADS: dict[str, tuple] = {  # what every head can say, besides nothing
     "background": tuple(BACKGROUNDS),
@@ -65,7 +64,7 @@ ITEM_SLOTS = (("what", "paint"), ("x", "side"), ("y",))
 SLOTS: tuple[tuple[str, ...], ...] = (("background",), ("style", "number", "line"), *ITEM_SLOTS * MOST_ITEMS)
 FATES = ("kept", "removed", "replaced", "painted", "moved")  # what an edit does to an item of its picture
 CELLS = 4  # vision tokens along an axis of the picture
-CELL_HEADS = ("background", "style", "what", "paint", "x", "y", "side", "letter")
+CELL_HEADS = ("background", "style", "what", "paint", "x", "y", "side", "letter", "next letter")
 
 
 def empty() -> np.ndarray:
@@ -149,24 +148,32 @@ def slot_names(scene: Scene | None, exact: bool = True, before: Scene | None = N
                     say(first + offset, head, values[head])
     if scene.word:
         say(1, "line", scene.word.y)
-        for number, letter in enumerate(scene.word.letters, start=1):
-            say(2 + len(ITEM_SLOTS) * number, "what", letter)
+        for number, (letter, x) in enumerate(placed_letters(scene.word), start=1):
+            first = 2 + len(ITEM_SLOTS) * number
+            say(first, "what", letter)
+            say(first + 1, "x", x)
+            say(first + 2, "y", scene.word.y)
     return slots
 
 
+def placed_letters(word: Word) -> list[tuple[str, int]]:
+    """A word's letters with the x of their middles."""
+    return list(zip(word.letters, letters.centres(word.letters, MIDDLE), strict=True))
+
+
+def cell_sizes() -> list[int]:
+    """Classes of each head of `CELL_HEADS`; letters have those of "what"."""
+    return [SIZES.get(head, SIZES["what"]) for head in CELL_HEADS]
+
+
 def cell_names(scene: Scene) -> np.ndarray:
-    """What every vision token says, by `CELL_HEADS`: [16, 8] int64, row by row.
+    """What every vision token says, by `CELL_HEADS`: [16, 9] int64, row by row.
 
     Background and style; the item in whose square the cell's middle lies (the nearest of several); and the
-    letter whose middle is nearest to the cell's in its line, if it is within the cell. "letter" has the
-    classes of "what".
+    one or two letters whose middles lie on the cell.
     """
     step = SIZE // CELLS
     cells = np.zeros((CELLS**2, len(CELL_HEADS)), np.int64)
-    written = []
-    if scene.word:
-        at = letters.centres(scene.word.letters, MIDDLE)
-        written = list(zip(scene.word.letters, at, strict=True))
     for cell in range(CELLS**2):
         y, x = (step * part + step / 2 for part in divmod(cell, CELLS))
         said = {"background": scene.background, "style": scene.style}
@@ -174,11 +181,10 @@ def cell_names(scene: Scene) -> np.ndarray:
         if covering:
             item = min(covering, key=lambda i: abs(i.x - x) + abs(i.y - y))
             said |= {"what": item.name, "paint": item.paint, "x": item.x, "y": item.y, "side": item.size}
-        if written and abs(scene.word.y - y) < step:
-            letter, centre = min(written, key=lambda pair: abs(pair[1] - x))
-            if abs(centre - x) <= step / 2:
-                said["letter"] = letter
+        if scene.word and abs(scene.word.y - y) <= step / 2:
+            here = [letter for letter, at in placed_letters(scene.word) if -step / 2 <= at - x < step / 2]
+            said |= dict(zip(("letter", "next letter"), here, strict=False))
         for column, head in enumerate(CELL_HEADS):
             if said.get(head):
-                cells[cell, column] = INDEX["what" if head == "letter" else head, said[head]]
+                cells[cell, column] = INDEX[head if head in SIZES else "what", said[head]]
     return cells

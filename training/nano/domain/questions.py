@@ -10,7 +10,16 @@ from .prompts import SPLITS
 from .scene import Item, Scene, in_reading_order
 from .words import NUMBERS, a, plural
 
-KINDS = ("what", "how many", "color", "where", "style", "background", "word", "describe")
+KINDS = {  # share of each in training
+    "what": 0.14,
+    "how many": 0.12,
+    "color": 0.18,
+    "where": 0.1,
+    "style": 0.04,
+    "background": 0.02,
+    "word": 0.2,
+    "describe": 0.2,
+}
 ASKED = {
     "one": ("what is it?", "what is this?", "what is in the picture?"),
     "there": ("what is {place}?", "which object is {place}?"),
@@ -52,7 +61,7 @@ def sample(random: Random, kind: str | None = None, training: bool = True) -> Qu
     Raises:
         ValueError: no such kind.
     """
-    kind = kind or random.choice(KINDS)
+    kind = kind or random.choices(list(KINDS), list(KINDS.values()))[0]
     if kind not in KINDS:
         raise ValueError(f"unknown kind of question {kind!r}: use one of {', '.join(KINDS)}")
     while True:
