@@ -59,10 +59,10 @@ class CellHeads(nn.Module):
     def loss(self, tokens: Tensor, names: Tensor) -> Tensor:
         """Weighted cross-entropy with names ``[pictures, CELLS, heads]``, the mean over heads."""
         total = tokens.new_zeros((), dtype=torch.float32)
-        for i, (logits, weight) in enumerate(zip(self(tokens), WEIGHTS.values(), strict=True)):
+        for head, logits, said in zip(naming.CELL_HEADS, self(tokens), names.unbind(-1), strict=True):
             classes = torch.ones(logits.shape[-1])
             classes[naming.NOTHING] = NOTHING_WEIGHT
-            total = total + weight * F.cross_entropy(logits.flatten(0, 1), names[..., i].flatten(), classes)
+            total = total + WEIGHTS[head] * F.cross_entropy(logits.flatten(0, 1), said.flatten(), classes)
         return total / sum(WEIGHTS.values())
 
 

@@ -174,6 +174,7 @@ def cell_names(scene: Scene) -> np.ndarray:
     """
     step = SIZE // CELLS
     cells = np.zeros((CELLS**2, len(CELL_HEADS)), np.int64)
+    written = placed_letters(scene.word) if scene.word else []
     for cell in range(CELLS**2):
         y, x = (step * part + step / 2 for part in divmod(cell, CELLS))
         said = {"background": scene.background, "style": scene.style}
@@ -182,7 +183,7 @@ def cell_names(scene: Scene) -> np.ndarray:
             item = min(covering, key=lambda i: abs(i.x - x) + abs(i.y - y))
             said |= {"what": item.name, "paint": item.paint, "x": item.x, "y": item.y, "side": item.size}
         if scene.word and abs(scene.word.y - y) <= step / 2:
-            here = [letter for letter, at in placed_letters(scene.word) if -step / 2 <= at - x < step / 2]
+            here = [letter for letter, at in written if -step / 2 <= at - x < step / 2]
             said |= dict(zip(("letter", "next letter"), here, strict=False))
         for column, head in enumerate(CELL_HEADS):
             if said.get(head):
