@@ -12,12 +12,12 @@ from .words import NUMBERS, a, plural
 
 KINDS = {  # share of each in training; a description tells most about a picture
     "what": 0.14,
-    "how many": 0.1,
+    "how many": 0.06,
     "color": 0.17,
-    "where": 0.12,
+    "where": 0.06,
     "style": 0.02,
     "background": 0.02,
-    "word": 0.13,
+    "word": 0.23,
     "describe": 0.3,
 }
 ASKED = {
