@@ -10,7 +10,7 @@ from .prompts import SPLITS
 from .scene import Item, Scene, in_reading_order
 from .words import NUMBERS, a, plural
 
-KINDS = {  # share of each in training; a description tells most about a picture
+KINDS = {  # share of each in training; the hardest have most
     "what": 0.14,
     "how many": 0.06,
     "color": 0.17,
