@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from .checkpoints.export import complete_folder
+from .checkpoints.export import complete_folder, forget_origin
 from .conditions import LadderCondition, LadderEncoder
 from .connector import LadderConnector
 from .guidance import Guidance, branch_inputs
@@ -116,6 +116,7 @@ class LadderPipeline(DiffusionPipeline):
         """
         with complete_folder(save_directory) as unfinished:
             super().save_pretrained(unfinished, **kwargs)
+            forget_origin(unfinished)
 
     def encode_prompt(
         self,

@@ -18,7 +18,7 @@ from tbac_uniimage.training.nano.domain import art, edits, facts, prompts
 from tbac_uniimage.training.nano.domain.render import render
 from tbac_uniimage.training.nano.domain.scene import is_held_out, straightened
 
-COUNTS = {"scenes": 25, "edits": 12, "curated-scenes": 8, "curated-edits": 9}
+COUNTS = {"scenes": 25, "words": 7, "edits": 12, "curated-scenes": 8, "curated-edits": 9}
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def picture(content: bytes) -> np.ndarray:
 def test_tars_hold_what_the_numbers_mean(small, tmp_path):
     compose.compose(tmp_path, COUNTS, seed=3)
     found = contents(tmp_path)
-    assert len(found) == 25 * 2 + 12 * 3 + 8 * 2 + 9 * 3
+    assert len(found) == 25 * 2 + 7 * 2 + 12 * 3 + 8 * 2 + 9 * 3
     assert sorted(path.name for path in (tmp_path / "scenes").iterdir()) == [
         "00000.tar",
         "00001.tar",
@@ -53,6 +53,9 @@ def test_tars_hold_what_the_numbers_mean(small, tmp_path):
         prompt = prompts.draw(3, "train", number)
         assert found[f"scenes/{number:08}.txt"].decode() == prompt.text
         assert np.array_equal(picture(found[f"scenes/{number:08}.webp"]), render(prompt.scene))
+    prompt = prompts.draw(3, "train", 6, "text")
+    assert prompt.scene.word and found["words/00000006.txt"].decode() == prompt.text
+    assert np.array_equal(picture(found["words/00000006.webp"]), render(prompt.scene))
     edit = edits.draw(3, "train", 11)
     assert found["edits/00000011.txt"].decode() == edit.text
     assert np.array_equal(picture(found["edits/00000011.input.webp"]), render(edit.source))

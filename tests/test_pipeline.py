@@ -1,5 +1,7 @@
 """The pipeline as people use it: batches, several results, reuse, interruption, saving, bad input."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -173,6 +175,17 @@ def test_save_and_load_change_no_number(pipe, tmp_path):
     ours = run(pipe, "make it red", picture(3), **arguments)
     torch.testing.assert_close(run(again, "make it red", picture(3), **arguments), ours, atol=0, rtol=0)
     assert not list((tmp_path / "pipeline").rglob("*.bin"))
+
+
+def test_a_saved_folder_names_no_path_of_the_machine(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "first")
+    LadderPipeline.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    written = {path.name: path.read_text() for path in (tmp_path / "second").rglob("*.json")}
+    assert "model_index.json" in written
+    assert [name for name, text in written.items() if str(tmp_path) in text or "_name_or_path" in text] == []
+    for part in ("transformer", "vae", "connector"):
+        first, second = (tmp_path / name / part / "config.json" for name in ("first", "second"))
+        assert json.loads(first.read_text()) == json.loads(second.read_text())
 
 
 def test_a_failed_save_leaves_nothing_and_a_full_folder_stays(pipe, tmp_path, monkeypatch):

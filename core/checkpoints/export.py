@@ -18,6 +18,7 @@ from .naming import EMBEDDING, Place, released_name
 from .parts import LadderParts, stored_shapes
 from .released import RELEASED_SANA_ID, ROW_NAMES
 from .tokenizers import RELEASED_MLLM_ID
+from .weights import read_json
 
 
 def save_released(
@@ -72,6 +73,14 @@ def complete_folder(folder: str | Path) -> Iterator[Path]:
     except BaseException:  # an interrupted write leaves nothing behind either
         shutil.rmtree(unfinished)
         raise
+
+
+def forget_origin(folder: Path) -> None:
+    """Take the place that a pipeline was loaded from, a path of this machine, out of what was written."""
+    for path in (folder / "model_index.json", *folder.glob("*/config.json")):
+        config = read_json(path)
+        if config.pop("_name_or_path", None) is not None:
+            _write_json(path, config)
 
 
 def released_tensors(parts: LadderParts) -> dict[str, torch.Tensor]:

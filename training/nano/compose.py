@@ -3,6 +3,7 @@
 `python -m tbac_uniimage.training.nano.compose FOLDER --scenes N …` writes below FOLDER
 
 - `scenes`: captions with their picture, for stage 1,
+- `words`: those that ask for a word, which take longest to learn,
 - `edits`: source, instruction and result, for stage 2,
 - `curated-scenes`, `curated-edits`: for stage 3: every kind equally often, nothing moved by the jitter,
   style and background always named.
@@ -46,6 +47,11 @@ def scene_files(seed: int, number: int) -> Files:
     return prompt_files(prompts.draw(seed, "train", number))
 
 
+def word_files(seed: int, number: int) -> Files:
+    """A caption that asks for a word, with its picture."""
+    return prompt_files(prompts.draw(seed, "train", number, "text"))
+
+
 def edit_files(seed: int, number: int) -> Files:
     """An instruction with source and result."""
     return change_files(edits.draw(seed, "train", number))
@@ -63,13 +69,20 @@ def curated_edit_files(seed: int, number: int) -> Files:
 
 SETS: dict[str, Callable[[int, int], Files]] = {
     "scenes": scene_files,
+    "words": word_files,
     "edits": edit_files,
     "curated-scenes": curated_scene_files,
     "curated-edits": curated_edit_files,
 }
 
 
-COUNTS = {"scenes": 200_000, "edits": 100_000, "curated-scenes": 5_000, "curated-edits": 5_000}
+COUNTS = {
+    "scenes": 200_000,
+    "words": 50_000,
+    "edits": 100_000,
+    "curated-scenes": 5_000,
+    "curated-edits": 5_000,
+}
 
 
 def curated_prompt(seed: int, number: int) -> Prompt:

@@ -8,7 +8,11 @@ from pathlib import Path
 
 
 def replace_file(write: Callable[[Path], object], target: Path) -> None:
-    """Let ``write`` fill a temporary file beside ``target``, then rename it."""
-    partial = target.with_name(target.name + ".partial")
-    write(partial)
-    os.replace(partial, target)
+    """Let ``write`` fill a temporary file beside ``target``, of this process alone, then rename it."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        write(partial)
+        os.replace(partial, target)
+    except BaseException:  # an interrupted write leaves nothing behind
+        partial.unlink(missing_ok=True)
+        raise

@@ -47,10 +47,17 @@ class Size:
 
 
 FULL = Size(
-    {"scenes": 300_000, "edits": 200_000, "curated-scenes": 20_000, "curated-edits": 20_000}, judge_minutes=16
+    {
+        "scenes": 300_000,
+        "words": 100_000,
+        "edits": 200_000,
+        "curated-scenes": 20_000,
+        "curated-edits": 20_000,
+    },
+    judge_minutes=16,
 )
 TRIAL = Size(
-    {"scenes": 24, "edits": 16, "curated-scenes": 16, "curated-edits": 16},
+    {"scenes": 24, "words": 16, "edits": 16, "curated-scenes": 16, "curated-edits": 16},
     judge_minutes=0.02,
     base={
         "a_autoencoder": ("steps=3", "warmup=1", "batch=2"),

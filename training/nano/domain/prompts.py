@@ -31,14 +31,14 @@ from .scene import (
 from .words import BACKGROUNDS, DEFAULT_BACKGROUND, DEFAULT_STYLE, STYLES, a
 
 KINDS = {  # share of each in training
-    "single": 0.1,
-    "two": 0.1,
-    "count": 0.12,
-    "color": 0.1,
-    "position": 0.13,
-    "binding": 0.11,
-    "dense": 0.14,
-    "text": 0.2,
+    "single": 0.06,
+    "two": 0.08,
+    "count": 0.1,
+    "color": 0.14,
+    "position": 0.12,
+    "binding": 0.13,
+    "dense": 0.19,
+    "text": 0.18,
 }
 SPLITS = ("train", "held out")
 NAMED = {
