@@ -157,7 +157,7 @@ TEMPLATES = {
             Node(
                 "TBACUniImageRungMix",
                 2,
-                {"model": (1, 0), "structure": (2, 0), "style": (3, 0), "crossover": 0.5, "softness": 0.0},
+                {"model": (1, 0), "structure": (2, 0), "style": (3, 0), "crossover": 0.67, "softness": 0.0},
                 size=(330, 130),
             ),
             sampler(2, ((12, 0), (2, 1)), (4, 0), seed=(5, 0)),
