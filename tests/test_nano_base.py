@@ -362,6 +362,8 @@ def test_vision_tokens_point_where_both_forms_of_their_noun_point(tasks):
         for form in tasks.words
     ]
     assert tasks.pointing(tokens, cells).item() == pytest.approx(-sum(wanted).item() / 2, rel=1e-4)
+    nothing = torch.zeros_like(cells)  # of a picture that shows a word alone
+    assert tasks.pointing(tokens, nothing).item() == 0
 
 
 def test_nouns_say_their_object_and_plurals_differ_from_it_in_one_way(tasks):

@@ -46,7 +46,7 @@ def test_the_full_size_is_what_the_recipes_say():
         assert not overrides(full[name]), name
         assert str(ROOT / "training" / "recipes" / "nano" / f"{name}.yaml") in full[name]
     numbers = [full["data"][full["data"].index(f"--{name}") + 1] for name in make.FULL.counts]
-    assert numbers == ["300000", "200000", "20000", "20000"]
+    assert numbers == ["300000", "100000", "200000", "20000", "20000"]
 
 
 def test_another_folder_moves_everything_that_the_recipes_name(tmp_path):

@@ -206,7 +206,9 @@ class Tasks:
         logits = 16 * F.normalize(tokens.float(), dim=-1) @ F.normalize(rows, dim=-1)[:, None].mT
         what = cells[..., WHAT]
         wanted = torch.where(what == naming.NOTHING, naming.UNREAD, what - 1)
-        return F.cross_entropy(logits.flatten(0, 2), wanted.repeat(len(rows), 1).flatten())
+        wanted = wanted.repeat(len(rows), 1).flatten()
+        total = F.cross_entropy(logits.flatten(0, 2), wanted, ignore_index=naming.UNREAD, reduction="sum")
+        return total / (wanted != naming.UNREAD).sum().clamp(min=1)  # a word alone shows no sprite at all
 
     def question(self, random: Random, size: int) -> Tensor:
         """A picture and a question: the answer in words, then the end of the turn.
