@@ -1,0 +1,215 @@
+"""What a benchmark is to this package: one protocol, and the plain data that passes between the five verbs.
+
+:class:`Checkout` -> :class:`Item` -> pictures -> :class:`Request`, :class:`Answer` -> :class:`Row` -> figures
+
+A set knows its files, its items, where the official scorer looks for their pictures, what a judge is asked and
+how its answer is read, and how rows become figures. It never draws, opens no connection and writes no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+AS_PUBLISHED = "as published"  # the official script to the last defect: may stand beside published numbers
+CORRECTED = "corrected"  # without the defects: a number of its own
+
+
+class Unreadable(ValueError):
+    """A judge's answer that holds no verdict; the judge is asked again a bounded number of times."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of one public repository at one commit.
+
+    Attributes:
+        repo: ``github:owner/name`` or ``hub:owner/name`` (a data set of the Hugging Face hub).
+        commit: full id. Empty where it could not be read when the set was written: what was fetched is recorded.
+        files: path in the repository -> ``sha256:…``, ``git:…`` (git's blob id), ``tree:…`` (a folder: git's tree
+            id of it), or "" where no hash is known: then what was fetched first is recorded and held to.
+        licence: as the repository states it, or None: none was found, the user is asked.
+        size: bytes that the files have together; 0: not known.
+    """
+
+    repo: str
+    commit: str
+    files: Mapping[str, str]
+    licence: str | None
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """Fetched and verified files of a set.
+
+    Attributes:
+        roots: repository (``Source.repo``) -> folder that holds its files under their own paths.
+        digest: SHA-256 over names and contents of all files, which a manifest records.
+        modified: the files are not those of the commits, as the user said; their numbers stand beside no others.
+    """
+
+    roots: Mapping[str, Path]
+    digest: str
+    modified: bool = False
+
+    def path(self, source: Source, name: str) -> Path:
+        """Where a file of a source lies."""
+        return self.roots[source.repo] / name
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One file that the official scorer expects.
+
+    Attributes:
+        path: relative to the folder of pictures, with ``/``.
+        samples: numbers of the samples in it. One is the picture itself; four are a 2 x 2 grid, row by row.
+    """
+
+    path: str
+    samples: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt or an edit of a set.
+
+    Attributes:
+        key: names it within the set; seeds depend on it.
+        prompt: what the model is asked, unchanged.
+        pictures: the files to draw.
+        group: stratum of the bootstrap, such as the task of GenEval or the edit type.
+        source: the picture to edit, a file on disk; None: text to image.
+        data: what scoring needs of the set's own fields.
+    """
+
+    key: str
+    prompt: str
+    pictures: tuple[Picture, ...]
+    group: str
+    source: Path | None = None
+    data: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture within a request.
+
+    Attributes:
+        path: relative to the folder of pictures; absolute: a source picture of the checkout.
+        tile: number of the quarter that is shown of a 2 x 2 grid, row by row; None: all of it.
+        like: a picture whose size it is resized to before it is sent.
+        format: "PNG", or "JPEG" of quality 75.
+    """
+
+    path: Path
+    tile: int | None = None
+    like: Path | None = None
+    format: str = "PNG"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of a judge.
+
+    Attributes:
+        key: names it within the set: the item's key and which call.
+        item: key of the item.
+        parts: texts and pictures of the user's message, in the order in which they are sent.
+        system: system message, if any.
+        choices: answers whose first-token probabilities are summed; empty: the text is the answer.
+    """
+
+    key: str
+    item: str
+    parts: tuple[str | Shown, ...]
+    system: str | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How the official script asks its judge. None leaves a parameter out of the call, as it does."""
+
+    model: str
+    temperature: float | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a request (or of a picture, where a detector judges): a line of an answers file.
+
+    Attributes:
+        request: key of the request; for a detector, the path of the picture.
+        item: key of the item.
+        text: the judge's raw answer; None if all attempts failed, or where a detector judged.
+        verdict: what a detector or an imported results file says, as JSON.
+    """
+
+    request: str
+    item: str
+    text: str | None = None
+    verdict: Any = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one prompt contributes to the figures; the unit of the bootstrap.
+
+    Attributes:
+        key: of the item.
+        group: its stratum.
+        value: whatever ``figures`` of the set reads.
+        good: 0 to 1, how well it went: orders the contact sheet.
+        asked, seen: a line each for the contact sheet.
+    """
+
+    key: str
+    group: str
+    value: Any
+    good: float = 0.0
+    asked: str = ""
+    seen: str = ""
+
+
+class Benchmark(Protocol):
+    """A set. ``sets/<module>.py`` lists the ones that it defines, variants included, in ``SETS``."""
+
+    name: str  # on the command line and in files: "geneval", "geneval-rewritten"
+    title: str  # for people, with what is in it
+    unit: str  # what a figure is: "share", "percent", "points of 5", …
+    sources: tuple[Source, ...]
+    judge: Judge | None  # the published judge; None: a detector or VQA model judges
+    modes: tuple[str, ...]
+
+    def items(self, checkout: Checkout) -> list[Item]:
+        """All items in fixed order. Raises ValueError: a file is not of the published form."""
+        ...
+
+    def companions(self, item: Item) -> Mapping[str, bytes]:
+        """Other files that the official scorer wants among the pictures: relative path -> content."""
+        ...
+
+    def requests(self, item: Item, checkout: Checkout) -> list[Request]:
+        """What a judge is asked about the item's pictures; empty where no chat model judges."""
+        ...
+
+    def read(self, request: Request, text: str) -> Any:
+        """The verdict in a judge's answer, as JSON. Raises Unreadable."""
+        ...
+
+    def imported(self, path: Path, items: Sequence[Item]) -> list[Answer]:
+        """Answers from the results of the official scorer. Raises ValueError: not such a file."""
+        ...
+
+    def rows(self, items: Sequence[Item], verdicts: Mapping[str, Any], mode: str) -> list[Row]:
+        """One row a prompt, from verdicts by request key. Unreadable verdicts are absent."""
+        ...
+
+    def figures(self, rows: Sequence[Row], mode: str) -> dict[str, float]:
+        """Figures by name, ``overall`` first. Pure; called anew for every draw of the bootstrap."""
+        ...
