@@ -2,8 +2,8 @@
 
 :class:`Checkout` -> :class:`Item` -> pictures -> :class:`Request`, :class:`Answer` -> :class:`Row` -> figures
 
-A set knows its files, its items, where the official scorer looks for their pictures, what a judge is asked and
-how its answer is read, and how rows become figures. It never draws, opens no connection and writes no file.
+A set knows its files, its items, where the official scorer looks for their pictures, what a judge is asked,
+how the answer is read, and how rows become figures. It never draws, opens no connection, writes no file.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Source:
 
     Attributes:
         repo: ``github:owner/name`` or ``hub:owner/name`` (a data set of the Hugging Face hub).
-        commit: full id. Empty where it could not be read when the set was written: what was fetched is recorded.
-        files: path in the repository -> ``sha256:…``, ``git:…`` (git's blob id), ``tree:…`` (a folder: git's tree
-            id of it), or "" where no hash is known: then what was fetched first is recorded and held to.
+        commit: full id. Empty where none was known when the set was written: what was fetched is recorded.
+        files: path in the repository -> ``sha256:…``, ``git:…`` (git's blob id), ``tree:…`` (a folder:
+            git's tree id), or "" where no hash is known: what was fetched first is recorded and held to.
         licence: as the repository states it, or None: none was found, the user is asked.
         size: bytes that the files have together; 0: not known.
     """
@@ -48,7 +48,7 @@ class Checkout:
     Attributes:
         roots: repository (``Source.repo``) -> folder that holds its files under their own paths.
         digest: SHA-256 over names and contents of all files, which a manifest records.
-        modified: the files are not those of the commits, as the user said; their numbers stand beside no others.
+        modified: the user said that the files are not those of the commits; their numbers stand alone.
     """
 
     roots: Mapping[str, Path]

@@ -1,4 +1,4 @@
-"""``evaluate fetch``: the files of a set, from their repositories or a checkout that is there, checked by hash."""
+"""``evaluate fetch``: the files of a set, from their repositories or a checkout at hand, checked by hash."""
 
 from __future__ import annotations
 
