@@ -8,7 +8,7 @@ how the answer is read, and how rows become figures. It never draws, opens no co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,7 +82,7 @@ class Item:
         prompt: what the model is asked, unchanged.
         pictures: the files to draw.
         group: stratum of the bootstrap, such as the task of GenEval or the edit type.
-        source: the picture to edit, a file on disk; None: text to image.
+        source: reads the picture to edit, a PNG or JPEG file; None: text to image.
         data: what scoring needs of the set's own fields.
     """
 
@@ -90,7 +90,7 @@ class Item:
     prompt: str
     pictures: tuple[Picture, ...]
     group: str
-    source: Path | None = None
+    source: Callable[[], bytes] | None = None
     data: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -99,16 +99,16 @@ class Shown:
     """A picture within a request.
 
     Attributes:
-        path: relative to the folder of pictures; absolute: a source picture of the checkout.
+        path: relative to the folder of pictures; None: the item's source.
         tile: number of the quarter that is shown of a 2 x 2 grid, row by row; None: all of it.
-        like: a picture whose size it is resized to before it is sent.
-        format: "PNG", or "JPEG" of quality 75.
+        source_size: resized to the size of the item's source (Pillow's default filter) before it is sent.
+        format: "PNG", "JPEG" of quality 75, or None: the file's bytes as they are, called PNG.
     """
 
-    path: Path
+    path: str | None
     tile: int | None = None
-    like: Path | None = None
-    format: str = "PNG"
+    source_size: bool = False
+    format: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ class Request:
         item: key of the item.
         parts: texts and pictures of the user's message, in the order in which they are sent.
         system: system message, if any.
-        choices: answers whose first-token probabilities are summed; empty: the text is the answer.
+        choices: spellings of the answer whose probabilities as first token are summed, which is the verdict;
+            empty: the text is the answer.
     """
 
     key: str
@@ -184,7 +185,7 @@ class Benchmark(Protocol):
     unit: str  # what a figure is: "share", "percent", "points of 5", …
     sources: tuple[Source, ...]
     judge: Judge | None  # the published judge; None: a detector or VQA model judges
-    modes: tuple[str, ...]
+    modes: tuple[str, ...]  # AS_PUBLISHED first
 
     def items(self, checkout: Checkout) -> list[Item]:
         """All items in fixed order. Raises ValueError: a file is not of the published form."""
@@ -198,8 +199,8 @@ class Benchmark(Protocol):
         """What a judge is asked about the item's pictures; empty where no chat model judges."""
         ...
 
-    def read(self, request: Request, text: str) -> Any:
-        """The verdict in a judge's answer, as JSON. Raises Unreadable."""
+    def read(self, request: Request, text: str, mode: str = AS_PUBLISHED) -> Any:
+        """The verdict in a judge's answer, as JSON. Raises Unreadable; a judge is then asked again."""
         ...
 
     def imported(self, path: Path, items: Sequence[Item]) -> list[Answer]:

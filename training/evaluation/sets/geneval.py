@@ -51,7 +51,7 @@ class GenEval:
         """None: a detector judges."""
         return []
 
-    def read(self, request: Request, text: str) -> Any:
+    def read(self, request: Request, text: str, mode: str = AS_PUBLISHED) -> Any:
         """Never called."""
         raise NotImplementedError
 
