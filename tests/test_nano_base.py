@@ -104,7 +104,7 @@ def test_training_again_gives_the_same_tokenizer(nano_tokenizer, tmp_path):
 @torch.no_grad()
 def test_normalised_latents_mean_the_same_to_the_decoder():
     torch.manual_seed(0)
-    vae = autoencoder.build().eval()
+    vae = autoencoder.build(64).eval()
     pictures = autoencoder.pixels([stored_picture(name) for name in stored_scenes()])
     before = vae.decoder.conv_in(vae.encode(pictures).latent)
     autoencoder.normalise_latents(vae, pictures)
@@ -113,6 +113,20 @@ def test_normalised_latents_mean_the_same_to_the_decoder():
     assert torch.allclose(latents.std((0, 2, 3)), torch.ones(16), atol=1e-5)
     inside = (..., slice(1, -1), slice(1, -1))  # the border's padding stands for another value
     assert torch.allclose(vae.decoder.conv_in(latents)[inside], before[inside], atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size, channels", [(64, 16), (128, 32)])
+def test_an_autoencoder_of_every_size_has_latents_of_8_by_8(size, channels, tmp_path):
+    torch.manual_seed(0)
+    vae = autoencoder.build(size).eval()
+    latents = vae.encode(torch.rand(1, 3, size, size)).latent
+    assert latents.shape == (1, channels, 8, 8) and vae.decode(latents).sample.shape == (1, 3, size, size)
+    assert vae.spatial_compression_ratio * 8 == size
+    with pytest.raises(ValueError, match="is missing: train that stage first"):
+        autoencoder.trained_size(tmp_path)
+    stage.save_state(tmp_path, {"vae": vae}, torch.optim.AdamW(vae.parameters()), {}, {"steps": 1})
+    assert autoencoder.trained_size(tmp_path) == size
 
 
 def test_pixels_and_back():
@@ -168,13 +182,13 @@ def test_base_models_never_see_a_held_out_combination(tasks, drawings, monkeypat
     """Every scene that is drawn for a batch; the questions' too, which are not held out by themselves."""
     seen: list[Scene] = []
 
-    def watched(scene: Scene) -> np.ndarray:
+    def watched(scene: Scene, size: int = 64) -> np.ndarray:
         seen.append(scene)
-        return render(scene)
+        return render(scene, size)
 
     for module in (autoencoder, language):
         monkeypatch.setattr(module, "render", watched)
-    autoencoder.draw_batch("some", 200)
+    autoencoder.draw_batch("some", 200, 64)
     seen += [vision.draw_scene(Random(number)) for number in range(200)]
     for task in ("edit", "question"):
         for number in range(6):

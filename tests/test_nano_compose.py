@@ -62,6 +62,16 @@ def test_tars_hold_what_the_numbers_mean(small, tmp_path):
     assert np.array_equal(picture(found["edits/00000011.output.webp"]), render(edit.target))
 
 
+def test_pictures_of_twice_the_size(small, tmp_path):
+    compose.compose(tmp_path, {"scenes": 3, "edits": 2}, size=128)
+    found = contents(tmp_path)
+    for number in range(3):
+        scene = prompts.draw(0, "train", number).scene
+        assert np.array_equal(picture(found[f"scenes/{number:08}.webp"]), render(scene, 128))
+    edit = edits.draw(0, "train", 1)
+    assert np.array_equal(picture(found["edits/00000001.input.webp"]), render(edit.source, 128))
+
+
 def test_the_data_command_reads_them(small, tmp_path):
     compose.compose(tmp_path / "data", COUNTS, seed=3)
     for name, count in COUNTS.items():
@@ -80,11 +90,11 @@ def test_an_interrupted_call_goes_on(small, tmp_path, monkeypatch):
     compose.compose(tmp_path / "whole", COUNTS)
     whole, calls = contents(tmp_path / "whole"), []
 
-    def broken(seed: int, number: int) -> compose.Files:
+    def broken(seed: int, number: int, size: int) -> compose.Files:
         calls.append(number)
         if len(calls) == 15:
             raise KeyboardInterrupt
-        return compose.scene_files(seed, number)
+        return compose.scene_files(seed, number, size)
 
     monkeypatch.setitem(compose.SETS, "scenes", broken)
     with pytest.raises(KeyboardInterrupt):
@@ -110,6 +120,8 @@ def test_a_folder_keeps_its_seed_and_grows_by_whole_tars(small, tmp_path):
             compose.compose(tmp_path, wrong)
     with pytest.raises(ValueError, match="was made with seed 0"):
         compose.compose(tmp_path, counts | {"scenes": 25}, seed=1)
+    with pytest.raises(ValueError, match="was made with pictures of 64 pixels, not 128"):
+        compose.compose(tmp_path, counts | {"scenes": 25}, size=128)
     assert contents(tmp_path) == before
 
 

@@ -153,8 +153,10 @@ def test_what_an_edit_must_keep(drawings):  # noqa: F811
     assert mask[window(DOG)].all() and not mask[window(CAR)].all()
     assert preservation(target, edit) == (60.0, 1.0)
     assert preservation(source, edit)[0] == 60.0
+    assert preservation(render(edit.target, 128), edit) == (60.0, 1.0)
     spoiled = target.copy()
     spoiled[mask] = 255 - spoiled[mask]
+    assert preservation(spoiled.repeat(2, 0).repeat(2, 1), edit)[0] < 20
     assert preservation(spoiled, edit)[0] < 20
     spoiled = target.copy()
     spoiled[~mask] = 0

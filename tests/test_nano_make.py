@@ -15,6 +15,7 @@ from nano_drawings import drawings, made_up  # noqa: F401  a fixture
 from safetensors.torch import save_file
 from tbac_uniimage.cli import main
 from tbac_uniimage.training.nano import make, publish
+from tbac_uniimage.training.nano.base.stage import load_stage_recipe
 from tbac_uniimage.training.nano.domain.words import OBJECTS, STYLES
 from tbac_uniimage.training.recipe import load_recipe
 
@@ -79,6 +80,19 @@ def test_another_folder_moves_everything_that_the_recipes_name(tmp_path):
         recipe = load_recipe(make.RECIPES / f"{name}.yaml", changes)
         paths = [recipe.run, recipe.init, *(data.index for data in recipe.data.sets)]
         assert all(str(path).startswith(str(tmp_path)) for path in paths)
+
+
+def test_another_size_is_told_to_all_that_draw(tmp_path):
+    runs = ROOT / "runs" / "nano"
+    large = {step.name: step.command for step in make.steps(runs, runs / "model", make.FULL, 2, 128)}
+    changed = {name: overrides(command) for name, command in large.items() if overrides(command)}
+    resolution = {"data.resolution": "128"}
+    assert changed == {"a_autoencoder": {"size": "128"}} | dict.fromkeys(make.LADDER, resolution)
+    assert large["data"][large["data"].index("--size") + 1] == "128"
+    assert load_recipe(make.RECIPES / "1_text_to_image.yaml", ["data.resolution=128"]).data.resolution == 128
+    assert load_stage_recipe(make.RECIPES / "a_autoencoder.yaml", ["size=128"]).size == 128
+    with pytest.raises(ValueError, match="size"):
+        load_stage_recipe(make.RECIPES / "a_autoencoder.yaml", ["size=96"])
 
 
 @pytest.mark.parametrize("processes, micro", [(1, 24), (2, 24), (4, 12), (48, 1)])

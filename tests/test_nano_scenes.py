@@ -15,6 +15,7 @@ from tbac_uniimage.training.nano.domain import edits, facts, letters, prompts, q
 from tbac_uniimage.training.nano.domain.prompts import NEW
 from tbac_uniimage.training.nano.domain.render import painted, render, window
 from tbac_uniimage.training.nano.domain.scene import SIZE, Item, Scene, Word
+from tbac_uniimage.training.nano.judge.pictures import scaled
 
 numbers = st.integers(0, 2**32)
 RECORDED = {
@@ -61,13 +62,13 @@ def test_recorded_captions():
 @pytest.fixture
 def composed(monkeypatch) -> Callable[[dict[str, int]], Iterator[Scene]]:
     """The scenes of the data sets that `compose` writes, by their numbers; nothing is drawn."""
-    monkeypatch.setattr(compose, "prompt_files", lambda prompt: [prompt.scene])
-    monkeypatch.setattr(compose, "change_files", lambda edit: [edit.source, edit.target])
+    monkeypatch.setattr(compose, "prompt_files", lambda prompt, size: [prompt.scene])
+    monkeypatch.setattr(compose, "change_files", lambda edit, size: [edit.source, edit.target])
 
     def scenes(counts: dict[str, int]) -> Iterator[Scene]:
         for name, count in counts.items():
             for number in range(count):
-                yield from compose.SETS[name](0, number)
+                yield from compose.SETS[name](0, number, 64)
 
     return scenes
 
@@ -293,6 +294,21 @@ def test_letters_are_drawn_where_they_are_said_to_be():
     left, right = letters.centres("HI", 32)
     assert np.array_equal(ink[5:19, left - 5 : left + 5], letters.mask("H"))
     assert np.array_equal(ink[5:19, right - 5 : right + 5], letters.mask("I"))
+
+
+def test_a_larger_picture_shows_the_same_in_the_same_places(drawings):  # noqa: F811
+    item = Item("dog", 20, 41, 27)
+    assert window(item, 2) == (slice(56, 110), slice(14, 68))
+    scene = Scene("flat", "blue", (item, Item("car", 47, 20, 19, "red")), Word("HI", 52))
+    small, large = render(scene), render(scene, 128)
+    assert large.shape == (128, 128, 3)
+    assert np.array_equal(large, render(scene, 128)) and not np.array_equal(scaled(large), small)
+    assert np.abs(scaled(large).astype(int) - small).mean() < 1
+    outside = np.ones((64, 64), bool)
+    for part in map(window, scene.items):
+        outside[part] = False
+    assert np.array_equal(scaled(large)[outside], small[outside])  # background and letters, dot by dot
+    assert np.array_equal(letters.mask("H", 2), letters.mask("H").repeat(2, 0).repeat(2, 1))
 
 
 @needs_art

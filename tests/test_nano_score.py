@@ -18,6 +18,7 @@ from tbac_uniimage.cli import main
 from tbac_uniimage.training.nano.domain import art
 from tbac_uniimage.training.nano.domain.render import render
 from tbac_uniimage.training.nano.domain.scene import Scene
+from tbac_uniimage.training.nano.judge.pictures import scaled
 from tbac_uniimage.training.nano.score import (
     cases,
     command,
@@ -293,10 +294,10 @@ def test_the_fingerprint_is_of_the_model_and_not_of_its_judge(tmp_path):
 class Pipeline:
     """Draws flat pictures whose red is the number of the prompt and whose green is the first of its noise."""
 
-    vae_scale_factor = 8
-    transformer = SimpleNamespace(config=SimpleNamespace(in_channels=2))
+    transformer = SimpleNamespace(config=SimpleNamespace(in_channels=2, sample_size=8))
 
-    def __init__(self) -> None:
+    def __init__(self, factor: int = 8) -> None:
+        self.vae_scale_factor = factor
         self.calls = []
 
     def __call__(self, prompt, latents, num_images_per_prompt, **settings):
@@ -305,7 +306,8 @@ class Pipeline:
         greens = (latents[:, 0, 0, 0].sigmoid() * 255).int().tolist()
         reds = [len(text) for text in prompt for _ in range(num_images_per_prompt)]
         colours = [(red, green, 0) for red, green in zip(reds, greens, strict=True)]
-        return SimpleNamespace(images=[Image.new("RGB", (64, 64), colour) for colour in colours])
+        size = settings["width"], settings["height"]
+        return SimpleNamespace(images=[Image.new("RGB", size, colour) for colour in colours])
 
 
 def test_a_picture_depends_on_its_own_noise_whatever_the_batch():
@@ -331,6 +333,46 @@ def test_edits_are_given_their_source(drawings):  # noqa: F811
     assert "callback_on_step_end" not in settings
 
 
+def test_a_model_of_twice_the_size_is_shown_and_shows_its_own(drawings):  # noqa: F811
+    [edit] = cases.collect("masked-add", [0], 1)
+    pipeline = Pipeline(factor=16)
+    pipeline.vae = Vae()
+    pipeline.vae.encode = lambda pictures: SimpleNamespace(latent=pictures[:, :2, ::16, ::16])
+    model = drawing.from_pipeline(pipeline, options())
+    [picture] = model.draw([Job(edit, 0)])
+    assert model.size == 128 and picture.shape == (128, 128, 3)
+    [[source]] = pipeline.calls[0][2]["image"]
+    assert np.array_equal(np.asarray(source), render(edit.asked.source, 128))
+    assert drawing.changeable(edit.asked, 128, 8).shape == (1, 8, 8)
+    with pytest.raises(ValueError, match="draws pictures of 256 pixels: give a nano model"):
+        drawing.from_pipeline(Pipeline(factor=32), options())
+
+
+def test_pictures_of_twice_the_size_are_judged_at_the_judges(drawings):  # noqa: F811
+    """What is truly drawn counts and keeps all, whatever its size; its sheet shows it as it is."""
+    kinds = ["single", "edit-add"]
+    known = {}
+    for case in (case for kind in kinds for case in cases.collect(kind, [0], 4)):
+        scenes = [case.wanted, *([case.asked.source] if case.group == "edit" else [])]
+        known |= {scaled(render(scene, 128)).tobytes(): scene for scene in scenes}
+
+    def eye(pictures):
+        return [known.get(scaled(picture).tobytes(), NOTHING) for picture in pictures]
+
+    for kind in kinds:
+        own = cases.collect(kind, [0], 4)
+        shown = [[render(case.wanted, 128)] for case in own]
+        part = judging.judge_pictures(own, shown, eye, lambda pictures: pictures)
+        for verdicts in (part.model, part.views["truth"], part.views["rebuilt"]):
+            assert all(verdict["right"] == 1 for [verdict] in verdicts)
+            assert all(verdict.get("kept dB", 60) == 60 for [verdict] in verdicts)
+        assert not any(verdict["right"] for [verdict] in part.views["changed"])
+        sheet.kind_sheet(kind, part)
+    [tile, *_] = sheet.tiles("edit-add", part)
+    assert tile.picture.shape == (128, 3 * 128 + 2 * sheet.BETWEEN, 3)
+    assert sheet.framed(tile) == (3 * 128 + 2 * sheet.BETWEEN) * 3 // 2 + 2 * sheet.FRAME
+
+
 def test_outside_of_the_mask_the_source_stays():
     source, noise, masks = (
         torch.full((1, 1, 2, 2), 2.0),
@@ -351,7 +393,7 @@ def test_outside_of_the_mask_the_source_stays():
 def test_what_may_change_is_what_the_edit_touches(drawings):  # noqa: F811
     for number in range(30):
         edit = cases.one("masked-remove", 0, number).asked
-        mask = drawing.changeable(edit, 8)
+        mask = drawing.changeable(edit, 64, 8)
         differs = (render(edit.source) != render(edit.target)).any(-1)
         pixels = mask[0].bool().numpy().repeat(8, 0).repeat(8, 1)
         assert mask.shape == (1, 8, 8) and pixels[differs].all() and 0 < mask.mean() < 0.9
@@ -370,7 +412,7 @@ def test_a_masked_edit_is_the_same_edit_with_the_same_noise(drawings):  # noqa: 
     scheduler = SimpleNamespace(sigmas=torch.tensor([1.0, 0.0]))
     values = {"latents": torch.full((3, 2, 8, 8), 5.0)}
     found = callback(SimpleNamespace(scheduler=scheduler), 0, torch.tensor(0), values)["latents"]
-    masks = torch.stack([drawing.changeable(case.asked, 8) for case in masked]).expand(-1, 2, -1, -1)
+    masks = torch.stack([drawing.changeable(case.asked, 64, 8) for case in masked]).expand(-1, 2, -1, -1)
     sources = torch.stack([drawing.pixels([render(case.asked.source)])[0] for case in masked])
     assert (found[masks == 1] == 5).all()
     kept = (0.5 * sources[:, :2, ::8, ::8])[masks == 0]

@@ -34,7 +34,7 @@ from .domain import art, edits, prompts
 from .domain.edits import Edit
 from .domain.prompts import Prompt
 from .domain.render import render
-from .domain.scene import Scene, straightened
+from .domain.scene import SIZE, SIZES, Scene, straightened
 from .files import replace_file
 
 SHARD = 5000  # samples of one tar
@@ -42,32 +42,32 @@ SETTINGS = "compose.json"
 Files = dict[str, bytes]  # suffix of the member -> content
 
 
-def scene_files(seed: int, number: int) -> Files:
+def scene_files(seed: int, number: int, size: int) -> Files:
     """A caption with its picture."""
-    return prompt_files(prompts.draw(seed, "train", number))
+    return prompt_files(prompts.draw(seed, "train", number), size)
 
 
-def word_files(seed: int, number: int) -> Files:
+def word_files(seed: int, number: int, size: int) -> Files:
     """A caption that asks for a word, with its picture."""
-    return prompt_files(prompts.draw(seed, "train", number, "text"))
+    return prompt_files(prompts.draw(seed, "train", number, "text"), size)
 
 
-def edit_files(seed: int, number: int) -> Files:
+def edit_files(seed: int, number: int, size: int) -> Files:
     """An instruction with source and result."""
-    return change_files(edits.draw(seed, "train", number))
+    return change_files(edits.draw(seed, "train", number), size)
 
 
-def curated_scene_files(seed: int, number: int) -> Files:
+def curated_scene_files(seed: int, number: int, size: int) -> Files:
     """A caption of the curated set."""
-    return prompt_files(curated_prompt(seed, number))
+    return prompt_files(curated_prompt(seed, number), size)
 
 
-def curated_edit_files(seed: int, number: int) -> Files:
+def curated_edit_files(seed: int, number: int, size: int) -> Files:
     """An edit of the curated set."""
-    return change_files(curated_edit(seed, number))
+    return change_files(curated_edit(seed, number), size)
 
 
-SETS: dict[str, Callable[[int, int], Files]] = {
+SETS: dict[str, Callable[[int, int, int], Files]] = {  # by seed, number and size of the pictures
     "scenes": scene_files,
     "words": word_files,
     "edits": edit_files,
@@ -107,16 +107,16 @@ def straight(scene: Scene) -> Scene:
     return replace(scene, items=tuple(map(straightened, scene.items)))
 
 
-def prompt_files(prompt: Prompt) -> Files:
+def prompt_files(prompt: Prompt, size: int) -> Files:
     """Members of a caption's sample."""
-    return {"webp": webp(render(prompt.scene)), "txt": prompt.text.encode()}
+    return {"webp": webp(render(prompt.scene, size)), "txt": prompt.text.encode()}
 
 
-def change_files(edit: Edit) -> Files:
+def change_files(edit: Edit, size: int) -> Files:
     """Members of an edit's sample."""
     return {
-        "input.webp": webp(render(edit.source)),
-        "output.webp": webp(render(edit.target)),
+        "input.webp": webp(render(edit.source, size)),
+        "output.webp": webp(render(edit.target, size)),
         "txt": edit.text.encode(),
     }
 
@@ -149,17 +149,22 @@ def write_shard(path: Path, numbers: range, make: Callable[[int], Files], tick: 
     replace_file(write, path)
 
 
-def check(folder: Path, seed: int, counts: dict[str, int]) -> None:
+def check(folder: Path, seed: int, size: int, counts: dict[str, int]) -> None:
     """Compare with what the folder was begun with, and note it there.
 
     Raises:
-        ValueError: another seed, fewer samples, or more where the last tar is not full.
+        ValueError: another seed or size, fewer samples, or more where the last tar is not full.
     """
     path = folder / SETTINGS
     if path.exists():
         begun = json.loads(path.read_text())
         if begun["seed"] != seed:
             raise ValueError(f"{folder} was made with seed {begun['seed']}: keep it or take another folder")
+        if (drawn := begun.get("size", SIZE)) != size:
+            raise ValueError(
+                f"{folder} was made with pictures of {drawn} pixels, not {size}: keep the size or take "
+                "another folder"
+            )
         for name, count in begun["counts"].items():
             if counts[name] < count or (counts[name] > count and count % SHARD):
                 raise ValueError(
@@ -167,11 +172,11 @@ def check(folder: Path, seed: int, counts: dict[str, int]) -> None:
                     f"(only multiples of {SHARD} can grow) or take another folder"
                 )
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"seed": seed, "counts": counts}, indent=1)
+    text = json.dumps({"seed": seed, "size": size, "counts": counts}, indent=1)
     replace_file(lambda target: target.write_text(text), path)
 
 
-def compose(folder: Path, counts: dict[str, int], seed: int = 0) -> None:
+def compose(folder: Path, counts: dict[str, int], seed: int = 0, size: int = SIZE) -> None:
     """Write every set of `counts` below the folder, tars that are there excepted.
 
     Raises:
@@ -179,7 +184,7 @@ def compose(folder: Path, counts: dict[str, int], seed: int = 0) -> None:
         ValueError: the folder was begun with other settings.
     """
     art.load()
-    check(folder, seed, counts)
+    check(folder, seed, size, counts)
     for name, count in counts.items():
         (folder / name).mkdir(exist_ok=True)
         with tqdm(desc=name, total=count, unit=" samples", disable=None) as bar:
@@ -188,7 +193,7 @@ def compose(folder: Path, counts: dict[str, int], seed: int = 0) -> None:
                 if path.exists():
                     bar.update(len(numbers))
                 else:
-                    write_shard(path, numbers, partial(SETS[name], seed), bar.update)
+                    write_shard(path, numbers, partial(SETS[name], seed, size=size), bar.update)
 
 
 def main() -> None:
@@ -197,11 +202,12 @@ def main() -> None:
     for name, count in COUNTS.items():
         parser.add_argument(f"--{name}", type=int, default=count, help="samples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=SIZE, choices=SIZES, help="of the pictures, in pixels")
     options = parser.parse_args()
     counts = {name: getattr(options, name.replace("-", "_")) for name in SETS}
     art.build()
     try:
-        compose(options.folder, counts, options.seed)
+        compose(options.folder, counts, options.seed, options.size)
     except ValueError as error:
         sys.exit(str(error))
 

@@ -4,6 +4,8 @@ Drawings, base models, composed data, the ladder's three stages, the score's jud
 `assets/nano`. What is finished is skipped and what was interrupted goes on, so the command can be given again
 after any stop. On two CPU cores it takes most of a day.
 
+`--size 128` makes one of twice the size: its autoencoder compresses 16 times instead of 8.
+
 `--trial` takes a few steps of every stage on a few pictures and writes below `runs/nano-trial`: it shows in a
 minute or two that everything works, and its model draws nothing.
 """
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe_file import read_settings
+from .domain.scene import SIZE, SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "training" / "recipes" / "nano"
@@ -27,6 +30,7 @@ PACKAGE = "tbac_uniimage.training"
 RUNS = "runs/nano"  # what the recipes have
 BASE = ("a_autoencoder", "b_vision", "c_language", "d_grounding", "e_seeing", "f_answers")
 LADDER = ("1_text_to_image", "2_image_text_to_image", "3_fine_tune")
+SIZE_KEYS = {"a_autoencoder": "size"} | dict.fromkeys(LADDER, "data.resolution")  # of the recipes that draw
 
 
 @dataclass(frozen=True)
@@ -112,10 +116,17 @@ def moved(recipe: Path, runs: Path) -> list[str]:
     return [] if runs == ROOT / RUNS else changed
 
 
-def base_stage(name: str, runs: Path, size: Size) -> Step:
+def redrawn(name: str, pixels: int) -> list[str]:
+    """What differs from a recipe where pictures are of another size than its own, as `key=value`."""
+    key = SIZE_KEYS.get(name)
+    values_of = dict(values(read_settings(RECIPES / f"{name}.yaml"))) if key else {}
+    return [] if values_of.get(key) in (None, pixels) else [f"{key}={pixels}"]
+
+
+def base_stage(name: str, runs: Path, size: Size, pixels: int) -> Step:
     """One of the base models."""
     path = RECIPES / f"{name}.yaml"
-    changes = [*moved(path, runs), *size.base.get(name, ())]
+    changes = [*moved(path, runs), *redrawn(name, pixels), *size.base.get(name, ())]
 
     def done() -> bool:
         from .base.stage import STATE, load_stage_recipe, read_progress
@@ -127,14 +138,14 @@ def base_stage(name: str, runs: Path, size: Size) -> Step:
     return Step(name, module("nano.base.train", path, *changes), done)
 
 
-def ladder_stage(name: str, runs: Path, size: Size, processes: int) -> Step:
+def ladder_stage(name: str, runs: Path, size: Size, processes: int, pixels: int) -> Step:
     """A stage of the ladder, on several processes of one thread each.
 
     Raises:
         ValueError: its samples cannot be shared out to so many processes.
     """
     path = RECIPES / f"{name}.yaml"
-    changes = [*moved(path, runs), *size.ladder]
+    changes = [*moved(path, runs), *redrawn(name, pixels), *size.ladder]
     shares = dict(values(read_settings(path))) | dict(change.split("=", 1) for change in size.ladder)
     batch, micro = int(shares["train.batch"]), int(shares["train.micro_batch"])
     if processes < 1 or batch % processes:
@@ -148,7 +159,7 @@ def ladder_stage(name: str, runs: Path, size: Size, processes: int) -> Step:
     return Step(name, command)
 
 
-def steps(runs: Path, target: Path, size: Size, processes: int) -> list[Step]:
+def steps(runs: Path, target: Path, size: Size, processes: int, pixels: int = SIZE) -> list[Step]:
     """All steps in order.
 
     Args:
@@ -156,6 +167,7 @@ def steps(runs: Path, target: Path, size: Size, processes: int) -> list[Step]:
         target: folder of the model.
         size: how much is composed and learned.
         processes: of the ladder's stages.
+        pixels: side of the pictures.
     """
     made = {"autoencoder": "autoencoder", "language": "answers", "tokenizer": "tokenizer"}
     options = (word for name, folder in made.items() for word in (f"--{name}", runs / folder))
@@ -165,11 +177,11 @@ def steps(runs: Path, target: Path, size: Size, processes: int) -> list[Step]:
     judge = runs / "judge"
     return [
         Step("drawings", module("nano.domain.art")),
-        *(base_stage(name, runs, size) for name in BASE),
+        *(base_stage(name, runs, size, pixels) for name in BASE),
         Step("base", module("nano.base.assemble", runs / "base", *options), (runs / "base").exists),
-        Step("data", module("nano.compose", runs / "data", *counts)),
+        Step("data", module("nano.compose", runs / "data", "--size", pixels, *counts)),
         Step("index", index, lambda: all((runs / "index" / name).exists() for name in size.counts)),
-        *(ladder_stage(name, runs, size, processes) for name in LADDER),
+        *(ladder_stage(name, runs, size, processes, pixels) for name in LADDER),
         Step("judge", module("nano.judge.train", judge, "--minutes", size.judge_minutes)),
         Step("publish", module("nano.publish", runs / "stage3", judge, target)),
     ]
@@ -182,6 +194,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--processes", type=int, default=2, help="of the ladder's stages (default: %(default)s)")
+    add("--size", type=int, choices=SIZES, default=SIZE, help="of pictures (default: %(default)s pixels)")
     add("--trial", action="store_true", help="a few steps of everything, to see that it works")
     add("--runs", type=Path, help=f"where everything is made (default: {RUNS}, of a trial {RUNS}-trial)")
     add("--target", type=Path, help="folder of the model (default: assets/nano, of a trial RUNS/model)")
@@ -189,7 +202,8 @@ def main() -> None:
     runs = (options.runs or ROOT / (f"{RUNS}-trial" if options.trial else RUNS)).absolute()
     target = options.target or (runs / "model" if options.trial else ROOT / "assets" / "nano")
     try:
-        to_do = steps(runs, target.absolute(), TRIAL if options.trial else FULL, options.processes)
+        size = TRIAL if options.trial else FULL
+        to_do = steps(runs, target.absolute(), size, options.processes, options.size)
     except ValueError as error:
         sys.exit(str(error))
     for step in to_do:

@@ -16,7 +16,6 @@ from diffusers import AutoencoderDC
 from ....core.pipeline import LadderPipeline
 from ....core.schedulers import recipe_scheduler
 from ....core.transformer import LadderTransformer2DModel
-from ..domain.scene import SIZE
 from . import autoencoder, mllm, stage
 from .language import Tasks
 from .tokenizer import MAX_TEXT_TOKENS, SYSTEM_PROMPT
@@ -24,11 +23,11 @@ from .tokenizer import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 NORMALISED_ON = 512  # pictures
 
 
-def build_transformer() -> LadderTransformer2DModel:
-    """The untrained diffusion transformer: six blocks of width 192 on 8 x 8 latents."""
+def build_transformer(channels: int) -> LadderTransformer2DModel:
+    """The untrained diffusion transformer: six blocks of width 192 on 8 x 8 latents of so many channels."""
     return LadderTransformer2DModel(
-        in_channels=autoencoder.LATENT_CHANNELS,
-        out_channels=autoencoder.LATENT_CHANNELS,
+        in_channels=channels,
+        out_channels=channels,
         num_attention_heads=6,
         attention_head_dim=32,
         num_layers=mllm.RUNGS,
@@ -37,16 +36,17 @@ def build_transformer() -> LadderTransformer2DModel:
         cross_attention_dim=mllm.WIDTH,
         caption_channels=mllm.WIDTH,
         mlp_ratio=2.5,
-        sample_size=SIZE // 8,
+        sample_size=autoencoder.SIDE,
         patch_size=1,
     )
 
 
 def load_vae(run: str | Path) -> AutoencoderDC:
-    """The trained autoencoder with its latents normalised."""
-    vae = autoencoder.build()
+    """The trained autoencoder, of whatever size its pictures are, with its latents normalised."""
+    size = autoencoder.trained_size(run)
+    vae = autoencoder.build(size)
     stage.load_stage(run, {"vae": vae})
-    autoencoder.normalise_latents(vae, autoencoder.draw_batch("normalise", NORMALISED_ON))
+    autoencoder.normalise_latents(vae, autoencoder.draw_batch("normalise", NORMALISED_ON, size))
     return vae.eval()
 
 
@@ -62,7 +62,7 @@ def assemble(
     vae = load_vae(vae_run)
     tasks = Tasks(mllm.Prompter(mllm.load_tokenizer(tokenizer)))
     stage.load_stage(language_run, tasks.modules)
-    transformer = build_transformer()
+    transformer = build_transformer(vae.config.latent_channels)
     for part in (vae, tasks.model, tasks.connector, transformer):
         part.to(memory_format=torch.contiguous_format).eval()
     return LadderPipeline(

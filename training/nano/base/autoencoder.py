@@ -1,18 +1,21 @@
-"""A deep-compression autoencoder of 1.8 M parameters for 64-pixel sprite scenes (f8, 16 channels).
+"""A deep-compression autoencoder for sprite scenes, whose latents are 8 x 8 whatever the pictures' size.
 
-diffusers' `AutoencoderDC`, trained for reconstruction only. Its latents come out with a different scale
-in every channel; `normalise_latents` folds the normalisation into the two convolutions at the bottleneck,
-so that a single `scaling_factor` of 1 is right.
+diffusers' `AutoencoderDC`, in one of the `SHAPES`, trained for reconstruction only. Its latents come out with
+a different scale in every channel; `normalise_latents` folds the normalisation into the two convolutions at
+the bottleneck, so that a single `scaling_factor` of 1 is right.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC
+from safetensors import safe_open
 from torch import Tensor
 
 from ..domain import edits, prompts
@@ -32,17 +35,39 @@ KINDS = {  # share of each kind of captioned scene; those of small sprites and l
 }
 EDITED = 0.3  # share of pictures of edits
 EXAMPLES = 64
-LATENT_CHANNELS = 16
+SIDE = 8  # of the latents
 NOISE = 0.03  # of the latents' standard deviation: the decoder must bear the generator's small errors
 
 
-def build() -> AutoencoderDC:
-    """The untrained autoencoder: 64 x 64 pixels to 16 x 8 x 8."""
-    blocks = ("ResBlock", "ResBlock", "ResBlock", "EfficientViTBlock")
-    scales = ((), (), (), (5,))
-    widths, depths = (24, 48, 96, 96), (0, 1, 2, 2)
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of an autoencoder.
+
+    Attributes:
+        channels: of the latents.
+        widths, depths: channels and blocks of its resolutions, from the pixels on. The first has no blocks:
+            one convolution takes pixels to half their resolution.
+    """
+
+    channels: int
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+
+
+SHAPES = {  # by the side of the pictures in pixels
+    64: Shape(16, (24, 48, 96, 96), (0, 1, 2, 2)),
+    128: Shape(32, (24, 24, 48, 96, 96), (0, 1, 1, 2, 2)),
+}
+
+
+def build(size: int) -> AutoencoderDC:
+    """The untrained autoencoder of pictures of `size` pixels: 3 x size x size to channels x 8 x 8."""
+    shape = SHAPES[size]
+    widths, depths, above = shape.widths, shape.depths, len(shape.widths) - 1
+    blocks = ("ResBlock",) * above + ("EfficientViTBlock",)
+    scales = ((),) * above + ((5,),)
     return AutoencoderDC(
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=shape.channels,
         attention_head_dim=32,
         encoder_block_types=blocks,
         decoder_block_types=blocks,
@@ -60,8 +85,19 @@ def build() -> AutoencoderDC:
     ).to(memory_format=torch.channels_last)
 
 
+def trained_size(run: str | Path) -> int:
+    """Side of the pictures of a trained autoencoder, which the channels of its latents tell.
+
+    Raises:
+        ValueError: it has not been trained yet.
+    """
+    with safe_open(stage.trained_state(run), "pt") as state:
+        [channels] = state.get_slice("model/vae.encoder.conv_out.bias").get_shape()
+    return next(size for size, shape in SHAPES.items() if shape.channels == channels)
+
+
 def pixels(pictures: list[np.ndarray]) -> Tensor:
-    """Pictures [64, 64, 3] uint8 as one batch [B, 3, 64, 64] float32 in -1..1, channels last."""
+    """Pictures [H, W, 3] uint8 as one batch [B, 3, H, W] float32 in -1..1, channels last."""
     batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return batch.contiguous(memory_format=torch.channels_last)
 
@@ -72,18 +108,20 @@ def pictures_of(batch: Tensor) -> list[np.ndarray]:
     return list(values.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
-def draw_batch(seed: str, size: int) -> Tensor:
-    """Training pictures: captioned scenes and both pictures of edits, those of many small sprites most."""
+def draw_batch(seed: str, number: int, size: int) -> Tensor:
+    """Training pictures of `size` pixels: captioned scenes and both pictures of edits, those of many small
+    sprites most.
+    """
     random = Random(seed)
     pictures = []
-    for _ in range(size):
+    for _ in range(number):
         if random.random() < EDITED:
             edit = edits.sample(random)
             scene = random.choice((edit.source, edit.target))
         else:
             kind = random.choices(list(KINDS), list(KINDS.values()))[0]
             scene = prompts.sample(random, kind).scene
-        pictures.append(render(scene))
+        pictures.append(render(scene, size))
     return pixels(pictures)
 
 
@@ -127,13 +165,13 @@ def normalise_latents(vae: AutoencoderDC, pictures: Tensor) -> tuple[Tensor, Ten
 def train(recipe: StageRecipe) -> None:
     """Train by a recipe, going on where its run left off."""
     torch.manual_seed(recipe.seed)
-    vae = build()
+    vae = build(recipe.size)
     numbers = range(EXAMPLES // 8)
     held_out = [prompts.draw(recipe.seed, "held out", i, kind).scene for i in numbers for kind in KINDS]
-    examples = pixels([render(scene) for scene in held_out])
+    examples = pixels([render(scene, recipe.size) for scene in held_out])
 
     def step(number: int) -> Tensor:
-        target = draw_batch(f"{recipe.seed}/autoencoder/{number}", recipe.batch)
+        target = draw_batch(f"{recipe.seed}/autoencoder/{number}", recipe.batch, recipe.size)
         with autocast():
             latents = vae.encode(target).latent
             latents = latents + NOISE * latents.detach().float().std() * torch.randn_like(latents)

@@ -40,6 +40,8 @@ class StageRecipe(Section):
             place of its tower and stays as it is.
         init: run of the language stage that it starts from.
         grounding: how much the language stage minds where an instruction's nouns lie in the picture.
+        size: side of the pictures in pixels. Of the autoencoder only: the MLLM sees 64 pixels of any picture,
+            as the released one sees 448 of 512.
         seed: of everything random.
         steps: optimizer steps.
         batch: samples of a step; by task for the language stage.
@@ -55,6 +57,7 @@ class StageRecipe(Section):
     vision: str | None = None
     init: str | None = None
     grounding: float = Field(0.0, ge=0)
+    size: Literal[64, 128] = 64
     seed: int = 0
     steps: int = Field(gt=0)
     batch: int | dict[str, int]
@@ -133,8 +136,8 @@ def load_models(state: dict[str, Tensor], models: dict[str, nn.Module], averaged
         model.load_state_dict(weights)
 
 
-def load_stage(run: str | Path, models: dict[str, nn.Module]) -> dict[str, Any]:
-    """Load a stage's weights, averaged if it keeps averages. Returns its counters.
+def trained_state(run: str | Path) -> Path:
+    """File of a stage's state.
 
     Raises:
         ValueError: it has not been trained yet.
@@ -142,7 +145,16 @@ def load_stage(run: str | Path, models: dict[str, nn.Module]) -> dict[str, Any]:
     path = Path(run) / STATE
     if not path.exists():
         raise ValueError(f"{path} is missing: train that stage first, or name the folder of its run.")
-    load_models(load_file(path), models, averaged=True)
+    return path
+
+
+def load_stage(run: str | Path, models: dict[str, nn.Module]) -> dict[str, Any]:
+    """Load a stage's weights, averaged if it keeps averages. Returns its counters.
+
+    Raises:
+        ValueError: it has not been trained yet.
+    """
+    load_models(load_file(trained_state(run)), models, averaged=True)
     return read_progress(Path(run))
 
 

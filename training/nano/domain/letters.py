@@ -79,10 +79,12 @@ def spell(random: Random) -> str:
 
 
 @lru_cache(maxsize=64)
-def mask(letter: str) -> np.ndarray:
-    """Which pixels of a letter are ink: [14, 10] bool."""
+def mask(letter: str, scale: int = 1) -> np.ndarray:
+    """Which pixels of a letter are ink: [14, 10] bool, in a picture of `scale` times the scene's size so many
+    times that.
+    """
     dots = np.array([[dot == "#" for dot in row] for row in FONT[letter]])
-    return dots.repeat(DOT, 0).repeat(DOT, 1)
+    return dots.repeat(scale * DOT, 0).repeat(scale * DOT, 1)
 
 
 def centres(letters: str, middle: int) -> list[int]:

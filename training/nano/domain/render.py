@@ -49,25 +49,31 @@ def sprite(style: str, name: str, paint: str, size: int) -> tuple[np.ndarray, np
     return small[..., :3], 1 - small[..., 3:] / 255
 
 
-def window(item: Item) -> tuple[slice, slice]:
-    """Rows and columns of the picture that an item's square covers."""
-    top, left = item.y - item.size // 2, item.x - item.size // 2
-    return slice(top, top + item.size), slice(left, left + item.size)
+def window(item: Item, scale: int = 1) -> tuple[slice, slice]:
+    """Rows and columns that an item's square covers in a picture of `scale` times the scene's size."""
+    top, left = (scale * (centre - item.size // 2) for centre in (item.y, item.x))
+    side = scale * item.size
+    return slice(top, top + side), slice(left, left + side)
 
 
-def render(scene: Scene) -> np.ndarray:
-    """Picture of a scene: [64, 64, 3] uint8. Every sprite must lie inside the picture."""
-    picture = np.empty((SIZE, SIZE, 3), np.float32)
+def render(scene: Scene, size: int = SIZE) -> np.ndarray:
+    """Picture of a scene: [size, size, 3] uint8. Every sprite must lie inside the picture.
+
+    `size` is a multiple of the scene's own: everything covers exactly the same part of a larger picture, in
+    finer detail, a word's dots excepted.
+    """
+    scale = size // SIZE
+    picture = np.empty((size, size, 3), np.float32)
     picture[:] = BACKGROUNDS[scene.background]
     for item in scene.items:
-        colours, rest = sprite(scene.style, item.name, item.paint, item.size)
-        part = picture[window(item)]
+        colours, rest = sprite(scene.style, item.name, item.paint, scale * item.size)
+        part = picture[window(item, scale)]
         part *= rest
         part += colours
     if scene.word:
-        top = scene.word.y - letters.HEIGHT // 2
+        top = scale * (scene.word.y - letters.HEIGHT // 2)
         for letter, x in zip(scene.word.letters, letters.centres(scene.word.letters, MIDDLE), strict=True):
-            left = x - letters.WIDTH // 2
-            part = picture[top : top + letters.HEIGHT, left : left + letters.WIDTH]
-            part[letters.mask(letter)] = letters.INK[scene.background]
+            left = scale * (x - letters.WIDTH // 2)
+            part = picture[top : top + scale * letters.HEIGHT, left : left + scale * letters.WIDTH]
+            part[letters.mask(letter, scale)] = letters.INK[scene.background]
     return picture.clip(0, 255).astype(np.uint8)

@@ -12,7 +12,8 @@ from random import Random
 
 from .words import MIDDLE_PLACE, PLACES, told_apart
 
-SIZE = 64
+SIZE = 64  # of a scene, in whose pixels everything is placed
+SIZES = (64, 128)  # of its picture, see `render`
 MOST_ITEMS = 6
 LOW, MIDDLE, HIGH = 17, 32, 47  # centres of two sprites side by side, in pixels
 FIRST, LAST = 12, 52  # with MIDDLE, of three

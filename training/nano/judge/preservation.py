@@ -11,17 +11,19 @@ from torch import Tensor
 
 from ..domain.edits import Edit
 from ..domain.render import render
+from ..domain.scene import SIZE
+from .pictures import scaled
 
 FEWEST = 16  # pixels that must stay for a figure to mean something
 BEST = 60.0  # decibels that are given for equal pixels
 
 
-def keep_mask(edit: Edit) -> np.ndarray:
-    """Pixels [64, 64] bool that must not change: where source and result agree.
+def keep_mask(edit: Edit, size: int = SIZE) -> np.ndarray:
+    """Pixels [64, 64] bool that must not change: where source and result agree, drawn with `size` pixels.
 
     When the background changes these are the pixels that unchanged sprites cover wholly.
     """
-    before, after = render(edit.source).astype(int), render(edit.target).astype(int)
+    before, after = (scaled(render(scene, size)).astype(int) for scene in (edit.source, edit.target))
     return np.abs(before - after).max(-1) == 0
 
 
@@ -43,12 +45,14 @@ def ssim(first: Tensor, second: Tensor) -> Tensor:
 def preservation(picture: np.ndarray, edit: Edit) -> tuple[float, float] | None:
     """PSNR in decibels (at most `BEST`) and SSIM of what an edit must keep, against the exact result.
 
-    None where hardly anything must stay.
+    Both at the judge's size. None where hardly anything must stay.
     """
-    mask = torch.from_numpy(keep_mask(edit))
+    size = len(picture)
+    mask = torch.from_numpy(keep_mask(edit, size))
     if mask.sum() < FEWEST:
         return None
-    both = torch.from_numpy(np.stack([picture, render(edit.target)])).permute(0, 3, 1, 2).float() / 255
+    pair = np.stack([scaled(each) for each in (picture, render(edit.target, size))])
+    both = torch.from_numpy(pair).permute(0, 3, 1, 2).float() / 255
     error = (both[0] - both[1]).square().mean(0)[mask].mean().item()
     floor = 10 ** (-BEST / 10)
     return -10 * math.log10(max(error, floor)), ssim(*both)[mask].mean().item()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..domain.edits import Edit
 from ..domain.render import render
-from ..domain.scene import SIZE
+from ..domain.scene import SIZE, SIZES
 from ..judge.pictures import pixels
 from ..judge.preservation import keep_mask
 from .cases import Case
@@ -26,7 +26,7 @@ from .cases import Case
 if TYPE_CHECKING:
     from ....core.pipeline import LadderPipeline
 
-Pictures = list[np.ndarray]  # each [64, 64, 3] uint8
+Pictures = list[np.ndarray]  # each [64, 64, 3] uint8, or of the model's size if that is larger
 MOST_TOKENS = 96  # of an answer; the longest right one has 55
 
 
@@ -48,20 +48,32 @@ class Job:
 @dataclass(frozen=True)
 class Model:
     """What is scored: jobs to pictures; pictures to what its autoencoder makes of them; a picture and a
-    question to an answer.
+    question to an answer; and the side of its pictures in pixels.
     """
 
     draw: Callable[[Sequence[Job]], Pictures]
     rebuild: Callable[[Pictures], Pictures]
     answer: Callable[[np.ndarray, str], str]
+    size: int = SIZE
 
 
 def from_pipeline(pipeline: LadderPipeline, options: argparse.Namespace) -> Model:
-    """The pipeline as a `Model`, drawing with the options of the command."""
+    """The pipeline as a `Model`, drawing with the options of the command.
+
+    Raises:
+        ValueError: its pictures cannot be scaled to the judge's size.
+    """
+    size = pipeline.transformer.config.sample_size * pipeline.vae_scale_factor
+    if size not in SIZES:
+        raise ValueError(
+            f"--model {options.model} draws pictures of {size} pixels: give a nano model, which draws "
+            f"{' or '.join(map(str, SIZES))}"
+        )
     return Model(
         lambda jobs: draw(pipeline, jobs, options),
         lambda pictures: rebuild(pipeline.vae, pictures),
         lambda picture, question: pipeline.ask(Image.fromarray(picture), question, MOST_TOKENS).text,
+        size,
     )
 
 
@@ -85,6 +97,7 @@ def draw(pipeline: LadderPipeline, jobs: Sequence[Job], options: argparse.Namesp
     for job in jobs:
         copies[job.case].append(job)
     drawn: dict[Job, np.ndarray] = {}
+    size = pipeline.transformer.config.sample_size * pipeline.vae_scale_factor
     for number in sorted(
         {len(of_case) for of_case in copies.values()}
     ):  # a prompt is read once for its copies
@@ -93,13 +106,13 @@ def draw(pipeline: LadderPipeline, jobs: Sequence[Job], options: argparse.Namesp
         noise = torch.stack([noise_of(pipeline, job) for job in in_order])
         result = pipeline(
             prompt=[case.asked.text for case in chosen],
-            height=SIZE,
-            width=SIZE,
+            height=size,
+            width=size,
             latents=noise,
             num_images_per_prompt=number,
             num_inference_steps=options.steps,
             output_type="pil",
-            **settings_of(pipeline, list(chosen), number, noise, options),
+            **settings_of(pipeline, list(chosen), number, noise, size, options),
         )
         drawn |= zip(in_order, (np.asarray(image.convert("RGB")) for image in result.images), strict=True)
     return [drawn[job] for job in jobs]
@@ -107,18 +120,23 @@ def draw(pipeline: LadderPipeline, jobs: Sequence[Job], options: argparse.Namesp
 
 def noise_of(pipeline: LadderPipeline, job: Job) -> Tensor:
     """Noise [channels, h, w] of a job, drawn on the CPU so that it is the same on every device."""
-    side = SIZE // pipeline.vae_scale_factor
-    shape = (pipeline.transformer.config.in_channels, side, side)
+    config = pipeline.transformer.config
+    shape = (config.in_channels, config.sample_size, config.sample_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(job.noise_seed))
 
 
 def settings_of(
-    pipeline: LadderPipeline, cases: list[Case], copies: int, noise: Tensor, options: argparse.Namespace
+    pipeline: LadderPipeline,
+    cases: list[Case],
+    copies: int,
+    noise: Tensor,
+    size: int,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Arguments of the pipeline that differ between prompts and edits."""
     if not isinstance(cases[0].asked, Edit):
         return {"guidance_scale": options.guidance}
-    sources = [render(case.asked.source) for case in cases]
+    sources = [render(case.asked.source, size) for case in cases]
     settings = {
         "image": [[Image.fromarray(source)] for source in sources],
         "guidance_scale": options.edit_guidance,
@@ -126,19 +144,20 @@ def settings_of(
     }
     if cases[0].group == "masked":
         latents = encode(pipeline.vae, sources) * pipeline.vae.config.scaling_factor
-        masks = torch.stack([changeable(case.asked, pipeline.vae_scale_factor) for case in cases])
+        masks = torch.stack([changeable(case.asked, size, noise.shape[-1]) for case in cases])
         latents, masks = (t.to(latents).repeat_interleave(copies, 0) for t in (latents, masks))
         settings["callback_on_step_end"] = keep_outside(latents, noise.to(latents), masks)
     return settings
 
 
-def changeable(edit: Edit, factor: int) -> Tensor:
-    """Latents [1, h, w] that may change: 1 wherever source and exact result differ in a pixel.
+def changeable(edit: Edit, size: int, side: int) -> Tensor:
+    """Latents [1, side, side] that may change: 1 wherever source and exact result, pictures of `size` pixels,
+    differ in a pixel.
 
     That is what someone would paint who knows what the edit touches.
     """
-    touched = torch.from_numpy(~keep_mask(edit)).float()
-    return F.max_pool2d(touched[None], factor)
+    touched = torch.from_numpy(~keep_mask(edit, size)).float()
+    return F.adaptive_max_pool2d(touched[None], side)
 
 
 def keep_outside(source: Tensor, noise: Tensor, masks: Tensor) -> Callable:

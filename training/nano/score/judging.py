@@ -41,7 +41,7 @@ class Judged:
 
     Attributes:
         cases: what was asked.
-        shown: every case's pictures by the model [64, 64, 3] uint8; none for questions.
+        shown: every case's pictures by the model [size, size, 3] uint8; none for questions.
         seen: what the judge saw in them, or for questions the answers.
         model: verdicts on every case's pictures or answers.
         views: the same for every view of `VIEWS` that there is.
@@ -114,21 +114,21 @@ def judge_pictures(
     ]
     views = {"chance": chance(cases)}
     if rebuild is not None:
-        views |= beside(cases, see, rebuild)
+        views |= beside(cases, see, rebuild, size=len(shown[0][0]))
     return Judged(cases, shown, seen, model, views)
 
 
 def beside(
-    cases: list[Case], see: See, rebuild: Callable[[Pictures], Pictures]
+    cases: list[Case], see: See, rebuild: Callable[[Pictures], Pictures], size: int
 ) -> dict[str, list[list[Verdict]]]:
     """Verdicts on true pictures: their own, rebuilt, another prompt's, and against a prompt made wrong."""
     asked = [case.asked for case in cases]
-    true = [render(case.wanted) for case in cases]
+    true = [render(case.wanted, size) for case in cases]
     again = rebuild(true)
     found = see(true)
     random = Random("spoiled")
     if isinstance(asked[0], Edit):
-        sources = see([render(edit.source) for edit in asked])
+        sources = see([render(edit.source, size) for edit in asked])
         changed = [verdict(edit, source) for edit, source in zip(asked, sources, strict=True)]
     else:
         changed = [spoiled_verdict(random, *pair) for pair in zip(asked, found, strict=True)]

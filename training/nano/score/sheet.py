@@ -18,8 +18,8 @@ from ..domain.words import a
 from .cases import EDITED
 from .judging import Judged
 
-SCALE, GAP, FRAME, MARK = 3, 14, 4, 22
-TALL = SIZE * SCALE  # of a shown picture
+GAP, FRAME, MARK = 14, 4, 22
+TALL = 3 * SIZE  # of a shown picture
 LETTERS, LINE, TITLE = 13, 16, 20
 WIDTH = 6 * (TALL + 2 * FRAME + GAP) + GAP
 GREEN, RED, BLACK, DIM = (22, 140, 60), (204, 32, 32), (20, 20, 20), (95, 95, 95)
@@ -32,7 +32,7 @@ MEASURE = {"dense": "whole", "text": "word"}  # what decides whether a picture c
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture [64, any width, 3] uint8, the text below, what was seen instead ("" where it counts)."""
+    """A picture [size, any width, 3] uint8, the text below, what was seen instead ("" where it counts)."""
 
     picture: np.ndarray
     text: str
@@ -68,7 +68,8 @@ def tiles(kind: str, part: Judged) -> list[Tile]:
     for case, shown, seen, verdicts in zip(part.cases, part.shown, part.seen, part.model, strict=True):
         good, asked = passed(kind, verdicts[0]), case.asked
         if isinstance(asked, Edit):
-            line = beside(render(asked.source), shown[0], render(asked.target))
+            source, result = (render(scene, len(shown[0])) for scene in (asked.source, asked.target))
+            line = beside(source, shown[0], result)
             found.append(Tile(line, asked.text, "" if good else f"seen: {tell(seen[0])}", good))
         elif isinstance(asked, Prompt):
             instead = missing(asked, seen[0]) if kind == "dense" else f"seen: {tell(seen[0])}"
@@ -81,7 +82,7 @@ def tiles(kind: str, part: Judged) -> list[Tile]:
 
 def beside(*pictures: np.ndarray) -> np.ndarray:
     """Pictures in one line, with white between them."""
-    white = np.full((SIZE, BETWEEN, 3), 255, np.uint8)
+    white = np.full((len(pictures[0]), BETWEEN, 3), 255, np.uint8)
     return np.concatenate([part for picture in pictures for part in (white, picture)][1:], 1)
 
 
@@ -92,7 +93,8 @@ def height_of(tile: Tile, font: ImageFont.FreeTypeFont) -> int:
 
 def framed(tile: Tile) -> int:
     """Pixels of a tile's picture and its frame, from the left to the right."""
-    return tile.picture.shape[1] * SCALE + 2 * FRAME
+    height, width, _ = tile.picture.shape
+    return width * TALL // height + 2 * FRAME
 
 
 def width_of(tile: Tile) -> int:

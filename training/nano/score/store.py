@@ -83,7 +83,7 @@ def picture_path(folder: Path, job: Job) -> Path:
 
 
 def pictures(folder: Path, cases: Sequence[Case], copies: int, model: Model, batch: int) -> list[list]:
-    """Every case's pictures [64, 64, 3] uint8, `copies` of each; those that are missing are drawn first."""
+    """Every case's pictures [size, size, 3] uint8, `copies` of each; those not there are drawn first."""
     jobs = [Job(case, copy) for case in cases for copy in range(copies)]
     missing = [job for job in jobs if not picture_path(folder, job).exists()]
     kind = cases[0].kind
@@ -108,7 +108,7 @@ def answers(folder: Path, cases: Sequence[Case], model: Model) -> list[str]:
         for start in range(0, len(missing), ASKED_AT_ONCE):
             part = missing[start : start + ASKED_AT_ONCE]
             for case in part:
-                given[case.name] = model.answer(render(case.wanted), case.asked.text)
+                given[case.name] = model.answer(render(case.wanted, model.size), case.asked.text)
             write_lines(path, [{"name": name, "answer": answer} for name, answer in given.items()])
             progress.update(len(part))
     return [given[case.name] for case in cases]
