@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tbac_uniimage.commands import EMBEDDED
 from tbac_uniimage.core import LadderCondition, LadderPipeline, load_parts
 from tbac_uniimage.core.inputs import LadderInputs
 from tbac_uniimage.core.rope import rope_positions
-from tbac_uniimage.training.objective import flow_matching_loss
+from tbac_uniimage.shell.commands import EMBEDDED
+from tbac_uniimage.training.step.objective import flow_matching_loss
 from transformers import DynamicCache
 
 TRAIN_BATCH = 8

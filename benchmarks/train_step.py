@@ -38,8 +38,8 @@ from tbac_uniimage.core.connector import LadderConnector
 from tbac_uniimage.core.inputs import LadderInputs
 from tbac_uniimage.core.rope import rope_positions
 from tbac_uniimage.core.transformer import LadderTransformer2DModel
-from tbac_uniimage.training.ladder import LadderTrainee
-from tbac_uniimage.training.objective import flow_matching_loss
+from tbac_uniimage.training.step.objective import flow_matching_loss
+from tbac_uniimage.training.step.trainee import LadderTrainee
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration

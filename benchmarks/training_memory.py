@@ -2,10 +2,10 @@
 
     python benchmarks/training_memory.py [KEY=VALUE …]
 
-Prints the table of docs/training.md. Nothing is loaded and no GPU is needed: ``training/memory.py`` adds up
-weights, gradients and optimizer state from shapes, and runs one micro-batch on tensors without values, with
-prompts as long as they may be and one input picture per edit. Overrides, as in data.resolution=1024, apply
-to every row. ``--dry-run`` of a recipe prints the parts of its own sum.
+Prints the table of docs/training.md. Nothing is loaded and no GPU is needed: ``training/recipe/memory.py``
+adds up weights, gradients and optimizer state from shapes, and runs one micro-batch on tensors without
+values, with prompts as long as they may be and one input picture per edit. Overrides, as in
+data.resolution=1024, apply to every row. ``--dry-run`` of a recipe prints the parts of its own sum.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tbac_uniimage.core.checkpoints import released_parts_on_meta
-from tbac_uniimage.training.memory import estimate_memory
-from tbac_uniimage.training.recipe import load_recipe
+from tbac_uniimage.training.recipe.memory import estimate_memory
+from tbac_uniimage.training.recipe.recipe import load_recipe
 
 GIB = 1 << 30
 RECIPES = Path(__file__).resolve().parent.parent / "training" / "recipes"

@@ -283,7 +283,7 @@ class LadderPipeline(DiffusionPipeline):
     ) -> torch.Tensor:
         """Initial noise, float32 ``[batch, channels, height / factor, width / factor]``."""
         factor = self.vae_scale_factor
-        shape = (batch, self.transformer.config.in_channels, height // factor, width // factor)
+        shape = (batch, self.vae.config.latent_channels, height // factor, width // factor)
         if latents is not None:
             if tuple(latents.shape) != shape:
                 raise ValueError(f"latents have shape {list(latents.shape)}; this call needs {list(shape)}.")

@@ -59,7 +59,7 @@ def load_for_comfy(
 
     vae = LadderVAE(parts.vae, dtype if dtype in COMPUTED_IN else None)
     config = parts.transformer.config
-    size = LatentSize(config.in_channels, vae.downscale_ratio, config.sample_size * vae.downscale_ratio)
+    size = LatentSize(vae.latent_channels, vae.downscale_ratio, config.sample_size * vae.downscale_ratio)
     scale = parts.vae.config.scaling_factor
     latent_format = LadderLatentFormat(size, scale, fit_latent_rgb(vae, scale))
     mllm = LadderMLLM(parts, computed, size, layers)

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from data_files import pixel
+from tbac_uniimage.training.data.cache.entries import Cache
 from tbac_uniimage.training.data.index import Index
 from tbac_uniimage.training.data.loading import read_ahead
 from tbac_uniimage.training.data.samples import MicroBatches, TrainBatch
 from tbac_uniimage.training.data.storage import Storage
-from tbac_uniimage.training.data.stored import Cache
 from torch.utils.data import Dataset
 
 LIMIT = 120  # seconds

@@ -9,9 +9,9 @@ import signal
 from io import FileIO
 
 import torch
-from tbac_uniimage.training import loop
 from tbac_uniimage.training.data import samples
-from tbac_uniimage.training.metrics import RunLog
+from tbac_uniimage.training.report.log import RunLog
+from tbac_uniimage.training.run import loop
 from torch.utils.data import get_worker_info
 
 

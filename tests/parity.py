@@ -19,7 +19,7 @@ from tbac_uniimage.core.checkpoints import LadderParts, load_parts
 from tbac_uniimage.core.guidance import Guidance, branch_inputs
 from tbac_uniimage.core.pipeline import LadderPipeline
 from tbac_uniimage.core.requests import check_request
-from tbac_uniimage.training.ladder import LadderTrainee, encode_latents
+from tbac_uniimage.training.step.trainee import LadderTrainee, encode_latents
 
 # the largest error allowed, and whether the error is absolute or relative to the recorded norm
 TOLERANCES = {

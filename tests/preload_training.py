@@ -2,6 +2,6 @@
 
 import accelerate  # noqa: F401
 import torch
-from tbac_uniimage.training import loop, train  # noqa: F401
+from tbac_uniimage.training import train  # noqa: F401
 
 torch.set_num_threads(1)

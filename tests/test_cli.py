@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import PARITY, load_tiny
 from PIL import Image, ImageChops
-from tbac_uniimage import commands, pictures
-from tbac_uniimage.cli import main
+from tbac_uniimage.core import pictures
 from tbac_uniimage.core.pipeline import LadderPipeline
+from tbac_uniimage.shell import commands
+from tbac_uniimage.shell.main import main
 
 FAST = ["--steps", "2", "--seed", "7", "--device", "cpu"]
 
@@ -233,7 +234,7 @@ def test_numbers_are_never_taken_twice(tmp_path):
 def test_help_and_core_import_nothing_heavy():
     code = """
 import sys
-from tbac_uniimage.cli import main
+from tbac_uniimage.shell.main import main
 try:
     main(["--help"])
 except SystemExit as exit:

@@ -144,7 +144,7 @@ def test_lora_of_the_training_through_the_stock_loader(
 ):
     import folder_paths
     from conftest import load_tiny
-    from tbac_uniimage.training.lora import add_lora, merge_lora, save_lora
+    from tbac_uniimage.training.step.lora import add_lora, merge_lora, save_lora
 
     import nodes as stock
 

@@ -16,20 +16,19 @@ from children import exit_codes, write_entries
 from PIL import Image
 from safetensors.torch import load_file
 from tbac_uniimage.core.inputs import LadderProcessor
-from tbac_uniimage.training.data import cache
 from tbac_uniimage.training.data.build import build
-from tbac_uniimage.training.data.samples import MicroBatches
-from tbac_uniimage.training.data.stored import (
+from tbac_uniimage.training.data.cache import command as cache
+from tbac_uniimage.training.data.cache.entries import (
     Cache,
     black_path,
     latent_cache,
     model_hash,
     vision_cache,
 )
-from tbac_uniimage.training.ladder import LadderTrainee
-from tbac_uniimage.training.loop import encode_latents
-from tbac_uniimage.training.recipe import Recipe
-from tbac_uniimage.training.stops import DISK, Stop
+from tbac_uniimage.training.data.samples import MicroBatches
+from tbac_uniimage.training.exits import DISK, Stop
+from tbac_uniimage.training.recipe.recipe import Recipe
+from tbac_uniimage.training.step.trainee import LadderTrainee, encode_latents
 
 SIDE = 64
 
@@ -291,7 +290,7 @@ def test_bad_pictures_get_no_entry_and_weight_0(data, model, tmp_path):
 
 
 def options(recipe: Recipe, folder: Path, *overrides: str) -> argparse.Namespace:
-    from tbac_uniimage.training.recipe import save_recipe
+    from tbac_uniimage.training.recipe.recipe import save_recipe
 
     save_recipe(recipe, folder / "recipe.yaml")
     parser = argparse.ArgumentParser()

@@ -18,10 +18,11 @@ from data_files import BLUE, GREEN, RED, index, pack, picture, pixel, samples, w
 from PIL import Image
 from tbac_uniimage.core.prompts import MAX_IMAGES
 from tbac_uniimage.training.data import build as build_module
-from tbac_uniimage.training.data import command, found, storage
+from tbac_uniimage.training.data import command, storage
 from tbac_uniimage.training.data import index as index_module
 from tbac_uniimage.training.data.build import build
 from tbac_uniimage.training.data.index import Index
+from tbac_uniimage.training.data.layouts import findings
 from tbac_uniimage.training.data.paths import list_files
 from tbac_uniimage.training.data.storage import Ref, Storage
 
@@ -144,7 +145,7 @@ def test_a_worker_that_dies_is_an_error(tmp_path, monkeypatch):
 
 def test_batches_are_crossed(tmp_path, monkeypatch):
     monkeypatch.setattr(index_module, "BATCH", 4)
-    monkeypatch.setattr(found, "CHUNK", 3)
+    monkeypatch.setattr(findings, "CHUNK", 3)
     found_, _ = index(write(tmp_path / "d", pairs(11)), tmp_path / "out")
     assert [found_[i].text for i in range(11)] == [f"text {i}" for i in range(11)]
     assert [pixel(found_[i].target)[0] for i in (10, 3, 4, 8)] == [10, 3, 4, 8]
@@ -304,7 +305,7 @@ def test_names_that_are_no_unicode(tmp_path):
 
 
 def test_limits_agree_with_core():
-    assert found.MAX_INPUTS == MAX_IMAGES
+    assert findings.MAX_INPUTS == MAX_IMAGES
     assert set(command.LAYOUTS) == set(build_module.LAYOUTS)
 
 

@@ -24,6 +24,7 @@ from PIL import Image
 from tbac_uniimage.core.inputs import LadderProcessor
 from tbac_uniimage.training.data.build import build
 from tbac_uniimage.training.data.loading import as_stop, loader
+from tbac_uniimage.training.data.order import generator, uniform
 from tbac_uniimage.training.data.samples import (
     MicroBatches,
     aligned,
@@ -31,10 +32,9 @@ from tbac_uniimage.training.data.samples import (
     dropped,
     to_pixels,
 )
-from tbac_uniimage.training.order import generator, uniform
-from tbac_uniimage.training.recipe import Recipe
-from tbac_uniimage.training.settings import DropSettings
-from tbac_uniimage.training.stops import BAD_DATA, Stop
+from tbac_uniimage.training.exits import BAD_DATA, Stop
+from tbac_uniimage.training.recipe.recipe import Recipe
+from tbac_uniimage.training.recipe.settings import DropSettings
 
 SIDE, FACTOR, CHANNELS = 32, 8, 4
 GREY = (128, 128, 128)

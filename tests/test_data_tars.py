@@ -13,8 +13,8 @@ from data_files import BLUE, GREEN, RED, index, pack, picture, pixel, samples, w
 from hypothesis import given
 from hypothesis import strategies as st
 from tbac_uniimage.training.data.archives import Torn, walk
+from tbac_uniimage.training.data.layouts.tars import parse
 from tbac_uniimage.training.data.storage import Storage
-from tbac_uniimage.training.data.tars import parse
 
 
 def test_pairs_of_blip3o(tmp_path):

@@ -39,7 +39,7 @@ def test_every_node_is_in_the_readme():
 
 
 def test_commands_of_the_readme_are_understood():
-    from tbac_uniimage.cli import make_parser
+    from tbac_uniimage.shell.main import make_parser
 
     commands = re.findall(r"^tbac-uniimage (.*?)(?: +#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert len(commands) == 6
@@ -49,8 +49,8 @@ def test_commands_of_the_readme_are_understood():
 
 def test_the_ten_minutes_are_one_chain():
     """Every command is understood, and takes what the one before has made."""
-    from tbac_uniimage.cli import make_parser
-    from tbac_uniimage.training.recipe import load_recipe
+    from tbac_uniimage.shell.main import make_parser
+    from tbac_uniimage.training.recipe.recipe import load_recipe
 
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     block = text.split("## Ten minutes")[1].split("```")[1]

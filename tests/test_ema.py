@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tbac_uniimage.training.ema import AveragedWeights
+from tbac_uniimage.training.step.ema import AveragedWeights
 from torch import nn
 
 

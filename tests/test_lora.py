@@ -9,7 +9,7 @@ from conftest import load_tiny
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tbac_uniimage.core.pipeline import LadderPipeline
-from tbac_uniimage.training.lora import PREFIX, TARGETS, add_lora, merge_lora, save_lora
+from tbac_uniimage.training.step.lora import PREFIX, TARGETS, add_lora, merge_lora, save_lora
 
 LAYERS = [f"{attention}.{target}" for attention in ("attn1", "attn2") for target in TARGETS]
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from io import FileIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tbac_uniimage.training import metrics
-from tbac_uniimage.training.metrics import RunLog, drop_after, flatten, read_lines
-from tbac_uniimage.training.stops import DISK, Stop
+from tbac_uniimage.training.exits import DISK, Stop
+from tbac_uniimage.training.report.log import RunLog, drop_after, flatten, read_lines
 
 
 def opened(run: Path, step: int = 0, **changes) -> RunLog:
@@ -117,13 +117,13 @@ def test_only_the_first_process_writes(tmp_path: Path) -> None:
 
 
 def test_full_disk_stops_the_run(tmp_path: Path, monkeypatch) -> None:
-    class Full(metrics.FileIO):
+    class Full(FileIO):
         def write(self, data) -> int:
             if len(data) > 4:
                 return super().write(data[:4])  # a disk takes what it can
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(metrics, "FileIO", Full)
+    monkeypatch.setattr("tbac_uniimage.training.report.log.FileIO", Full)
     log = opened(tmp_path)
     with pytest.raises(Stop, match="metrics.jsonl cannot be written: No space left on device") as stop:
         log.line({"step": 1000})

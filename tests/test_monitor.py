@@ -9,7 +9,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tbac_uniimage.training.monitor import HANDFUL, Decision, GradientMonitor, MonitorSettings
+from tbac_uniimage.training.step.monitor import HANDFUL, Decision, GradientMonitor, MonitorSettings
 
 ACCEPT, SKIP, ROLL_BACK, GIVE_UP = Decision
 NAN = math.nan

@@ -13,11 +13,11 @@ import pytest
 import torch
 from nano_drawings import drawings, made_up  # noqa: F401  a fixture
 from safetensors.torch import save_file
-from tbac_uniimage.cli import main
+from tbac_uniimage.shell.main import main
 from tbac_uniimage.training.nano import make, publish
 from tbac_uniimage.training.nano.base.stage import load_stage_recipe
 from tbac_uniimage.training.nano.domain.words import OBJECTS, STYLES
-from tbac_uniimage.training.recipe import load_recipe
+from tbac_uniimage.training.recipe.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [

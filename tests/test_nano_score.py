@@ -14,7 +14,7 @@ import pytest
 import torch
 from nano_drawings import drawings  # noqa: F401  a fixture
 from PIL import Image
-from tbac_uniimage.cli import main
+from tbac_uniimage.shell.main import main
 from tbac_uniimage.training.nano.domain import art
 from tbac_uniimage.training.nano.domain.render import render
 from tbac_uniimage.training.nano.domain.scene import Scene
@@ -294,7 +294,8 @@ def test_the_fingerprint_is_of_the_model_and_not_of_its_judge(tmp_path):
 class Pipeline:
     """Draws flat pictures whose red is the number of the prompt and whose green is the first of its noise."""
 
-    transformer = SimpleNamespace(config=SimpleNamespace(in_channels=2, sample_size=8))
+    transformer = SimpleNamespace(config=SimpleNamespace(sample_size=8))
+    vae = SimpleNamespace(config=SimpleNamespace(latent_channels=2))
 
     def __init__(self, factor: int = 8) -> None:
         self.vae_scale_factor = factor
@@ -423,7 +424,7 @@ class Vae:
     """Its latents are every eighth pixel of two channels."""
 
     device, dtype = "cpu", torch.float32
-    config = SimpleNamespace(scaling_factor=0.5)
+    config = SimpleNamespace(scaling_factor=0.5, latent_channels=2)
 
     def encode(self, pictures):
         return SimpleNamespace(latent=pictures[:, :2, ::8, ::8])

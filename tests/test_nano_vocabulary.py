@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from nano_models import OTHER, PROMPT
 from tbac_uniimage.training.nano.domain import edits, letters, prompts, questions
-from tbac_uniimage.training.recipe import load_recipe
+from tbac_uniimage.training.recipe.recipe import load_recipe
 from template_files import NAMES, api_form
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tbac_uniimage.core.conditions import LadderCondition
-from tbac_uniimage.training.objective import flow_matching_loss, flow_timesteps
+from tbac_uniimage.training.step.objective import flow_matching_loss, flow_timesteps
 
 
 @given(st.floats(0, 0.9999989867210388, width=32), st.floats(0.5, 6))

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tbac_uniimage.training import optimizer as ours
+from tbac_uniimage.training.step import optimizer as ours
 from torch import nn
 
 SETTINGS = SimpleNamespace(optimizer="adamw", learning_rate=1e-2, betas=(0.9, 0.999))
@@ -258,7 +258,7 @@ def test_sharded_equals_whole() -> None:
 def worker() -> None:
     """One of two processes: norms, clipping, update, state and averages of a sharded module."""
     import torch.distributed as dist
-    from tbac_uniimage.training.ema import AveragedWeights
+    from tbac_uniimage.training.step.ema import AveragedWeights
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

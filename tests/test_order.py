@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tbac_uniimage.training.order import (
+from tbac_uniimage.training.data.order import (
     Order,
     Place,
     Source,
@@ -220,7 +220,7 @@ def test_generators_are_independent_and_repeatable():
 def test_values_are_those_of_every_machine_and_every_hash_seed():
     """Recorded once: a change here breaks the resuming of every run there is."""
     code = (
-        "from tbac_uniimage.training.order import *\n"
+        "from tbac_uniimage.training.data.order import *\n"
         "o = Order([Source('a', (50, 7)), Source('b', (9, 3), 2.0)], 4, 5, 'x', 3)\n"
         "print([(p.source, p.bucket, p.index) for p in map(o.place, range(36, 44))])\n"
         "print([shuffled(i, 10, 'k') for i in range(10)], uniform(1, 's', 2, 'p'))\n"

@@ -67,7 +67,7 @@ def test_wheel_works_alone(tmp_path):
     assert licences == {"LICENSE", "NOTICE"}
 
     code = (
-        "import tbac_uniimage, tbac_uniimage.commands as c; from tbac_uniimage.cli import main;"
+        "import tbac_uniimage, tbac_uniimage.shell.commands as c; from tbac_uniimage.shell.main import main;"
         "print(tbac_uniimage.__file__, c.EMBEDDED); main(['info', '--released']);"
         "main(['generate', 'a star on blue', '--steps', '1', '--device', 'cpu', '--out', 'drawn'])"
     )

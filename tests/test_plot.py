@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from tbac_uniimage.training import plot
+from tbac_uniimage.training.report import plot
 
 pytest.importorskip("matplotlib")
 
@@ -175,7 +175,7 @@ def test_rates_are_short() -> None:
 
 def test_parser_loads_nothing_heavy() -> None:
     code = (
-        "import argparse, sys; from tbac_uniimage.training import plot;"
+        "import argparse, sys; from tbac_uniimage.training.report import plot;"
         "plot.add_arguments(argparse.ArgumentParser());"
         "print(sorted({'torch', 'matplotlib', 'numpy', 'PIL'} & set(sys.modules)))"
     )

@@ -10,8 +10,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tbac_uniimage.training.monitor import MonitorSettings
-from tbac_uniimage.training.recipe import (
+from tbac_uniimage.training.recipe.recipe import (
     Recipe,
     differences,
     load_recipe,
@@ -19,7 +18,8 @@ from tbac_uniimage.training.recipe import (
     save_recipe,
     total_steps,
 )
-from tbac_uniimage.training.recipe_file import dump_yaml, known_keys, nearest_key, parse_yaml
+from tbac_uniimage.training.recipe.recipe_file import dump_yaml, known_keys, nearest_key, parse_yaml
+from tbac_uniimage.training.step.monitor import MonitorSettings
 
 RECIPES = Path(__file__).parent.parent / "training" / "recipes"
 PUBLISHED = ("1_text_to_image", "2_image_text_to_image", "3_fine_tune")

@@ -8,12 +8,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 from tbac_uniimage.core.checkpoints import released_parts_on_meta
-from tbac_uniimage.training import memory
-from tbac_uniimage.training.memory import estimate_memory, moments, parameter_counts
-from tbac_uniimage.training.optimizer import make_optimizer, optimizer_tensors, parameter_groups
-from tbac_uniimage.training.order import Source
-from tbac_uniimage.training.recipe import Recipe
-from tbac_uniimage.training.summary import summarise
+from tbac_uniimage.training.data.order import Source
+from tbac_uniimage.training.recipe import memory
+from tbac_uniimage.training.recipe.dry_run import summarise
+from tbac_uniimage.training.recipe.memory import estimate_memory, moments, parameter_counts
+from tbac_uniimage.training.recipe.recipe import Recipe
+from tbac_uniimage.training.step.optimizer import make_optimizer, optimizer_tensors, parameter_groups
 
 GIB = 1 << 30
 

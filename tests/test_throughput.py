@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import load_tiny
 from PIL import Image
-from tbac_uniimage.training import throughput
-from tbac_uniimage.training.ladder import LadderTrainee
-from tbac_uniimage.training.throughput import LadderFlops, Throughput, peak_flops
+from tbac_uniimage.training.report import throughput
+from tbac_uniimage.training.report.throughput import LadderFlops, Throughput, peak_flops
+from tbac_uniimage.training.step.trainee import LadderTrainee
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

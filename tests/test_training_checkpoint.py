@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tbac_uniimage.training import checkpoint
-from tbac_uniimage.training.checkpoint import CheckpointError, load, newest, prune, read_tensors, save
+from tbac_uniimage.training.run.checkpoints import folders
+from tbac_uniimage.training.run.checkpoints.folders import newest, prune
+from tbac_uniimage.training.run.checkpoints.shards import CheckpointError, load, read_tensors, save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -69,7 +70,7 @@ def test_all_types_and_shapes_come_back(tmp_path, asynchronous):
     assert folder == tmp_path / "checkpoints" / "step-00001000"
     assert names(tmp_path) == ["checkpoints", "last"] and names(folder.parent) == ["step-00001000"]
     assert os.readlink(tmp_path / "last") == "checkpoints/step-00001000"
-    assert checkpoint.read_state(tmp_path / "last") == STATE
+    assert folders.read_state(tmp_path / "last") == STATE
 
     found = blank(tensors)
     load(folder, found)
@@ -100,11 +101,11 @@ def test_tensors_may_change_as_soon_as_an_asynchronous_save_returns(tmp_path):
     folder = saving.wait()
     found = read_tensors(folder, "trained/")
     assert all(torch.equal(found[str(i)], torch.full((100_000,), float(i))) for i in range(10))
-    assert checkpoint.read_state(folder) == {"steps": [1]}
+    assert folders.read_state(folder) == {"steps": [1]}
 
 
 def test_large_models_are_several_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 50)
+    monkeypatch.setattr("tbac_uniimage.training.run.checkpoints.shards.SHARD_BYTES", 50)
     tensors = some_tensors()
     folder = save(tmp_path, 1, tensors, STATE, asynchronous=False).wait()
     assert len(list(folder.glob("*.safetensors"))) > 1
@@ -116,7 +117,7 @@ def test_large_models_are_several_shards(tmp_path, monkeypatch):
 def test_the_same_step_can_be_saved_again(tmp_path):
     save(tmp_path, 5, some_tensors(1), {"try": 1}, asynchronous=False).wait()
     folder = save(tmp_path, 5, some_tensors(2), {"try": 2}, asynchronous=True).wait()
-    assert checkpoint.read_state(folder) == {"try": 2} and names(folder.parent) == ["step-00000005"]
+    assert folders.read_state(folder) == {"try": 2} and names(folder.parent) == ["step-00000005"]
 
 
 def test_what_is_no_json_is_refused_at_once(tmp_path):
@@ -351,26 +352,26 @@ def test_foreign_folders_are_refused(run):
     shard = next(second.glob("*.safetensors"))
     _rewrite(second, version=2)
     with pytest.raises(ValueError, match="has version 2 of the format and this program reads 1"):
-        checkpoint.check(second)
+        folders.check(second)
     _rewrite(second, version=1, format="other")
     with pytest.raises(ValueError, match=r"not that of a training checkpoint \(format other\)"):
-        checkpoint.check(second)
+        folders.check(second)
     (second / "complete.json").write_text("[]")
     with pytest.raises(ValueError, match="not that of a training checkpoint"):
-        checkpoint.check(second)
+        folders.check(second)
     (second / "complete.json").write_text(json.dumps({"format": checkpoint_format(run), "version": 1}))
     with pytest.raises(ValueError, match="lacks files, state, step, tensors"):
-        checkpoint.check(second)
+        folders.check(second)
 
     shutil.copy(run / "last" / ".." / "step-00000001" / "complete.json", second)
     save_file({"other": torch.zeros(4)}, shard)
     _rewrite(second, files={shard.name: shard.stat().st_size})
     with pytest.raises(ValueError, match="do not hold the tensors .*other.*trained"):
-        checkpoint.check(second)
+        folders.check(second)
     garbage = b"\xff" * shard.stat().st_size
     shard.write_bytes(garbage)
     with pytest.raises(ValueError, match=f"{shard.name} has no readable header"):
-        checkpoint.check(second)
+        folders.check(second)
     assert newest(run)[0] == run / "checkpoints" / "step-00000001"
 
 
@@ -453,7 +454,7 @@ def assert_whole(run: Path) -> int:
     """The newest checkpoint of a run is one that was saved; returns its step."""
     folder, refused = newest(run)
     assert refused == []
-    step = checkpoint.read_state(folder)["step"]
+    step = folders.read_state(folder)["step"]
     found = blank(some_tensors())
     load(folder, found)
     assert_equal(found, some_tensors(step))

@@ -11,10 +11,11 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
-from tbac_uniimage.cli import main
-from tbac_uniimage.training import checkpoint, engine
+from tbac_uniimage.shell.main import main
 from tbac_uniimage.training.data.build import build  # noqa: F401  loaded before processes are forked off
-from tbac_uniimage.training.loop import Trainer
+from tbac_uniimage.training.run import engine
+from tbac_uniimage.training.run.checkpoints import folders, shards
+from tbac_uniimage.training.run.loop import Trainer
 from training_runs import losses, make_data, make_edits, metrics, recipe, run, train, write_recipe
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
@@ -37,7 +38,7 @@ def settings_of(tmp_path: Path, data: list[Path], name: str = "run", **changes: 
 def test_lora_trains_and_exports_only_itself(tmp_path, data):
     settings = settings_of(tmp_path, data, parts="lora", lora={"rank": 4, "alpha": 8.0}, learning_rate=1e-2)
     train(settings)
-    names = {name for name in checkpoint.stored(tmp_path / "run" / "last") if name.startswith("trained/")}
+    names = {name for name in folders.stored(tmp_path / "run" / "last") if name.startswith("trained/")}
     assert names and all(".lora_A." in name or ".lora_B." in name for name in names)
     assert main(["export", str(tmp_path / "run"), "--to", "lora", "-o", str(tmp_path / "x.safetensors")]) == 0
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
@@ -69,7 +70,7 @@ def test_options_leave_the_losses(tmp_path, data, changes, tolerance):
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=tolerance)
     if "precision" in changes:
         assert losses(tmp_path / "run") != losses(tmp_path / "plain")
-        stored = checkpoint.stored(tmp_path / "run" / "last")
+        stored = folders.stored(tmp_path / "run" / "last")
         assert {info.dtype for name, info in stored.items() if name.startswith("trained/")} == {"float32"}
 
 
@@ -105,8 +106,8 @@ def test_next_stage_begins_with_the_weights_of_the_last(tmp_path, data):
     second = settings_of(tmp_path, data, "second", learning_rate=1e-30, min_learning_rate=0.0)
     second |= {"stage": "second", "init": str(tmp_path / "first" / "last"), "init_ema": True}
     train(second)
-    began = checkpoint.read_tensors(tmp_path / "first" / "last", "ema/")
-    ended = checkpoint.read_tensors(tmp_path / "second" / "last", "trained/")
+    began = shards.read_tensors(tmp_path / "first" / "last", "ema/")
+    ended = shards.read_tensors(tmp_path / "second" / "last", "trained/")
     assert began.keys() == ended.keys()
     assert all(began[name].equal(ended[name]) for name in began)
     # the recipe names the checkpoint itself: `last` may come to mean another one

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tbac_uniimage.core.checkpoints import assemble, load_parts, save_released
 from tbac_uniimage.core.pipeline import LadderPipeline
 from tbac_uniimage.training import export, models
-from tbac_uniimage.training.checkpoint import save
 from tbac_uniimage.training.models import find_checkpoint, load_base, load_run
-from tbac_uniimage.training.recipe import Recipe, save_recipe
+from tbac_uniimage.training.recipe.recipe import Recipe, save_recipe
+from tbac_uniimage.training.run.checkpoints.shards import save
 from tiny_checkpoint import MODULES, QWEN, SANA, assert_same
 
 BASE = {"mllm": str(QWEN), "sana": str(SANA), "num_queries": 5}

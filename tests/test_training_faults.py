@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from data_files import pack, picture
-from tbac_uniimage.training import checkpoint
 from tbac_uniimage.training.data.build import build
+from tbac_uniimage.training.run.checkpoints import folders, shards
 from training_runs import losses, make_data, metrics, recipe, run, train
 
 pytestmark = pytest.mark.slow
@@ -66,8 +66,7 @@ def test_a_skipped_step_changes_nothing(tmp_path, data):
     settings["checkpoint"] = {"every": 1}
     train(settings, prepare="nan_at_4")
     before, after, later = (
-        checkpoint.read_tensors(tmp_path / "run" / "checkpoints" / f"step-{step:08d}", "")
-        for step in (4, 5, 6)
+        shards.read_tensors(tmp_path / "run" / "checkpoints" / f"step-{step:08d}", "") for step in (4, 5, 6)
     )
     assert before.keys() == after.keys()
     assert all(before[name].equal(after[name]) for name in before)
@@ -122,7 +121,7 @@ def test_gives_up_with_an_explanation(tmp_path, data):
     assert codes == [3]
     assert "skips.jsonl" in sentence(output)
     assert skipped(tmp_path / "run") == [20, 21, 22, 23, 24, 25]
-    found, refused = checkpoint.newest(tmp_path / "run")
+    found, refused = folders.newest(tmp_path / "run")
     assert found is not None and not refused
 
 
@@ -168,7 +167,7 @@ def test_killed_after_a_roll_back(tmp_path, data):
     train(settings, prepare="shift")
     assert skips(tmp_path / "run") == skips(tmp_path / "whole")
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    states = [checkpoint.read_state(tmp_path / name / "last") for name in ("run", "whole")]
+    states = [folders.read_state(tmp_path / name / "last") for name in ("run", "whole")]
     assert states[0] == states[1] and len(states[0]["monitor"]["closed"]) == 1
 
 
@@ -246,4 +245,4 @@ def test_disk_that_fills(tmp_path, data):
     assert folders == ["step-00000003"]
     train(settings)
     assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, 13))
-    assert checkpoint.newest(tmp_path / "run")[0].name == "step-00000012"
+    assert folders.newest(tmp_path / "run")[0].name == "step-00000012"

@@ -10,8 +10,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
-from tbac_uniimage.training import run_lock
-from tbac_uniimage.training.run_lock import RunLock
+from tbac_uniimage.training.run.lock import RunLock
 from training_runs import (
     LIMIT,
     finish,
@@ -55,7 +54,7 @@ def test_file_systems_without_locks_are_named(tmp_path, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     said = []
-    monkeypatch.setattr(run_lock.fcntl, "flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with RunLock(tmp_path, said.append) as lock:
         assert lock.take() and not lock.take()
     (sentence,) = said
@@ -64,7 +63,7 @@ def test_file_systems_without_locks_are_named(tmp_path, monkeypatch, code):
 
 def test_systems_without_locks_are_named(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(run_lock, "fcntl", None)
+    monkeypatch.setattr("tbac_uniimage.training.run.lock.fcntl", None)
     with RunLock(tmp_path, said.append) as lock:
         assert lock.take()
     assert "no flock on this system" in said[0]
@@ -74,7 +73,7 @@ def test_other_errors_are_not_swallowed(tmp_path, monkeypatch):
     def fail(*arguments: object) -> None:
         raise OSError(errno.EIO, "broken disk")
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", fail)
+    monkeypatch.setattr("fcntl.flock", fail)
     with RunLock(tmp_path, silent) as lock, pytest.raises(OSError, match="broken disk"):
         lock.take()
     assert lock.file is None

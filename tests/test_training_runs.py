@@ -46,7 +46,7 @@ def reference(tmp_path_factory, data) -> Path:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """All tensors of the last checkpoint, whole."""
-    from tbac_uniimage.training.checkpoint import read_tensors
+    from tbac_uniimage.training.run.checkpoints.shards import read_tensors
 
     return read_tensors(run / "last", "")
 

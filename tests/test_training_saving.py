@@ -7,9 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tbac_uniimage.training import checkpoint
-from tbac_uniimage.training.saving import Keeper
-from tbac_uniimage.training.settings import CheckpointSettings
+from tbac_uniimage.training.recipe.settings import CheckpointSettings
+from tbac_uniimage.training.run.checkpoints import folders, shards
+from tbac_uniimage.training.run.checkpoints.keeper import Keeper
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def keeper(tmp_path, monkeypatch) -> Keeper:
     def save(run: Path, step: int, tensors, state, *, asynchronous: bool) -> SimpleNamespace:
         def wait() -> None:
             if step in failing:
-                raise checkpoint.CheckpointError("The disk is full.")
+                raise shards.CheckpointError("The disk is full.")
             (run / f"step-{step:08d}").mkdir()
 
         return SimpleNamespace(wait=wait)
@@ -30,8 +30,8 @@ def keeper(tmp_path, monkeypatch) -> Keeper:
             if path.name != best:
                 path.rmdir()
 
-    monkeypatch.setattr(checkpoint, "save", save)
-    monkeypatch.setattr(checkpoint, "prune", prune)
+    monkeypatch.setattr(shards, "save", save)
+    monkeypatch.setattr(folders, "prune", prune)
     made = Keeper(
         tmp_path,
         CheckpointSettings(keep=1),
@@ -79,6 +79,6 @@ def test_one_that_cannot_be_removed_ends_no_run(keeper, monkeypatch):
     def prune(*arguments: object) -> None:
         raise PermissionError("not yours")
 
-    monkeypatch.setattr(checkpoint, "prune", prune)
+    monkeypatch.setattr(folders, "prune", prune)
     assert len(keep(keeper, None, None)) == 2
     assert "cannot be removed (not yours)" in keeper.said[0]

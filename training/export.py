@@ -81,8 +81,8 @@ def export(
     from ..core.checkpoints import save_released
     from ..core.checkpoints.parts import place
     from ..core.pipeline import LadderPipeline
-    from .lora import check_lora_path, save_lora
     from .models import base_ids, load_run, recipe_of
+    from .step.lora import check_lora_path, save_lora
 
     recipe = recipe_of(checkpoint)
     if layout == "lora":
@@ -111,8 +111,8 @@ def export(
 
 def lora_metadata(checkpoint: Path, averaged: bool) -> dict[str, str]:
     """What the file of a LoRA says about itself."""
-    from .checkpoint_folders import read_complete
     from .models import recipe_of
+    from .run.checkpoints.folders import read_complete
 
     recipe = recipe_of(checkpoint)
     lora = recipe.train.lora

@@ -13,10 +13,10 @@ from ..core.checkpoints import LadderParts, assemble, load_parts
 from ..core.checkpoints.naming import check_tensors
 from ..core.checkpoints.parts import place
 from ..core.checkpoints.weights import read_json
-from . import checkpoint
-from .checkpoint_folders import CHECKPOINTS, COMPLETE, FOLDER_NAME, LAST
-from .lora import add_lora, merge_lora
-from .recipe import Recipe, load_recipe
+from .recipe.recipe import Recipe, load_recipe
+from .run.checkpoints import folders, shards
+from .run.checkpoints.folders import CHECKPOINTS, COMPLETE, FOLDER_NAME, LAST
+from .step.lora import add_lora, merge_lora
 
 RECIPE_FILE = "recipe.yaml"
 MODEL_FILES = ["*.json", "*.txt", "*.safetensors"]  # no pickles
@@ -77,11 +77,11 @@ def find_checkpoint(name: str | Path) -> Path | None:
     path = Path(name).expanduser()
     named = path.parent.name == CHECKPOINTS and FOLDER_NAME.fullmatch(path.name)
     if (path / COMPLETE).is_file() or named or (path.name == LAST and path.is_symlink()):
-        checkpoint.check(path)
+        folders.check(path)
         return path.resolve()
     if not (path / CHECKPOINTS).is_dir():
         return None
-    found, refused = checkpoint.newest(path)
+    found, refused = folders.newest(path)
     if found is None:
         reasons = f": {' '.join(refused)}" if refused else ", it has written none yet."
         raise ValueError(f"The run {path} has no whole checkpoint{reasons}")
@@ -165,7 +165,7 @@ def _load_run(
     parts = _start_of(recipe, seen | {path}, frozen_only or replaces_all)
     if frozen_only:
         return parts
-    if averaged and not any(name.startswith("ema/") for name in checkpoint.stored(path)):
+    if averaged and not any(name.startswith("ema/") for name in folders.stored(path)):
         raise ValueError(
             f"{path} holds no averaged weights, its run has train.ema = null; take the weights themselves."
         )
@@ -191,9 +191,9 @@ def trained_parameters(parts: LadderParts, recipe: Recipe) -> dict[str, nn.Param
 
 def _replace(parameters: dict[str, nn.Parameter], path: Path, prefix: str) -> None:
     """Give parameters the tensors of a checkpoint. Raises ValueError if they are others."""
-    infos = checkpoint.stored(path)
+    infos = folders.stored(path)
     found = {name.removeprefix(prefix): info for name, info in infos.items() if name.startswith(prefix)}
     wanted = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     check_tensors(path, found, wanted, "has the model that its run started from been replaced?")
-    for name, tensor in checkpoint.read_tensors(path, prefix).items():
+    for name, tensor in shards.read_tensors(path, prefix).items():
         parameters[name].data = tensor

@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .exits import Parser, parse, run_command
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ..core.checkpoints import LadderParts
     from .data.samples import MicroBatches
-    from .recipe import Recipe
-    from .run_lock import RunLock
+    from .recipe.recipe import Recipe
+    from .run.lock import RunLock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m tbac_uniimage.training.train`` is ``tbac-uniimage train run``. Returns the exit code."""
-    from ..cli import main
 
-    return main(["train", "run", *map(str, sys.argv[1:] if argv is None else argv)])
+    def command() -> None:
+        parser = Parser(prog="tbac-uniimage train run", description=(__doc__ or "").splitlines()[0])
+        add_arguments(parser)
+        run(parse(parser, sys.argv[1:] if argv is None else list(map(str, argv))))
+
+    return run_command(command)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -46,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
         ValueError: bad recipe, model or data, before anything is computed.
         Stop: the run ended before its last step.
     """
-    from .recipe import load_recipe
+    from .recipe.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
     if not options.dry_run:
@@ -57,8 +63,8 @@ def run(options: argparse.Namespace) -> None:
 
 def train(recipe: Recipe) -> None:
     """Everything between a recipe and the loop."""
-    from . import engine
-    from .run_lock import RunLock
+    from .run import engine
+    from .run.lock import RunLock
 
     accelerator = engine.start(recipe.train.precision)
     check_engine(recipe, accelerator.num_processes)
@@ -69,9 +75,9 @@ def train(recipe: Recipe) -> None:
 
 def train_alone(recipe: Recipe, accelerator: Accelerator, lock: RunLock) -> None:
     """Train with a lock on the folder; the first process takes it at once, or when it makes the folder."""
-    from . import engine
-    from .loop import Trainer
-    from .recipe import total_steps
+    from .recipe.recipe import total_steps
+    from .run import engine
+    from .run.loop import Trainer
 
     folder = Path(recipe.run).expanduser()
     recipe, found = engine.by_first(accelerator, lambda: find_start(recipe, folder, lock))
@@ -102,13 +108,13 @@ def find_start(recipe: Recipe, folder: Path, lock: RunLock | None = None) -> tup
     Raises:
         ValueError: something that the recipe names is not there or cannot be used, or another run is there.
     """
-    from .validation import read_requests
+    from .run.validation import read_requests
 
     if lock is not None and folder.is_dir():
         with writing(folder):
             lock.take()
     recipe = pin_init(recipe, folder)
-    found = find_checkpoint(folder, recipe)
+    found = checkpoint_to_resume(folder, recipe)
     check_data(recipe)
     read_requests(recipe.validation)
     return recipe, found
@@ -117,7 +123,7 @@ def find_start(recipe: Recipe, folder: Path, lock: RunLock | None = None) -> tup
 def begin(recipe: Recipe, folder: Path, lock: RunLock) -> None:
     """Make the folder of a run, with its resolved recipe. Raises ValueError if that cannot be done."""
     from .models import RECIPE_FILE
-    from .recipe import save_recipe
+    from .recipe.recipe import save_recipe
 
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,11 +152,11 @@ def dry_run(recipe: Recipe) -> str:
     What keeps the run from starting is found here too; of several processes each would say the same.
     """
     from ..core.checkpoints import released_parts_on_meta
-    from . import engine
     from .data.samples import MicroBatches
     from .models import load_base
-    from .settings import BaseModels
-    from .summary import summarise
+    from .recipe.dry_run import summarise
+    from .recipe.settings import BaseModels
+    from .run import engine
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     engine.refuse_deepspeed()
@@ -162,7 +168,7 @@ def dry_run(recipe: Recipe) -> str:
     # the released sizes are known without their files
     released = recipe.init is None and recipe.base == BaseModels()
     parts = released_parts_on_meta() if released else load_base(recipe)
-    channels, factor = parts.transformer.config.in_channels, parts.vae.spatial_compression_ratio
+    channels, factor = parts.vae.config.latent_channels, parts.vae.spatial_compression_ratio
     dataset = MicroBatches(recipe, None, channels, factor)
     images = max(int(data.index.input_counts().max(initial=0)) for data in dataset.sets)
     return summarise(recipe, parts, dataset.order.sources, world, images, found)
@@ -170,7 +176,7 @@ def dry_run(recipe: Recipe) -> str:
 
 def check_engine(recipe: Recipe, world: int) -> None:
     """Raise ValueError if so many processes cannot do what the recipe says."""
-    from . import engine
+    from .run import engine
 
     settings = recipe.train
     micro_batches = settings.batch // settings.micro_batch
@@ -193,7 +199,7 @@ def pin_init(recipe: Recipe, folder: Path) -> Recipe:
     A run that goes on keeps the one that it began with, though the earlier run may have gone on since.
     """
     from . import models
-    from .recipe import load_recipe
+    from .recipe.recipe import load_recipe
 
     if recipe.init is None:
         return recipe
@@ -208,18 +214,18 @@ def pin_init(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update={"init": str(found)})
 
 
-def find_checkpoint(folder: Path, recipe: Recipe) -> Path | None:
+def checkpoint_to_resume(folder: Path, recipe: Recipe) -> Path | None:
     """The checkpoint to go on from, None for a run that begins.
 
     Raises:
         ValueError: the folder holds a run of another recipe, or checkpoints of which none is whole.
     """
-    from . import checkpoint
     from .models import RECIPE_FILE
-    from .recipe import differences, load_recipe
+    from .recipe.recipe import differences, load_recipe
+    from .run.checkpoints import folders
 
     saved = folder / RECIPE_FILE
-    newest, refused = checkpoint.newest(folder)
+    newest, refused = folders.newest(folder)
     if not saved.exists():
         if newest or refused:
             raise ValueError(
@@ -246,8 +252,8 @@ def prepare_parts(recipe: Recipe, accelerator: Accelerator) -> LadderParts:
     """The model on its device, what is trained in float32 and all else frozen."""
     import torch
 
-    from . import engine
     from .models import load_base
+    from .run import engine
 
     settings = recipe.train
     frozen = torch.bfloat16 if settings.precision == "bf16" else torch.float32
@@ -268,7 +274,7 @@ def choose_parameters(recipe: Recipe, parts: LadderParts) -> None:
     for module in (parts.mllm, parts.vae):
         module.eval().requires_grad_(False)
     if settings.parts == "lora":
-        from .lora import add_lora
+        from .step.lora import add_lora
 
         parts.connector.requires_grad_(False)
         lora = settings.lora
@@ -284,8 +290,8 @@ def choose_parameters(recipe: Recipe, parts: LadderParts) -> None:
 def open_data(recipe: Recipe, parts: LadderParts) -> MicroBatches:
     """The recipe's data as micro-batches for this model, from the caches it names."""
     from ..core.inputs import LadderProcessor
+    from .data.cache.entries import latent_cache, vision_cache
     from .data.samples import MicroBatches
-    from .data.stored import latent_cache, vision_cache
 
     cache = recipe.data.cache
     visual = parts.mllm.model.visual
@@ -299,7 +305,7 @@ def open_data(recipe: Recipe, parts: LadderParts) -> MicroBatches:
             system_prompt=parts.system_prompt,
             max_text_tokens=parts.max_text_tokens,
         ),
-        latent_channels=parts.transformer.config.in_channels,
+        latent_channels=parts.vae.config.latent_channels,
         factor=parts.vae.spatial_compression_ratio,
         latents=latent_cache(cache.latents, parts.vae) if cache.latents else None,
         vision=vision_cache(cache.vision, visual, parts.image_processor) if cache.vision else None,

@@ -10,32 +10,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from . import folders, lists, parquet, saved, tars
-from .found import MAX_INPUTS, Found, Ignored, Layout, Note, Place, Refused
 from .index import Entry, IndexWriter
+from .layouts import arrow, folders, lists, parquet, tars
+from .layouts.findings import MAX_INPUTS, Found, Ignored, Layout, Note, Place, Refused
 from .paths import absolute, is_url, list_files, parent
 from .pictures import BadPicture, Facts, examine
-from .report import Report
+from .report import Examined, Report
 from .storage import Ref, Storage
 
-LAYOUTS: dict[str, Layout] = {module.NAME: module for module in (saved, lists, parquet, tars, folders)}
+LAYOUTS: dict[str, Layout] = {module.NAME: module for module in (arrow, lists, parquet, tars, folders)}
 STORAGE = Storage()  # one per process
-
-
-@dataclass
-class Examined:
-    """What a worker found in one unit."""
-
-    entries: list[Entry] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    converted: Counter[str] = field(default_factory=Counter)
-    ignored: Counter[str] = field(default_factory=Counter)
 
 
 def build(

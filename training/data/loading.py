@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..stops import BAD_DATA, Stop
+from ..exits import BAD_DATA, Stop
 
 if TYPE_CHECKING:
     from .samples import MicroBatches, TrainBatch

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from .found import INPUTS, PICTURES, TARGETS, first, text_of
+from .layouts.findings import INPUTS, PICTURES, TARGETS, first, text_of
 
 BLOCK = 2**20  # characters that are read at once
 LONGEST = 2**24  # characters of one record; beyond that the file is taken for broken

@@ -6,14 +6,25 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
-if TYPE_CHECKING:
-    from .build import Examined
+from .index import Entry
+from .layouts.findings import Refused
 
 FIRST_NAMES = 5
 SHOWN_NOTES = 20
 SIDES = (256, 512, 768, 1024, 2048)  # limits of the size classes, pixels of the shorter side
+
+
+@dataclass
+class Examined:
+    """What a worker found in one unit."""
+
+    entries: list[Entry] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    converted: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass

@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...core.inputs import LadderInputs, LadderProcessor
-from ..order import Order, Place, Source, generator, uniform
-from ..recipe import Recipe
-from ..settings import DropSettings
+from ..recipe.recipe import Recipe
+from ..recipe.settings import DropSettings
+from .cache.entries import Cache, black_path, transform_name
 from .index import Entry, Index
+from .order import Order, Place, Source, generator, uniform
 from .pictures import BadPicture, decode, fit
 from .sets import TrainSet, open_sets, target_sizes
 from .storage import Storage
-from .stored import Cache, black_path, transform_name
 
 ALIGNED = 100  # aspect ratios that differ by a hundredth or less: input and target show the same frame
 BELOW_ONE = 1 - 2**-24  # largest float32 under 1

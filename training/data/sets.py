@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..recipe import Recipe
+from ..recipe.recipe import Recipe
 from .index import Index
 from .pictures import aspect_buckets, nearest_buckets
 

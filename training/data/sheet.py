@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..captions import wrap
+from ..report.drawn_text import wrap
 from .index import Index
 from .pictures import BadPicture, decode
 from .storage import Ref, Storage

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from .found import CAPTIONS, INPUTS, INSTRUCTIONS, PICTURES, TARGETS, Found, Refused, text_of
+from .layouts.findings import CAPTIONS, INPUTS, INSTRUCTIONS, PICTURES, TARGETS, Found, Refused, text_of
 from .storage import Ref
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..recipe_file import read_settings
+from ..recipe.recipe_file import read_settings
 from .domain.scene import SIZE, SIZES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ...recipe_file import explain, override, read_settings
-from ...settings import Section
+from ...recipe.recipe_file import explain, override, read_settings
+from ...recipe.settings import Section
 from ..files import replace_file
 
 SAVE_EVERY = 120.0  # seconds

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ...captions import wrap
+from ...report.drawn_text import wrap
 from . import edits, prompts
 from .render import render
 from .scene import SIZE

@@ -120,8 +120,8 @@ def draw(pipeline: LadderPipeline, jobs: Sequence[Job], options: argparse.Namesp
 
 def noise_of(pipeline: LadderPipeline, job: Job) -> Tensor:
     """Noise [channels, h, w] of a job, drawn on the CPU so that it is the same on every device."""
-    config = pipeline.transformer.config
-    shape = (config.in_channels, config.sample_size, config.sample_size)
+    side = pipeline.transformer.config.sample_size
+    shape = (pipeline.vae.config.latent_channels, side, side)
     return torch.randn(shape, generator=torch.Generator().manual_seed(job.noise_seed))
 
 

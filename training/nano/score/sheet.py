@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ...captions import wrap
+from ...report.drawn_text import wrap
 from ..domain.edits import Edit
 from ..domain.facts import holds
 from ..domain.prompts import Prompt

@@ -1,0 +1,198 @@
+"""What the subcommands of ``tbac-uniimage`` do. Every function takes the parsed options."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..core.checkpoints import LadderParts
+    from ..core.pipeline import LadderPipeline
+
+EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "nano"
+HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
+MAX_PICTURES = 4
+RANDOM_SEEDS = 2**32
+
+
+def read_pictures(paths: Sequence[str], sentence: str) -> list[Image.Image]:
+    """The input pictures. Raises ValueError, also if the sentence after them was left out."""
+    from ..core.pictures import read_picture
+
+    if Path(sentence).is_file():
+        raise ValueError(f"{sentence} is a file; end the command with a sentence in quotes.")
+    if len(paths) > MAX_PICTURES:
+        raise ValueError(f"{len(paths)} pictures were given; at most {MAX_PICTURES} are possible.")
+    return [read_picture(path) for path in paths]
+
+
+def find_model(name: str) -> Path:
+    """The path of a model, which is downloaded if its name is one of the hub and no path.
+
+    Raises:
+        ValueError: neither a path nor on the hub.
+    """
+    path = Path(name)
+    owner, _, model = name.partition("/")
+    if path == EMBEDDED and not path.exists():
+        raise ValueError("This installation has no embedded model; give one with --model.")
+    if path.exists() or not model or "/" in model or name[0] in "./~" or Path(owner).exists():
+        if not path.exists():
+            raise ValueError(f"There is no model at {path}; check the path.")
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"There is no folder {name}, and the hub gives no model of that name.") from error
+
+
+def load_pipeline(options: argparse.Namespace) -> LadderPipeline:
+    """The model that the options name, on its device."""
+    path = find_model(options.model)
+
+    from ..core.pipeline import LadderPipeline
+
+    device = options.device or best_device()
+    dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
+    pipeline = LadderPipeline(**vars(load(path, options, dtype=dtype, device=device)))
+    pipeline.set_progress_bar_config(disable=None, unit="step")  # None: no bar where stderr is a file
+    return pipeline
+
+
+def load(path: Path, options: argparse.Namespace, **placement: Any) -> LadderParts:
+    """The parts of a model, with the folders that the options name beside it."""
+    from ..core.checkpoints import load_parts
+
+    folders = {"tokenizer_dir": options.tokenizer, "mllm_dir": options.mllm, "sana_dir": options.sana}
+    return load_parts(path, **folders, **placement)
+
+
+def best_device() -> str:
+    """The fastest device of this machine."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def generate(options: argparse.Namespace) -> None:
+    """Draw every prompt."""
+    if not all(prompt.strip() for prompt in options.prompts):
+        raise ValueError("The prompt is empty and there is no image; say what to draw.")
+    draw(options, options.prompts)
+
+
+def edit(options: argparse.Namespace) -> None:
+    """Edit the pictures as one request."""
+    pictures = read_pictures(options.images, options.instruction)
+    draw(options, [options.instruction], image=pictures, image_guidance_scale=options.image_guidance)
+
+
+def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> None:
+    """Run the pipeline prompt by prompt; save and name every picture as soon as it is there."""
+    from ..core.pictures import check_folder, write_picture
+
+    first_seed = random.randrange(RANDOM_SEEDS) if options.seed is None else options.seed
+    check_folder(options.out)
+    pipeline = load_pipeline(options)
+
+    import torch
+
+    if options.scheduler == "euler":
+        from ..core.schedulers import euler_scheduler
+
+        pipeline.register_modules(scheduler=euler_scheduler())
+    keep = ("negative", "steps", "guidance", "image_guidance", "scheduler")
+    settings = {name: value for name, value in vars(options).items() if name in keep}
+    # names without folders: pictures are passed on, and a path tells whose they are
+    settings["model"] = Path(options.model).name
+    settings["images"] = [Path(name).name for name in getattr(options, "images", [])]
+    for index, prompt in enumerate(prompts):
+        # noise is drawn on the CPU and per picture, so that a picture depends on its own seed alone
+        seeds = [first_seed + index * options.num + k for k in range(options.num)]
+        pictures = pipeline(
+            prompt,
+            negative_prompt=options.negative,
+            guidance_scale=options.guidance,
+            height=options.height,
+            width=options.width,
+            num_inference_steps=options.steps,
+            num_images_per_prompt=options.num,
+            generator=[torch.Generator().manual_seed(s) for s in seeds],
+            **edit,
+        ).images
+        for picture, used in zip(pictures, seeds, strict=True):
+            size = {"width": picture.width, "height": picture.height}
+            print(write_picture(picture, options.out, {"prompt": prompt, "seed": used} | size | settings))
+
+
+def ask(options: argparse.Namespace) -> None:
+    """Print the answer; say on stderr whose vocabulary rows gave it."""
+    if not options.question.strip():
+        raise ValueError("The question is empty; ask something.")
+    pictures = read_pictures(options.images, options.question)
+    pipeline = load_pipeline(options)
+    rows = None
+    if options.qwen is not None:
+        from ..core.understanding import load_vocabulary_rows
+
+        rows = load_vocabulary_rows(options.qwen)
+    answer = pipeline.ask(pictures, options.question, options.max_tokens, rows)
+    source = f"of {options.qwen}" if answer.rows == "qwen" else "of the model itself"
+    print(f"(vocabulary rows {source})", file=sys.stderr)
+    print(answer.text)
+
+
+def info(options: argparse.Namespace) -> None:
+    """Print what a model is made of."""
+    if options.released:
+        from ..core.checkpoints import released_parts_on_meta
+
+        name, parts = "the released 3B model", released_parts_on_meta()
+    else:
+        name = find_model(options.model)
+        parts = load(name, options)
+    print(f"TBAC-UniImage, {name}\n{describe(parts)}")
+
+
+def describe(parts: LadderParts) -> str:
+    """Parts with their parameters, sizes, and which MLLM layer feeds which block."""
+    from ..core.checkpoints import count_parameters
+
+    counts = count_parameters(parts)
+    lines = [f"  {part:14}{count:15,}" for part, count in counts.items()]
+    lines.append(f"  {'total':14}{sum(counts.values()):15,}")
+
+    text, transformer = parts.mllm.config.text_config, parts.transformer.config
+    blocks, factor = transformer.num_layers, parts.vae.spatial_compression_ratio
+    side, width = transformer.sample_size, transformer.num_attention_heads * transformer.attention_head_dim
+    lines += [
+        f"MLLM: {text.num_hidden_layers} layers of width {text.hidden_size}, "
+        f"{text.vocab_size:,} vocabulary rows",
+        f"Queries: {parts.connector.config.num_queries}; connector {text.hidden_size} -> "
+        f"{parts.connector.config.caption_dim}, shared by all rungs",
+        f"Diffusion transformer: {blocks} blocks of width {width}",
+        f"Picture: {side * factor} x {side * factor} pixels; "
+        f"latent {parts.vae.config.latent_channels} x {side} x {side} (factor {factor})",
+        "Ladder (input of MLLM layer -> block):",
+    ]
+    first = text.num_hidden_layers - blocks
+    rungs = [f"{first + block:3} -> {block:<3}" for block in range(blocks)]
+    return "\n".join(lines + ["  " + " ".join(rungs[i : i + 6]).rstrip() for i in range(0, blocks, 6)])
+
+
+def score(options: argparse.Namespace) -> None:
+    """Hand over to the nano model's scorer."""
+    from ..training.nano import score as scorer
+
+    scorer.run(options)

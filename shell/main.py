@@ -1,0 +1,191 @@
+"""The shell command ``tbac-uniimage``: generate, edit, ask, info, data, train, export, score.
+
+Whatever can be checked without torch is checked first, so that help and most mistakes answer at once. Bad
+input ends with one sentence and exit code 2; anything else is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..training import export as exporter
+from ..training import train
+from ..training.data import command as data_command
+from ..training.data.cache import command as cache
+from ..training.exits import Parser, parse, run_command
+from ..training.report import plot
+from . import commands
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit code, see :mod:`..training.exits`."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+
+    def command() -> None:
+        options = parse(make_parser("score" in argv[:1]), argv)
+        options.run(options)
+
+    return run_command(command)
+
+
+def make_parser(for_score: bool = False) -> Parser:
+    """All subcommands. Building it imports nothing heavy, but ``for_score`` the scorer for its arguments."""
+    parser = Parser(prog="tbac-uniimage", description="Draw, edit and describe pictures with TBAC-UniImage.")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    generate = subparsers.add_parser("generate", help="draw pictures from sentences")
+    generate.add_argument(
+        "prompts", nargs="+", metavar="PROMPT", help="what to draw; several are drawn in turn"
+    )
+    add_drawing(generate)
+    generate.set_defaults(run=commands.generate)
+
+    edit = subparsers.add_parser("edit", help="change a picture as a sentence says")
+    add_pictures(edit)
+    edit.add_argument("instruction", metavar="INSTRUCTION", help='what to change: "make the cat blue"')
+    edit.add_argument(
+        "--image-guidance",
+        type=guidance,
+        default=1.5,
+        metavar="X",
+        help="strength of the input picture, 1 = none (default %(default)s)",
+    )
+    add_drawing(edit)
+    edit.set_defaults(run=commands.edit)
+
+    ask = subparsers.add_parser("ask", help="answer a question about a picture")
+    add_pictures(ask)
+    ask.add_argument("question", metavar="QUESTION", help='"what is in the picture?"')
+    ask.add_argument("--max-tokens", type=positive, default=128, metavar="N", help="where the answer is cut")
+    ask.add_argument(
+        "--qwen",
+        type=Path,
+        metavar="DIR",
+        help="folder of the original Qwen2.5-VL, to read and write with its vocabulary rows",
+    )
+    add_model(ask)
+    ask.set_defaults(run=commands.ask)
+
+    info = subparsers.add_parser("info", help="parts, sizes and ladder of a model")
+    info.add_argument("--released", action="store_true", help="of the released 3B, from its configuration")
+    add_source(info)
+    info.set_defaults(run=commands.info)
+
+    data = subparsers.add_parser("data", help="index data sets for training, and look into an index")
+    data_command.add_arguments(data)
+    add_training(subparsers)
+    export = subparsers.add_parser("export", help="turn a checkpoint of a run into a model")
+    exporter.add_arguments(export)
+    export.set_defaults(run=exporter.run)
+
+    score = subparsers.add_parser("score", help="score a nano model on held-out scenes")
+    if for_score:
+        from ..training.nano.score import add_arguments
+
+        add_arguments(score)
+    score.set_defaults(run=commands.score)
+    return parser
+
+
+def add_training(subparsers: Any) -> None:
+    """``train run``, ``train cache`` and ``train plot``."""
+    parser = subparsers.add_parser("train", help="run a stage of the recipe, fill its caches, plot a run")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    for name, module, what in (
+        ("run", train, "run a stage in one process; `accelerate launch` runs it in several"),
+        ("cache", cache, "compute latents and vision features of a recipe's data once"),
+        ("plot", plot, "draw loss, gradient norm, skipped steps and speed of a run as one picture"),
+    ):
+        action = actions.add_parser(name, help=what)
+        module.add_arguments(action)
+        action.set_defaults(run=module.run)
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """One to four input pictures, before the sentence about them."""
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture file, up to four")
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Which model."""
+    parser.add_argument(
+        "--model",
+        default=str(commands.EMBEDDED),
+        help="folder, file or hub name (default: the embedded nano model)",
+    )
+    for name, what in (
+        ("tokenizer", "tokenizer, if the model comes without"),
+        ("mllm", "Qwen2.5-VL that a checkpoint of another size than 3B was made from"),
+        ("sana", "SANA that it was made from"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=what)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which model, and where it runs."""
+    add_source(parser)
+    parser.add_argument("--device", help="cuda, mps or cpu (default: the first of these that is there)")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="type of the weights (default: float32 on a CPU, else bfloat16)",
+    )
+
+
+def add_drawing(parser: argparse.ArgumentParser) -> None:
+    """What generate and edit have in common."""
+    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="default: out")
+    parser.add_argument("--negative", default="", metavar="TEXT", help="what to steer away from")
+    parser.add_argument("--steps", type=positive, default=30, metavar="N", help="default %(default)s")
+    parser.add_argument(
+        "--guidance",
+        type=guidance,
+        default=4.5,
+        metavar="X",
+        help="strength of the sentence, 1 = none (default %(default)s)",
+    )
+    parser.add_argument(
+        "--width", type=positive, metavar="N", help="pixels; default: what the model was trained at"
+    )
+    parser.add_argument("--height", type=positive, metavar="N")
+    parser.add_argument("--num", type=positive, default=1, metavar="N", help="pictures of each sentence")
+    parser.add_argument(
+        "--seed", type=seed, metavar="N", help="the k-th picture takes seed + k (default: random)"
+    )
+    parser.add_argument(
+        "--scheduler", choices=["recipe", "euler"], default="recipe", help="default %(default)s"
+    )
+    add_model(parser)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    return number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def seed(text: str) -> int:
+    """What torch takes as a seed."""
+    return number(text, int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
+
+
+def guidance(text: str) -> float:
+    """A guidance scale."""
+    return number(
+        text, float, lambda value: math.isfinite(value) and value >= 0, "a finite number of at least 0"
+    )
+
+
+def number(text: str, kind: type, is_good: Callable[[Any], bool], wanted: str) -> Any:
+    """``text`` as a number. Raises ArgumentTypeError, to which argparse adds the option's name."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not is_good(value):
+        raise argparse.ArgumentTypeError(f"{text} is not possible; give {wanted}")
+    return value

@@ -1,0 +1,270 @@
+"""How much memory a device needs for a recipe, before anything is loaded.
+
+Computed exactly, from the shapes of parameters: weights, gradients, optimizer state and averages, and what
+sharding leaves of them. Counted: activations. One micro-batch is run forward and backward on tensors that
+have a shape and no values (the real modules, autograd, autocast and gradient checkpointing), and every tensor
+that is alive is added up; the largest sum counts. Modelled: the vision tower's intermediate values, the
+weights that FSDP2 gathers, and what no tensor shows (a device context, kernels' workspaces, fragmentation).
+Prompts are taken as long as they may be. Kernels differ between devices, so expect errors of some 10 %.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import DynamicCache
+
+from ...core.checkpoints import LadderParts
+from ...core.checkpoints.parts import place
+from ...core.conditions import LadderCondition, LadderEncoder
+from ..step.lora import add_lora
+from ..step.objective import flow_matching_losses
+from .recipe import Recipe
+
+CHAT_TOKENS = 48  # of a prompt beside text and pictures
+CONTEXT = 1 << 30  # of a CUDA device with its libraries
+FRAGMENTATION = 0.05  # of what is allocated and freed again
+BLOCK_8BIT, SMALLEST_8BIT = 256, 4096  # bitsandbytes: values per scale; smaller tensors stay float32
+
+
+def estimate_memory(parts: LadderParts, recipe: Recipe, world: int = 1, images: int = 1) -> dict[str, int]:
+    """Bytes on one device by what they are for; their sum is what the device needs.
+
+    Args:
+        parts: the model, also without memory (``core.checkpoints.released_parts_on_meta``).
+        recipe: of the run.
+        world: number of devices.
+        images: input images of a sample: 0 for captions only, 1 for edits.
+    """
+    train = recipe.train
+    dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+    model = on_meta(parts, recipe, dtype)
+    trained = [p for p in model_parameters(model) if p.requires_grad]
+    shards = world if train.parallel == "fsdp2" else 1
+    shared = {
+        "frozen MLLM": dtype.itemsize * language_size(model),
+        "frozen vision tower": size(model.mllm.model.visual.parameters()),
+        "frozen autoencoder": size(model.vae.parameters()),
+    }
+    sharded = {
+        "trained weights": size(trained),
+        "gradients": size(trained),
+        "optimizer state": sum(moments(p.numel(), train.optimizer) for p in trained),
+        "averaged weights": size(trained) if train.ema else 0,
+        "frozen generator": size(p for p in model_parameters(model) if not p.requires_grad),
+    }
+    estimate = shared | {name: -(-n // shards) for name, n in sharded.items()}
+    if shards > 1:
+        estimate["gathered weights"] = gathered_size(model, dtype)
+    estimate["activations"] = count_activations(model, recipe, dtype, images, gathered=shards > 1)
+    moving = estimate["activations"] + estimate.get("gathered weights", 0)
+    estimate["context and fragmentation"] = CONTEXT + int(FRAGMENTATION * moving)
+    return {name: n for name, n in estimate.items() if n}
+
+
+def parameter_counts(parts: LadderParts, recipe: Recipe) -> dict[str, tuple[int, int]]:
+    """Trained and frozen parameters by part; the MLLM without the head, which training does not need."""
+    model = on_meta(parts, recipe, torch.float32)
+    parameters = {
+        "queries": [model.connector.queries],
+        "connector": [*model.connector.layers.parameters()],
+        "diffusion transformer": [*model.transformer.parameters()],
+        "MLLM": [*model.mllm.model.language_model.parameters()],
+        "vision tower": [*model.mllm.model.visual.parameters()],
+        "autoencoder": [*model.vae.parameters()],
+    }
+    return {
+        name: (count(p for p in some if p.requires_grad), count(p for p in some if not p.requires_grad))
+        for name, some in parameters.items()
+    }
+
+
+def moments(values: int, optimizer: str) -> int:
+    """Bytes of both moments of a parameter, and its step counter."""
+    if optimizer == "adamw_8bit" and values >= SMALLEST_8BIT:
+        return 2 * (values + 4 * -(-values // BLOCK_8BIT)) + 4
+    return 2 * 4 * values + 4
+
+
+def count(parameters: Iterable[Tensor]) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def size(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def model_parameters(model: LadderParts) -> list[nn.Parameter]:
+    """Of connector and transformer."""
+    return [*model.connector.parameters(), *model.transformer.parameters()]
+
+
+def language_size(model: LadderParts) -> int:
+    return count(model.mllm.model.language_model.parameters())
+
+
+def on_meta(parts: LadderParts, recipe: Recipe, dtype: torch.dtype) -> LadderParts:
+    """The model as training holds it, on the meta device.
+
+    Args:
+        parts: what has the configurations.
+        recipe: of the run.
+        dtype: of frozen weights.
+    """
+    trained = torch.float32 if recipe.train.parts == "all" else dtype
+    with torch.device("meta"):
+        mllm = type(parts.mllm)(parts.mllm.config)
+        vae, connector, transformer = map(again, (parts.vae, parts.connector, parts.transformer))
+    for module, kind in ((mllm, dtype), (vae, dtype), (connector, trained), (transformer, trained)):
+        place(module, "meta", kind)
+    mllm.requires_grad_(False).eval()
+    vae.requires_grad_(False).eval()
+    if recipe.train.parts == "lora":
+        lora = recipe.train.lora
+        connector.requires_grad_(False)
+        add_lora(transformer, lora.rank, lora.alpha, lora.dropout, lora.targets)
+    if recipe.train.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return replace(parts, mllm=mllm, vae=vae, connector=connector, transformer=transformer.train())
+
+
+def again(module: ModelMixin) -> Any:
+    """A module of the same configuration; ``from_config`` would leave out what was said without a name."""
+    return type(module)(**{key: value for key, value in module.config.items() if not key.startswith("_")})
+
+
+def without_values(module: nn.Module) -> nn.Module:
+    """Give a module on the meta device tensors that pass for ones on the CPU (in a FakeTensorMode)."""
+    known: dict[Tensor | None, Tensor | None] = {None: None}
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter not in known:
+                values = torch.empty(parameter.shape, dtype=parameter.dtype)
+                known[parameter] = nn.Parameter(values, parameter.requires_grad)
+            owner._parameters[name] = known[parameter]
+        for name, buffer in owner._buffers.items():
+            owner._buffers[name] = None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype)
+    return module
+
+
+class LiveBytes(TorchDispatchMode):
+    """Adds up the memory of tensors made within, while they live.
+
+    Args:
+        known: tensors that do not count, though operators write into them.
+
+    Attributes:
+        peak: largest sum so far, bytes.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.known = [tensor.untyped_storage() for tensor in known]
+        self.sizes = {storage._cdata: 0 for storage in self.known}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.enter(tensor.untyped_storage())
+        return result
+
+    def enter(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self.sizes:
+            self.sizes[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.leave, storage._cdata)
+
+    def leave(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+def count_activations(
+    model: LadderParts, recipe: Recipe, dtype: torch.dtype, images: int, gathered: bool
+) -> int:
+    """Largest memory of all but weights, gradients and optimizer at any time of a micro-batch, bytes.
+
+    Args:
+        model: of :func:`on_meta`; used up.
+        recipe: of the run.
+        dtype: of frozen weights, and of what is computed.
+        images: input images of a sample.
+        gathered: the engine brings trained weights in ``dtype``; otherwise autocast makes copies, which are
+            counted here.
+    """
+    batch, side = recipe.train.micro_batch, recipe.data.resolution
+    if gathered:
+        place(model.connector, "meta", dtype)
+        place(model.transformer, "meta", dtype)
+    with FakeTensorMode():
+        modules = [model.mllm, model.vae, model.connector, model.transformer]
+        weights = [p for module in modules for p in without_values(module).parameters()]
+        trained = [p for p in model_parameters(model) if p.requires_grad]
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter)
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+        encoding = LiveBytes(weights)
+        with encoding, autocast, torch.no_grad():
+            shape = model.vae.encode(torch.empty(batch, 3, side, side, dtype=dtype)).latent.shape
+        tokens, vision = vision_activations(model, batch * images, dtype)
+        step = LiveBytes([*weights, *(parameter.grad for parameter in trained)])
+        with step:
+            latents, noise, u = torch.empty(shape), torch.empty(shape), torch.empty(batch)
+            with autocast:
+                states = rung_states(model, batch, tokens, dtype)
+                condition = LadderCondition(model.connector(states.to(model.connector.dtype)), None)
+                losses = flow_matching_losses(
+                    model.transformer, condition, latents, noise, u, recipe.objective.shift
+                )
+            losses.sum().backward()
+    return max(step.peak, vision, 0 if recipe.data.cache.latents else encoding.peak)
+
+
+def vision_activations(model: LadderParts, images: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Vision tokens per image, and a model of the tower's memory for all: the widest point of a block."""
+    vision = model.mllm.config.vision_config
+    pixels = model.image_processor.size["longest_edge"]
+    tokens = pixels // (vision.patch_size * vision.spatial_merge_size) ** 2
+    patches = images * tokens * vision.spatial_merge_size**2
+    width = 4 * vision.hidden_size + 3 * vision.intermediate_size
+    return tokens * bool(images), patches * width * dtype.itemsize
+
+
+def rung_states(model: LadderParts, batch: int, vision_tokens: int, dtype: torch.dtype) -> Tensor:
+    """What the MLLM makes of the longest prompts: prefix without gradient, then the queries."""
+    encoder = LadderEncoder(
+        model.mllm,
+        model.connector,
+        model.tokenizer,
+        model.image_processor,
+        num_layers=model.transformer.config.num_layers,
+    )
+    encoder.gradient_checkpointing = model.transformer.gradient_checkpointing
+    length = CHAT_TOKENS + model.max_text_tokens + vision_tokens
+    queries = model.connector.queries
+    cache = DynamicCache(config=model.mllm.config.get_text_config())
+    with torch.no_grad():
+        prefix = torch.empty(batch, length, queries.shape[1], dtype=dtype)
+        positions = torch.zeros(3, batch, length, dtype=torch.long)
+        for _ in encoder.layer_inputs(prefix, None, positions, cache):
+            pass
+    positions = torch.zeros(3, batch, len(queries), dtype=torch.long)
+    return encoder.run_layers(queries.to(dtype).expand(batch, -1, -1), None, positions, cache)
+
+
+def gathered_size(model: LadderParts, dtype: torch.dtype) -> int:
+    """What FSDP2 holds whole at a time: two blocks and all that is in no block, and a block's gradients."""
+    blocks = [count(block.parameters()) for block in model.transformer.transformer_blocks]
+    outside = count(model_parameters(model)) - sum(blocks)
+    return (2 * max(blocks) + outside) * dtype.itemsize + 4 * max(max(blocks), outside)

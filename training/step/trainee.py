@@ -1,0 +1,83 @@
+"""What is trained, as one module: queries, connector and diffusion transformer (paper section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from ...core.checkpoints import LadderParts
+from ...core.conditions import LadderEncoder
+from ...core.inputs import LadderInputs
+from .objective import flow_matching_losses, flow_timesteps, spread
+
+Result = TypeVar("Result")
+
+
+class LadderTrainee(nn.Module):
+    """The trained parts around the frozen ones.
+
+    Its parameters are those of ``connector`` (queries included) and ``transformer``. MLLM and autoencoder
+    are reached through plain objects, so that no engine broadcasts, shards or saves them.
+
+    Where the transformer checkpoints its activations, so do the MLLM's layers at the queries.
+
+    Args:
+        parts: the model; MLLM frozen.
+        timesteps: distribution of the noise levels, see :func:`.objective.spread`.
+        shift: how far the levels move towards noise.
+    """
+
+    def __init__(self, parts: LadderParts, timesteps: str = "uniform", shift: float = 1.0) -> None:
+        super().__init__()
+        self.connector = parts.connector
+        self.transformer = parts.transformer
+        self.timesteps = timesteps
+        self.shift = shift
+        self.encoder = LadderEncoder(
+            parts.mllm,
+            parts.connector,
+            parts.tokenizer,
+            parts.image_processor,
+            num_layers=parts.transformer.config.num_layers,
+            system_prompt=parts.system_prompt,
+            max_text_tokens=parts.max_text_tokens,
+        )
+        self.encoder.gradient_checkpointing = parts.transformer.gradient_checkpointing
+        self.encoder.cache_vision = False
+
+    def forward(
+        self, inputs: LadderInputs, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor
+    ) -> torch.Tensor:
+        """Losses of a micro-batch, float32 ``[batch]``.
+
+        Args:
+            inputs: prompts with their pictures; ``pixel_values`` stay on the CPU.
+            latents: scaled latents of the targets ``[batch, channels, height, width]``.
+            noise: standard normal, same shape.
+            u: uniform draws in [0, 1), ``[batch]``.
+        """
+        condition = self.encoder.encode(inputs)
+        levels = spread(u, self.timesteps)
+        return flow_matching_losses(self.transformer, condition, latents, noise, levels, self.shift)
+
+    def noise_levels(self, u: torch.Tensor) -> torch.Tensor:
+        """Noise levels in (0, 1], 1 is pure noise, that uniform draws in [0, 1) lead to; ``[batch]``."""
+        return flow_timesteps(spread(u, self.timesteps), self.shift)[0]
+
+    def within(self, function: Callable[[], Result]) -> Result:
+        """Call a function that uses the parts directly, with the parameters gathered as in ``forward``."""
+        return function()
+
+
+def parameters_by_name(trainee: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that take a gradient, by name."""
+    return {name: p for name, p in trainee.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def encode_latents(vae: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """Scaled latents of pictures ``[batch, 3, height, width]`` in -1 … 1."""
+    return vae.encode(pixels.to(vae.dtype)).latent * vae.config.scaling_factor
