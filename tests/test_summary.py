@@ -10,9 +10,9 @@ import torch
 from tbac_uniimage.core.checkpoints import released_parts_on_meta
 from tbac_uniimage.training.data.order import Source
 from tbac_uniimage.training.recipe import memory
-from tbac_uniimage.training.recipe.dry_run import summarise
 from tbac_uniimage.training.recipe.memory import estimate_memory, moments, parameter_counts
 from tbac_uniimage.training.recipe.recipe import Recipe
+from tbac_uniimage.training.run.dry_run import summarise
 from tbac_uniimage.training.step.optimizer import make_optimizer, optimizer_tensors, parameter_groups
 
 GIB = 1 << 30

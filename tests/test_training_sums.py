@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from tbac_uniimage.training.run.engine import as_lost_process
+from tbac_uniimage.training.run.sums import OwnSums
 from tbac_uniimage.training.step.objective import flow_timesteps
-from tbac_uniimage.training.step.sums import OwnSums
 
 # where values are lost: sums of one process stay on the CPU, since a device may know no float64
 NOWHERE = torch.device("meta")

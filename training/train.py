@@ -154,9 +154,9 @@ def dry_run(recipe: Recipe) -> str:
     from ..core.checkpoints import released_parts_on_meta
     from .data.samples import MicroBatches
     from .models import load_base
-    from .recipe.dry_run import summarise
     from .recipe.settings import BaseModels
     from .run import engine
+    from .run.dry_run import summarise
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     engine.refuse_deepspeed()

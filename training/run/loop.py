@@ -31,11 +31,11 @@ from ..report.throughput import Throughput
 from ..step import optimizer
 from ..step.ema import AveragedWeights
 from ..step.monitor import Decision, GradientMonitor, MonitorSettings
-from ..step.sums import OwnSums, StepSums
 from ..step.trainee import LadderTrainee, encode_latents, parameters_by_name
 from . import engine
 from .checkpoints import folders, shards
 from .checkpoints.keeper import Keeper
+from .sums import OwnSums, StepSums
 from .validation import Validator
 
 FIRST_SAMPLES = 10_000  # the share of bad samples is not judged on fewer

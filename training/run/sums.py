@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..run import engine
+from . import engine
 
 BINS = 10  # of the noise level, for the loss per bin
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ...core.checkpoints import LadderParts
 from ..data.order import Order, Source
-from .memory import estimate_memory, parameter_counts
-from .recipe import Recipe, recipe_yaml, total_steps
+from ..recipe.memory import estimate_memory, parameter_counts
+from ..recipe.recipe import Recipe, recipe_yaml, total_steps
 
 GIB = 1 << 30
 Row = Sequence[str]
