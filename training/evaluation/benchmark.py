@@ -22,23 +22,41 @@ class Unreadable(ValueError):
 
 
 @dataclass(frozen=True)
+class File:
+    """A file of a repository, or several.
+
+    Attributes:
+        path: in the repository; with ``*`` in its name: all that match.
+        digest: ``sha256:…`` of the file, or of what ``LC_ALL=C sha256sum PATH`` prints for several; ``git:…``
+            (blob id) where the file itself was out of reach; "" where no hash is known: what is fetched first
+            is recorded and held to.
+        count: how many files; 0: not known.
+    """
+
+    path: str
+    digest: str
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class Source:
     """Files of one public repository at one commit.
 
     Attributes:
-        repo: ``github:owner/name`` or ``hub:owner/name`` (a data set of the Hugging Face hub).
+        repo: ``github:owner/name``, or ``hub:owner/name`` for a data set of the Hugging Face hub.
         commit: full id. Empty where none was known when the set was written: what was fetched is recorded.
-        files: path in the repository -> ``sha256:…``, ``git:…`` (git's blob id), ``tree:…`` (a folder:
-            git's tree id), or "" where no hash is known: what was fetched first is recorded and held to.
+        files: what is needed of it.
         licence: as the repository states it, or None: none was found, the user is asked.
-        size: bytes that the files have together; 0: not known.
+        size: bytes that are downloaded; 0: not known.
+        archive: tar file of the repository that holds the files; empty: they lie in the repository.
     """
 
     repo: str
     commit: str
-    files: Mapping[str, str]
+    files: tuple[File, ...]
     licence: str | None
     size: int = 0
+    archive: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,6 +140,7 @@ class Request:
         system: system message, if any.
         choices: spellings of the answer whose probabilities as first token are summed, which is the verdict;
             empty: the text is the answer.
+        expects: how many answers the text must hold, for ``read``.
     """
 
     key: str
@@ -129,15 +148,22 @@ class Request:
     parts: tuple[str | Shown, ...]
     system: str | None = None
     choices: tuple[str, ...] = ()
+    expects: int = 1
 
 
 @dataclass(frozen=True)
 class Judge:
-    """How the official script asks its judge. None leaves a parameter out of the call, as it does."""
+    """How the official script asks its judge. None leaves a parameter out of the call, as it does.
+
+    Attributes:
+        model: as it names it.
+        extra: fields of the request's body beyond OpenAI's, for a local server.
+    """
 
     model: str
     temperature: float | None = None
     max_tokens: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,11 +204,11 @@ class Row:
 
 
 class Benchmark(Protocol):
-    """A set. ``sets/<module>.py`` lists the ones that it defines, variants included, in ``SETS``."""
+    """A set. A module of ``sets/`` lists the ones that it defines, variants included, in ``SETS``."""
 
     name: str  # on the command line and in files: "geneval", "geneval-rewritten"
-    title: str  # for people, with what is in it
-    unit: str  # what a figure is: "share", "percent", "points of 5", …
+    title: str  # for people
+    unit: str  # of the figures: "share", "percent", "of 5", …
     sources: tuple[Source, ...]
     judge: Judge | None  # the published judge; None: a detector or VQA model judges
     modes: tuple[str, ...]  # AS_PUBLISHED first
@@ -193,24 +219,34 @@ class Benchmark(Protocol):
 
     def companions(self, item: Item) -> Mapping[str, bytes]:
         """Other files that the official scorer wants among the pictures: relative path -> content."""
-        ...
+        return {}
 
     def requests(self, item: Item, checkout: Checkout) -> list[Request]:
-        """What a judge is asked about the item's pictures; empty where no chat model judges."""
-        ...
+        """What a judge is asked about the item's pictures; empty where no chat model can judge."""
+        return []
 
     def read(self, request: Request, text: str, mode: str = AS_PUBLISHED) -> Any:
         """The verdict in a judge's answer, as JSON. Raises Unreadable; a judge is then asked again."""
-        ...
+        raise NotImplementedError
 
     def imported(self, path: Path, items: Sequence[Item]) -> list[Answer]:
-        """Answers from the results of the official scorer. Raises ValueError: not such a file."""
+        """Answers from results of the official scorer. Raises ValueError: not such a file."""
+        raise ValueError(f"The results of another scorer cannot be imported for {self.name}.")
+
+    def lost(self, item: Item, mode: str = AS_PUBLISHED) -> bool:
+        """Whether the official script drops an item whatever its pictures show: no answer is missed."""
+        return False
+
+    def rows(self, items: Sequence[Item], verdicts: Mapping[str, Any], mode: str = AS_PUBLISHED) -> list[Row]:
+        """One row an item, from verdicts by key of the request or path of the picture.
+
+        What could not be read is absent from ``verdicts``; an item may then have no row.
+        """
         ...
 
-    def rows(self, items: Sequence[Item], verdicts: Mapping[str, Any], mode: str) -> list[Row]:
-        """One row a prompt, from verdicts by request key. Unreadable verdicts are absent."""
-        ...
+    def figures(self, rows: Sequence[Row], mode: str = AS_PUBLISHED) -> dict[str, float]:
+        """Figures by name, the headline first; all that span the set have "overall" in their name.
 
-    def figures(self, rows: Sequence[Row], mode: str) -> dict[str, float]:
-        """Figures by name, ``overall`` first. Pure; called anew for every draw of the bootstrap."""
+        Pure; called anew for every draw of the bootstrap.
+        """
         ...
