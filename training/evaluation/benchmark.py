@@ -47,7 +47,7 @@ class Source:
         commit: full id. Empty where none was known when the set was written: what was fetched is recorded.
         files: what is needed of it.
         licence: as the repository states it, or None: none was found, the user is asked.
-        size: bytes that are downloaded; 0: not known.
+        size: bytes of these files; 0: not known.
         archive: tar file of the repository that holds the files; empty: they lie in the repository.
     """
 

@@ -6,7 +6,7 @@ import ast
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,6 +60,7 @@ def open_table(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read ({error}).") from error
 
 
+@cache
 def constants(path: Path) -> dict[str, str]:
     """Names and values of the strings that a Python file assigns at its top level. Raises ValueError."""
     found = {}
@@ -73,6 +74,7 @@ def constants(path: Path) -> dict[str, str]:
     return found
 
 
+@cache
 def messages(path: Path, function: str) -> list[Template]:
     """Texts of the chat messages that a function of a Python file writes out, in order.
 

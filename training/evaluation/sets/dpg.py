@@ -40,6 +40,7 @@ SOURCE = Source(
         File(PROMPTS, "sha256:1578603a42ef1cab808318588670915f7d3a93e45418cf0df07514681deef9de", 1065),
     ),
     "Apache-2.0",
+    size=7_780_000,
 )
 
 

@@ -36,6 +36,7 @@ CODE = Source(
     "570eba6ebda0c45c013983a483afbf2fd12bfcbc",
     (File(PROMPTS, "sha256:010234af186eb0a70fcb99047cd32ad1da01bed59ca1a95a01335426417cf838"),),
     "Apache-2.0",
+    size=22_101,
 )
 DATA = Source(
     "hub:stepfun-ai/GEdit-Bench",

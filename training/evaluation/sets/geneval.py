@@ -25,7 +25,7 @@ OFFICIAL = Source(
         File(NAMES, "sha256:608f6a0e5c8ca1c7a92b818430141fe268c85b7930b50f4160f1d65893b5bacd"),
     ),
     "MIT",
-    size=1_500_000,
+    size=85_851,
 )
 REWRITTEN = Source(
     "github:ByteDance-Seed/Bagel",
@@ -37,7 +37,7 @@ REWRITTEN = Source(
         ),
     ),
     "Apache-2.0",
-    size=2_500_000,
+    size=397_873,
 )
 
 

@@ -30,7 +30,7 @@ SOURCE = Source(
     "a6e82d2289e8d418f27f0adee77908b07060eea3",
     (File(DATA, "sha256:09233adbc9f877fba205f1a20efa4a8640e7e62a91dfd55893562bed8a928e43"),),
     "CC BY-NC 4.0",
-    size=1_200_000,
+    size=423_220,
 )
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -37,7 +37,7 @@ CODE = Source(
         File(PROMPTS, "sha256:f9468dc848776ee0a6c2e2c31e678c7224e9cb61b013747c8c52d4a05627b5a0"),
     ),
     None,
-    size=10_000_000,
+    size=157_817,
 )
 PICTURES = Source("hub:sysuyy/ImgEdit", "", (File(f"{SOURCES}/*/*", "", 171),), None, archive="Benchmark.tar")
 
@@ -90,17 +90,15 @@ class ImgEdit(Benchmark):
     modes: tuple[str, ...] = (AS_PUBLISHED, CORRECTED)
 
     def items(self, checkout: Checkout) -> list[Item]:
-        """One an edit, in the order of the file. Raises ValueError."""
-        return [
-            Item(
-                key,
-                edit["prompt"],
-                (Picture(f"{key}.png", (0,)),),
-                edit["edit_type"],
-                source=checkout.path(PICTURES, f"{SOURCES}/{edit['id']}").read_bytes,
-            )
-            for key, edit in json_of(checkout.path(CODE, EDITS)).items()
-        ]
+        """One an edit, in the order of the file. Raises ValueError: a source picture is missing."""
+        items = []
+        for key, edit in json_of(checkout.path(CODE, EDITS)).items():
+            source = checkout.path(PICTURES, f"{SOURCES}/{edit['id']}")
+            if not source.is_file():
+                raise ValueError(f"{source} is missing, the picture of edit {key}; fetch {self.name} again.")
+            picture = Picture(f"{key}.png", (0,))
+            items.append(Item(key, edit["prompt"], (picture,), edit["edit_type"], source.read_bytes))
+        return items
 
     def requests(self, item: Item, checkout: Checkout) -> list[Request]:
         """One call: the prompt of the edit's type, source and result."""

@@ -54,8 +54,8 @@ REAL = {"real world": ("real_world",)}
 GROUPS = BASIC | ADVANCED | REAL  # the nine whose mean is the overall score
 
 
-def source(split: str, prompts: str, questions: str) -> Source:
-    """What a split needs, with the hashes of its prompts and of its questions."""
+def source(split: str, prompts: str, questions: str, size: int) -> Source:
+    """What a split needs, with the hashes of its prompts and of its questions, and the bytes of all."""
     return Source(
         "github:A113N-W3I/TIIF-Bench",
         "3aae7504d2546516eaec2fea82fde9ae445dfea3",
@@ -65,7 +65,7 @@ def source(split: str, prompts: str, questions: str) -> Source:
             File(SCRIPT, "sha256:df9cbe25b38cc276c759c0e41b9d86212bc4a5d24599be663aecbc700233f0ea"),
         ),
         None,
-        size=9_000_000,
+        size=size,
     )
 
 
@@ -246,6 +246,7 @@ SETS = (
                 "testmini",
                 "9c283f38d9dd297b8a735502bc7d5883b14d3396b585692a743b3351ec6098b1",
                 "655a08d5cd8534ced3985581be851d39b896eac960311ea3661d7eb63b5e0755",
+                332_857,
             ),
         ),
     ),
@@ -258,6 +259,7 @@ SETS = (
                 "test",
                 "644e8dd37c34dae983c559417d2660395037b30fd3bf138dbae170531afc0f4d",
                 "ecf0c00a24cb2b899625c334bb715cb3781ed3e79c48c3d4beb205d95a67d5bb",
+                2_656_681,
             ),
         ),
     ),

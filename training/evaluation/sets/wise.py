@@ -116,7 +116,7 @@ def totals(version: str, scores: Mapping[str, list[float]]) -> dict[str, float]:
     return {"overall": overall} | means
 
 
-def source(folder: str, ending: str, hashes: Sequence[str], script: str, digest: str) -> Source:
+def source(folder: str, ending: str, hashes: Sequence[str], script: str, digest: str, size: int) -> Source:
     """Prompts of the three parts, and the script that holds the judge's prompt."""
     parts = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
     files = [
@@ -127,7 +127,7 @@ def source(folder: str, ending: str, hashes: Sequence[str], script: str, digest:
         "eb51174483a5de2e34e8614cf9dfb3319ee7fcd0",
         (*files, File(script, f"sha256:{digest}")),
         None,
-        size=4_500_000,
+        size=size,
     )
 
 
@@ -223,6 +223,7 @@ SETS = (
                 ),
                 "WISE_legacy/gpt_eval.py",
                 "06fd6dcd7cf45a638fe8a3634b880d936077f161f3641002e58d7bf51daa2407",
+                354_663,
             ),
         ),
         Judge("gpt-4o-2024-05-13", temperature=0.0, max_tokens=2000),
@@ -242,6 +243,7 @@ SETS = (
                 ),
                 "vllm_eval.py",
                 "e6c51c2ae81e4eb0465755b248cbcefeef3fb8340e281bb3ac43ea9689e32192",
+                418_338,
             ),
         ),
         Judge(
