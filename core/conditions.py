@@ -3,7 +3,8 @@
 The MLLM is causal, frozen, and the queries come last. So the prefix (system, images, text) runs once without
 gradient and leaves its keys and values; the queries then run on these, with gradient where one is wanted.
 An MLLM of L layers gives a transformer of N blocks the inputs of layers L-N … L-1: the last layer, the final
-norm and the head never run.
+norm and the head never run. Which of these states every block is told says `connector`; if it says ``final``,
+the last layer and the norm do run.
 """
 
 from __future__ import annotations
@@ -118,6 +119,11 @@ class LadderEncoder:
                 f"A diffusion transformer of {num_layers} blocks needs an MLLM of at least as many layers; "
                 f"this one has {depth}."
             )
+        if connector.config.rungs == "mixed" and connector.config.num_blocks != num_layers:
+            raise ValueError(
+                f"The connector mixes states for {connector.config.num_blocks} blocks but the diffusion "
+                f"transformer has {num_layers}; take both from one model."
+            )
         self.mllm = mllm
         self.connector = connector
         self.num_layers = num_layers
@@ -152,7 +158,9 @@ class LadderEncoder:
         return LadderCondition(self.connector(states.to(self.connector.dtype)), mask)
 
     def hidden_states(self, inputs: LadderInputs) -> torch.Tensor:
-        """MLLM states at the query positions ``[num_layers, batch, queries, mllm_dim]``."""
+        """MLLM states at the query positions ``[num_layers, batch, queries, mllm_dim]``; see
+        :meth:`run_layers`.
+        """
         hook = getattr(self.mllm, "_hf_hook", None)  # we call parts of the MLLM, never its forward
         if hook is not None:
             hook.pre_forward(self.mllm)
@@ -183,15 +191,24 @@ class LadderEncoder:
     ) -> torch.Tensor:
         """Inputs of the last ``num_layers`` layers, ``[num_layers, batch, tokens, dim]``.
 
-        See :meth:`layer_inputs`. Nothing is added to a cache that holds a prefix.
+        For a connector of ``final`` rungs it is the normed output of the last layer, as often. See
+        :meth:`layer_inputs`. Nothing is added to a cache that holds a prefix.
         """
         inputs = list(self.layer_inputs(hidden, mask, positions, cache))
+        if self.reads_final:
+            final = self.mllm.model.language_model.norm(inputs[-1])
+            return final.expand(self.num_layers, *final.shape)
         return torch.stack(inputs[-self.num_layers :])
+
+    @property
+    def reads_final(self) -> bool:
+        """Whether the last layer and the final norm run."""
+        return self.connector.config.rungs == "final"
 
     def layer_inputs(
         self, hidden: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: DynamicCache
     ) -> Iterator[torch.Tensor]:
-        """Run all language layers but the last.
+        """Run all language layers but the last, which only ``final`` rungs need.
 
         Args:
             hidden: embeddings ``[batch, tokens, dim]``.
@@ -200,7 +217,7 @@ class LadderEncoder:
             cache: keys and values of a prefix, or empty: it is filled then.
 
         Yields:
-            The input of every layer, ``[batch, tokens, dim]``.
+            The input of every layer, ``[batch, tokens, dim]``, and the output of the last if it runs.
         """
         language_model = self.mllm.model.language_model
         common = {
@@ -210,7 +227,7 @@ class LadderEncoder:
             "use_cache": True,
         }
         yield hidden
-        for layer in language_model.layers[:-1]:
+        for layer in language_model.layers if self.reads_final else language_model.layers[:-1]:
             if self.gradient_checkpointing and hidden.requires_grad:
                 # the frozen layers draw no random numbers
                 output = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False, **common)

@@ -184,11 +184,23 @@ def describe(parts: LadderParts) -> str:
         f"Diffusion transformer: {blocks} blocks of width {width}",
         f"Picture: {side * factor} x {side * factor} pixels; "
         f"latent {parts.vae.config.latent_channels} x {side} x {side} (factor {factor})",
-        "Ladder (input of MLLM layer -> block):",
+        f"{parts.connector.config.rungs.capitalize()} (input of MLLM layer -> block):",
     ]
-    first = text.num_hidden_layers - blocks
-    rungs = [f"{first + block:3} -> {block:<3}" for block in range(blocks)]
+    sources = rung_sources(parts.connector.config.rungs, text.num_hidden_layers, blocks)
+    rungs = [f"{source:>3} -> {block:<3}" for block, source in enumerate(sources)]
     return "\n".join(lines + ["  " + " ".join(rungs[i : i + 6]).rstrip() for i in range(0, blocks, 6)])
+
+
+def rung_sources(rungs: str, layers: int, blocks: int) -> list[str]:
+    """Where what every block is told comes from: the layer whose input it is, or words for it."""
+    ladder = [str(layer) for layer in range(layers - blocks, layers)]
+    return {
+        "ladder": ladder,
+        "reversed": ladder[::-1],
+        "last": ladder[-1:] * blocks,
+        "final": ["final norm"] * blocks,
+        "mixed": [f"{ladder[0]} to {ladder[-1]}, weighted"] * blocks,
+    }[rungs]
 
 
 def score(options: argparse.Namespace) -> None:

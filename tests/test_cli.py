@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -137,6 +138,26 @@ def test_info_of_a_folder_and_of_a_checkpoint_of_the_same_model(model, capsys):
     bases = ["--mllm", str(PARITY / "Qwen2.5-VL-tiny"), "--sana", str(PARITY / "Sana_tiny_diffusers")]
     assert main(["info", "--model", checkpoint, *bases]) == 0
     assert capsys.readouterr().out == text.replace(model, checkpoint)
+
+
+@pytest.mark.parametrize(
+    "rungs, first, last",
+    [
+        ("ladder", "  2 -> 0 ", "  7 -> 5"),
+        ("reversed", "  7 -> 0 ", "  2 -> 5"),
+        ("last", "  7 -> 0 ", "  7 -> 5"),
+        ("final", "final norm -> 0 ", "final norm -> 5"),
+        ("mixed", "2 to 7, weighted -> 0 ", "2 to 7, weighted -> 5"),
+    ],
+)
+def test_info_says_where_the_rungs_come_from(rungs, first, last):
+    from tbac_uniimage.core.checkpoints import load_parts
+
+    parts = load_parts(Path(__file__).resolve().parent.parent / "assets" / "nano")
+    parts.connector.choose_rungs(rungs, 6)
+    text = commands.describe(parts)
+    assert f"{rungs.capitalize()} (input of MLLM layer -> block):" in text
+    assert first in text and text.endswith(last)
 
 
 def test_score_hands_over_to_the_scorer(monkeypatch):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from full_pass import query_states
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -9,7 +10,7 @@ from tbac_uniimage.core.conditions import LadderEncoder, fold_condition, unfold_
 from tbac_uniimage.core.inputs import check_images
 from tbac_uniimage.core.prompts import pad_left
 from tbac_uniimage.core.rope import rope_positions
-from tbac_uniimage.core.versions import MISPLACES_PICTURES, image_arguments, image_features, mend_positions
+from tbac_uniimage.core.versions import MISPLACES_PICTURES, image_arguments
 
 
 @pytest.fixture
@@ -35,30 +36,7 @@ def test_equals_the_full_pass_of_transformers(tiny, encoder):
     prompts, images = [p for p, _ in BATCH], [[picture(*s, 9) for s in sizes] for _, sizes in BATCH]
     inputs = encoder.tokenize(prompts, images)
     ours = encoder.hidden_states(inputs)
-
-    mend_positions(tiny.mllm)
-    model = tiny.mllm.model
-    is_query = inputs.input_ids >= encoder.processor.first_query_id
-    embeds = model.language_model.embed_tokens(inputs.input_ids.masked_fill(is_query, 0))
-    embeds[is_query] = tiny.connector.queries.detach().repeat(len(prompts), 1)
-    features = image_features(model, inputs.pixel_values, inputs.image_grid_thw)
-    is_image = inputs.input_ids == tiny.mllm.config.image_token_id
-    embeds[is_image] = torch.cat(list(features))
-    positions, _ = model.get_rope_index(
-        input_ids=inputs.input_ids,
-        image_grid_thw=inputs.image_grid_thw,
-        attention_mask=inputs.attention_mask,
-        **image_arguments(inputs.input_ids, tiny.mllm.config.image_token_id),
-    )
-    hidden = model.language_model(
-        inputs_embeds=embeds,
-        position_ids=positions,
-        attention_mask=inputs.attention_mask,
-        output_hidden_states=True,
-    ).hidden_states
-    depth = tiny.mllm.config.text_config.num_hidden_layers
-    queries = tiny.connector.config.num_queries
-    expected = torch.stack(hidden[depth - 4 : depth])[:, :, -2 - queries : -2]
+    expected = torch.stack(query_states(tiny, encoder, inputs)[-5:-1])
     torch.testing.assert_close(ours, expected, atol=2e-5, rtol=1e-4)
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tbac_uniimage.core.connector import RUNGS
 from tbac_uniimage.training.recipe.recipe import (
     Recipe,
     differences,
@@ -92,6 +93,15 @@ def test_recipes_of_the_nano_model(name):
     assert (loaded.data.resolution, loaded.train.precision, loaded.objective.shift) == (64, "bf16", 3.0)
     assert loaded.train.ema == 0.999 and loaded.data.workers == 0
     assert loaded.train.batch % (2 * loaded.train.micro_batch) == 0
+
+
+def test_rungs_are_those_that_the_connector_knows(small):
+    assert load_recipe(small).model.rungs is None
+    for rungs in RUNGS:
+        assert load_recipe(small, [f"model.rungs={rungs}"]).model.rungs == rungs
+    assert load_recipe(small, ["model.rungs=null"]).model.rungs is None
+    with pytest.raises(ValueError, match="model.rungs"):
+        load_recipe(small, ["model.rungs=sideways"])
 
 
 def test_recipe_for_own_pictures_is_short_and_starts_from_the_embedded_model():

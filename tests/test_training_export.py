@@ -99,6 +99,24 @@ def test_pipeline_export_draws_the_same_picture(tmp_path, capsys):
     assert torch.equal(*drawn) and drawn[0].isfinite().all()
 
 
+def test_rungs_of_a_recipe_last_from_stage_to_stage(tmp_path):
+    """A run that starts from another keeps its kind and its learned weights until told otherwise."""
+    first = run_of(recipe(tmp_path / "first", model={"rungs": "mixed"}))
+    second = run_of(recipe(tmp_path / "second", init=str(first)))
+    third = run_of(recipe(tmp_path / "third", init=str(second), model={"rungs": "mixed"}))
+    for run, sum_of_steps in ((first, 1), (second, 2), (third, 3)):
+        connector = load_run(find_checkpoint(run)).connector
+        assert connector.config.rungs == "mixed"
+        assert connector.layer_logits.tolist() == [[sum_of_steps / 64] * 4] * 4
+    call(third, "--to", "pipeline", "-o", tmp_path / "model")
+    assert load_parts(tmp_path / "model").connector.config.rungs == "mixed"
+    with pytest.raises(ValueError, match="has mixed rungs"):
+        call(third, "--to", "released", "-o", tmp_path / "released")
+    changed = load_base(recipe(tmp_path / "fourth", init=str(tmp_path / "model"), model={"rungs": "last"}))
+    assert changed.connector.config.rungs == "last" and changed.connector.layer_logits is None
+    assert load_base(recipe(tmp_path / "fifth")).connector.config.rungs == "ladder"
+
+
 def test_types_of_an_export(tmp_path):
     base = LadderPipeline(**vars(assemble(QWEN, SANA, num_queries=5, dtype=torch.bfloat16)))
     base.save_pretrained(tmp_path / "base")

@@ -49,6 +49,13 @@ def load_base(recipe: Recipe, frozen_dtype: torch.dtype | None = None) -> Ladder
     return parts
 
 
+def choose_rungs(parts: LadderParts, recipe: Recipe) -> LadderParts:
+    """The same parts, whose blocks are told what the recipe says, if it says anything."""
+    if recipe.model.rungs not in (None, parts.connector.config.rungs):
+        parts.connector.choose_rungs(recipe.model.rungs, parts.transformer.config.num_layers)
+    return parts
+
+
 def load_run(path: Path, averaged: bool = False, merged: bool = True) -> LadderParts:
     """The model that a run had made when it wrote a checkpoint, on the CPU, what was trained in float32.
 
@@ -136,6 +143,11 @@ def _noted_ids(model: Path) -> dict[str, str]:
 
 def _start_of(recipe: Recipe, seen: frozenset[Path], frozen_only: bool = False) -> LadderParts:
     """The model that a run starts from; ``frozen_only`` where its trained parts will be replaced."""
+    return choose_rungs(_named_by(recipe, seen, frozen_only), recipe)
+
+
+def _named_by(recipe: Recipe, seen: frozenset[Path], frozen_only: bool) -> LadderParts:
+    """The model that ``init`` names, or one of the parts that ``base`` does."""
     if recipe.init is None:
         base = recipe.base
         return assemble(

@@ -42,8 +42,14 @@ def save_released(
         max_shard_size: larger models are written as several files and an index.
 
     Raises:
-        ValueError: something is there already.
+        ValueError: something is there already, or rungs that the layout knows nothing of.
     """
+    rungs = parts.connector.config.rungs
+    if rungs != "ladder":
+        raise ValueError(
+            f"The model has {rungs} rungs, and readers of the released layout know the ladder only; write a "
+            "pipeline folder."
+        )
     with complete_folder(folder) as unfinished:
         parts.tokenizer.save_pretrained(unfinished)
         parts.image_processor.save_pretrained(unfinished)

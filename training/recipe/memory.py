@@ -25,6 +25,7 @@ from transformers import DynamicCache
 
 from ...core.checkpoints import LadderParts
 from ...core.checkpoints.parts import place
+from ...core.checkpoints.released import ROW_NAMES
 from ...core.conditions import LadderCondition, LadderEncoder
 from ..step.lora import add_lora
 from ..step.objective import flow_matching_losses
@@ -76,7 +77,7 @@ def parameter_counts(parts: LadderParts, recipe: Recipe) -> dict[str, tuple[int,
     model = on_meta(parts, recipe, torch.float32)
     parameters = {
         "queries": [model.connector.queries],
-        "connector": [*model.connector.layers.parameters()],
+        "connector": [p for name, p in model.connector.named_parameters() if name not in ROW_NAMES],
         "diffusion transformer": [*model.transformer.parameters()],
         "MLLM": [*model.mllm.model.language_model.parameters()],
         "vision tower": [*model.mllm.model.visual.parameters()],

@@ -15,6 +15,7 @@ from .settings import (
     CheckpointSettings,
     DataSettings,
     LogSettings,
+    ModelSettings,
     MonitorRecipe,
     ObjectiveSettings,
     Section,
@@ -37,6 +38,7 @@ class Recipe(Section):
         init: model to start from: pipeline folder, released checkpoint, hub id or checkpoint of a run.
         init_ema: take that checkpoint's averaged weights.
         base: pretrained parts, where ``init`` is null.
+        model: what of the model the run decides.
     """
 
     stage: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -45,6 +47,7 @@ class Recipe(Section):
     init: Text | None = None
     init_ema: Switch = False
     base: BaseModels = BaseModels()
+    model: ModelSettings = ModelSettings()
     data: DataSettings
     objective: ObjectiveSettings = ObjectiveSettings()
     train: TrainSettings

@@ -54,6 +54,17 @@ class BaseModels(Section):
     num_queries: Count = 64
 
 
+class ModelSettings(Section):
+    """What of the model a run decides.
+
+    Attributes:
+        rungs: which states of the MLLM the blocks are told, see :class:`..core.connector.LadderConnector`;
+            null keeps the kind of the model that the run starts from, of a new one ``ladder``, the published.
+    """
+
+    rungs: Literal["ladder", "last", "final", "reversed", "mixed"] | None = None
+
+
 class DataSet(Section):
     """One indexed data set.
 

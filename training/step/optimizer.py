@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-UNDECAYED = ("queries", "scale_shift_table")  # learnt offsets and embeddings, not factors of a product
+UNDECAYED = ("queries", "layer_logits", "scale_shift_table")  # offsets and embeddings, factors of no product
 CONSTANTS = ("qmap1", "qmap2")  # of the 8-bit optimizer: equal for all parameters, never written
 SAMPLED = 4096  # values per tensor that UpdateRMS looks at
 

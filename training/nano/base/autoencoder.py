@@ -47,16 +47,18 @@ class Shape:
         channels: of the latents.
         widths, depths: channels and blocks of its resolutions, from the pixels on. The first has no blocks:
             one convolution takes pixels to half their resolution.
+        upsample: how the decoder doubles a resolution, see `AutoencoderDC`.
     """
 
     channels: int
     widths: tuple[int, ...]
     depths: tuple[int, ...]
+    upsample: str
 
 
 SHAPES = {  # by the side of the pictures in pixels
-    64: Shape(16, (24, 48, 96, 96), (0, 1, 2, 2)),
-    128: Shape(32, (24, 24, 48, 96, 96), (0, 1, 1, 2, 2)),
+    64: Shape(16, (24, 48, 96, 96), (0, 1, 2, 2), "interpolate"),
+    128: Shape(32, (24, 24, 48, 96, 96), (0, 1, 1, 2, 2), "pixel_shuffle"),  # crisper edges for 0.4 M more
 }
 
 
@@ -77,7 +79,7 @@ def build(size: int) -> AutoencoderDC:
         decoder_layers_per_block=depths,
         encoder_qkv_multiscales=scales,
         decoder_qkv_multiscales=scales,
-        upsample_block_type="interpolate",
+        upsample_block_type=shape.upsample,
         downsample_block_type="Conv",
         encoder_out_shortcut=False,  # the shortcut bypasses conv_out, into which the normalisation is folded
         decoder_in_shortcut=False,
