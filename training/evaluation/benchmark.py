@@ -211,6 +211,7 @@ class Benchmark(Protocol):
     unit: str  # of the figures: "share", "percent", "of 5", …
     sources: tuple[Source, ...]
     judge: Judge | None  # the published judge; None: a detector or VQA model judges
+    official: str  # who judges in published numbers
     modes: tuple[str, ...]  # AS_PUBLISHED first
 
     def items(self, checkout: Checkout) -> list[Item]:

@@ -3,9 +3,9 @@
 =================================== ======================================================================
 ``DIR/<set>/pictures/``             nothing but what the official scorer expects
 ``DIR/<set>/manifest.json``         how they were drawn
-``DIR/<set>/<judge>/judge.json``    who judged: name, URL's host, temperature, template; or what was imported
+``DIR/<set>/<judge>/judge.json``    who judged: its name as ``judge``, and how; or what was imported
 ``DIR/<set>/<judge>/answers.jsonl`` one :class:`~.benchmark.Answer` a line, appended
-``DIR/<set>/<judge>/score.json``    figures of every mode
+``DIR/<set>/<judge>/score.json``    figures of every mode, and the rows behind them
 =================================== ======================================================================
 """
 
@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .benchmark import Answer
+from .reading import json_of
 
 PICTURES = "pictures"
 MANIFEST = "manifest.json"
@@ -35,6 +36,18 @@ def pictures(out: Path, name: str) -> Path:
 def judged(out: Path, name: str, judge: str) -> Path:
     """The folder of what one judge said about the pictures of a set; its name may hold any character."""
     return out / name / (re.sub(r"[^\w.+-]+", "_", judge).strip(".") or "judge")
+
+
+def judges(out: Path, name: str) -> dict[str, Path]:
+    """Who judged the pictures of a set, by name, with their folders. Raises ValueError: nobody did."""
+    found = {}
+    for path in sorted((out / name).glob(f"*/{ANSWERS}")):
+        found[json_of(path.with_name(JUDGE))["judge"]] = path.parent
+    if not found:
+        raise ValueError(
+            f"Nobody judged {name} in {out}; first: tbac-uniimage evaluate judge {name} --out {out}"
+        )
+    return found
 
 
 def read_answers(path: Path) -> dict[str, Answer]:
@@ -70,11 +83,20 @@ def lines_of(path: Path) -> Iterator[tuple[int, str, bool]]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a JSON file whole or not at all. Raises ValueError: it cannot be written."""
+    write_lines(path, [json.dumps(content, indent=1, ensure_ascii=False)])
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file whole or not at all. Raises ValueError: it cannot be written."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
         os.replace(partial, path)
-    finally:
+    except OSError as error:
         partial.unlink(missing_ok=True)
+        raise ValueError(
+            f"{path} cannot be written ({error}); free some space, or give another folder."
+        ) from error

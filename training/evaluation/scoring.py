@@ -49,6 +49,7 @@ class Score:
         unreadable: answers without a verdict; ``asked``: all answers.
         digest: of the set's files.
         partial: not the full set: there is no overall figure.
+        counts: rows of each group.
     """
 
     name: str
@@ -159,7 +160,7 @@ def score(
     if said.missing and not partial:
         raise ValueError(
             f"{benchmark.name} is not whole: {len(said.missing):,} of {len(items):,} items lack answers "
-            f"({listed(said.missing)}); judge the rest, or see the rows alone with --partial."
+            f"({', '.join(said.missing)}); judge the rest, or see the rows alone with --partial."
         )
     if len(said.unreadable) > LIMIT * asked:
         raise ValueError(
@@ -190,7 +191,7 @@ def score(
             asked=asked,
             digest=checkout.digest,
             partial=partial,
-            counts=Counter(row.group for row in rows),
+            counts=dict(Counter(row.group for row in rows)),
         ),
         rows,
     )

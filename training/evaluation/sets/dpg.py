@@ -176,6 +176,7 @@ class DPG(Benchmark):
     unit: str = "percent"
     sources: tuple[Source, ...] = (SOURCE,)
     judge: None = None
+    official: str = "mPLUG"
     modes: tuple[str, ...] = (AS_PUBLISHED, CORRECTED)
 
     def items(self, checkout: Checkout) -> list[Item]:

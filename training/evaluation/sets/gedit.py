@@ -188,6 +188,7 @@ class GEdit(Benchmark):
     unit: str = "of 10"
     sources: tuple[Source, ...] = (CODE, DATA)
     judge: Judge = Judge("gpt-4.1", max_tokens=1400)
+    official: str = "gpt-4.1"
     modes: tuple[str, ...] = (AS_PUBLISHED,)
 
     def items(self, checkout: Checkout) -> list[Item]:

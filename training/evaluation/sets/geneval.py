@@ -92,6 +92,7 @@ class GenEval(Benchmark):
     sources: tuple[Source, ...]
     unit: str = "share"
     judge: None = None
+    official: str = "mmdet Mask2Former"
     modes: tuple[str, ...] = (AS_PUBLISHED,)
 
     def items(self, checkout: Checkout) -> list[Item]:

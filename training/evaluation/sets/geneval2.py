@@ -101,6 +101,7 @@ class GenEval2(Benchmark):
     unit: str = "percent"
     sources: tuple[Source, ...] = (SOURCE,)
     judge: Judge = Judge("Qwen/Qwen3-VL-8B-Instruct", temperature=0.0, max_tokens=1)
+    official: str = "Qwen/Qwen3-VL-8B-Instruct"
     modes: tuple[str, ...] = (AS_PUBLISHED,)
 
     def items(self, checkout: Checkout) -> list[Item]:

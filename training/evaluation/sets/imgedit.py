@@ -87,6 +87,7 @@ class ImgEdit(Benchmark):
     unit: str = "of 5"
     sources: tuple[Source, ...] = (CODE, PICTURES)
     judge: Judge = Judge("gpt-4.1")
+    official: str = "gpt-4.1"
     modes: tuple[str, ...] = (AS_PUBLISHED, CORRECTED)
 
     def items(self, checkout: Checkout) -> list[Item]:

@@ -122,22 +122,26 @@ def totals(accuracy: Mapping[tuple[str, str], float | None]) -> dict[str, float]
     Args:
         accuracy: by attribute and length, 0 to 1; as published, rounded to four decimals.
     """
-    figures: dict[str, float | None] = {}
-    for name in ("overall", "basic overall", "advanced overall", *GROUPS):
-        for length in LENGTHS:
-            groups = {
-                group: mean(accuracy.get((attribute, length)) for attribute in attributes)
-                for group, attributes in GROUPS.items()
-            }
-            pooled = {"basic overall": BASIC, "advanced overall": ADVANCED}.get(name, {})
-            figures[f"{name} ({length})"] = (
-                mean(groups.values())
-                if name == "overall"
-                else mean(accuracy.get((a, length)) for attributes in pooled.values() for a in attributes)
-                if pooled
-                else groups[name]
-            )
-    return {name: value for name, value in figures.items() if value is not None}
+    figures: dict[str, dict[str, float | None]] = {}
+    for length in LENGTHS:
+
+        def of(groups: Mapping[str, Sequence[str]], length: str = length) -> float | None:
+            return mean(accuracy.get((name, length)) for names in groups.values() for name in names)
+
+        groups = {name: of({name: names}) for name, names in GROUPS.items()}
+        pooled = {
+            "overall": mean(groups.values()),
+            "basic overall": of(BASIC),
+            "advanced overall": of(ADVANCED),
+        }
+        for name, value in (pooled | groups).items():
+            figures.setdefault(name, {})[length] = value
+    return {
+        f"{name} ({length})": value
+        for name, values in figures.items()
+        for length, value in values.items()
+        if value is not None
+    }
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ class TIIF(Benchmark):
     sources: tuple[Source, ...]
     unit: str = "percent"
     judge: Judge = Judge("gpt-4o", temperature=1.0)
+    official: str = "gpt-4o"
     modes: tuple[str, ...] = (AS_PUBLISHED, CORRECTED)
 
     def items(self, checkout: Checkout) -> list[Item]:
@@ -193,14 +198,22 @@ class TIIF(Benchmark):
         return read(text, request.expects)
 
     def imported(self, path: Path, items: Sequence[Item]) -> list[Answer]:
-        """A model's folder of judgements, ``<attribute>/<short|long>/<line>.json``. Raises ValueError."""
-        known = {item.key for item in items}
+        """A model's folder of judgements, ``<attribute>/<short|long>/<line>.json``. Raises ValueError.
+
+        They are told by their questions, alike ones by their order: the repository's own judgements are
+        numbered otherwise.
+        """
+        known: dict[tuple, list[str]] = {}
+        for item in items:
+            known.setdefault((item.group, *item.data["yn_question_list"]), []).append(item.key)
         answers = []
-        for file in sorted(path.glob("*/*/*.json")):
-            key = f"{file.parts[-3]}/{file.parts[-2]}/{file.stem}"
-            if key not in known:
+        for file in sorted(path.glob("*/*/*.json"), key=lambda file: (file.parent, int(file.stem))):
+            judged = json_of(file)
+            keys = known.get((f"{file.parts[-3]} ({file.parts[-2]})", *judged["questions"]))
+            if not keys:
                 raise ValueError(f"{file} judges no prompt of {self.name}.")
-            answers.append(Answer(key, key, verdict=json_of(file)["model_pred"]))
+            key = keys.pop(0)
+            answers.append(Answer(key, key, verdict=judged["model_pred"]))
         if not answers:
             raise ValueError(f"{path} holds no judgements <attribute>/<short|long>/<line>.json.")
         return answers

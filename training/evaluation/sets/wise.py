@@ -140,6 +140,7 @@ class WISE(Benchmark):
     version: str
     sources: tuple[Source, ...]
     judge: Judge
+    official: str
     unit: str = "share"
     modes: tuple[str, ...] = (AS_PUBLISHED,)
 
@@ -227,6 +228,7 @@ SETS = (
             ),
         ),
         Judge("gpt-4o-2024-05-13", temperature=0.0, max_tokens=2000),
+        "gpt-4o-2024-05-13",
     ),
     WISE(
         "wise-verified",
@@ -252,5 +254,6 @@ SETS = (
             max_tokens=500,
             extra={"chat_template_kwargs": {"enable_thinking": False}},
         ),
+        "Qwen3.5-35B-A3B",
     ),
 )

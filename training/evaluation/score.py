@@ -1,0 +1,128 @@
+"""``evaluate score``: figures of a set from what its judges said, or from results of the official scorer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from . import fetch, folders, sets
+from .benchmark import AS_PUBLISHED, Answer, Benchmark, Checkout, Item
+from .hashes import sha256
+from .scoring import Score, score
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``evaluate score``."""
+    parser.add_argument("name", metavar="SET", help="geneval, dpg, tiif, imgedit, …")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the pictures")
+    parser.add_argument("--judge", metavar="NAME", help="one of those who judged (default: all)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="PATH",
+        help="results of the official scorer, imported under --judge or the name of the published judge",
+    )
+    parser.add_argument(
+        "--mode", metavar="MODE", help='"as published" or "corrected" (default: all of the set)'
+    )
+    parser.add_argument(
+        "--partial", action="store_true", help="take what is there, without an overall figure"
+    )
+    fetch.add_cache(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Score a set, write the scores beside the answers, print them. Raises ValueError."""
+    benchmark = sets.find(options.name)
+    checkout = fetch.load(benchmark, options.sets)
+    items = benchmark.items(checkout)
+    if options.results:
+        imported(benchmark, items, options.results, options.out, options.judge or benchmark.official)
+    found = folders.judges(options.out, benchmark.name)
+    if options.judge:
+        if options.judge not in found:
+            raise ValueError(f"{options.judge} did not judge {benchmark.name}; {', '.join(found)} did.")
+        found = {options.judge: found[options.judge]}
+    elif options.results:
+        found = {benchmark.official: found[benchmark.official]}
+    modes = [options.mode] if options.mode else list(benchmark.modes)
+    for judge, folder in found.items():
+        scores = scored(benchmark, items, checkout, folder, judge, modes, options.partial)
+        print("\n\n".join(map(told, scores)), end="\n\n")
+
+
+def scored(
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    checkout: Checkout,
+    folder: Path,
+    judge: str,
+    modes: Sequence[str],
+    partial: bool = False,
+) -> list[Score]:
+    """Score what one judge said in some modes, and write ``score.json``; a partial score is not written.
+
+    Raises:
+        ValueError: as :func:`~.scoring.score`.
+    """
+    answers = folders.read_answers(folder / folders.ANSWERS)
+    results = [score(benchmark, items, checkout, answers, judge, mode, partial) for mode in modes]
+    if not partial:
+        content = {
+            "scores": [found.json() for found, _ in results],
+            "rows": [
+                {name: value for name, value in asdict(row).items() if name != "value"}
+                for row in results[0][1]
+            ],
+        }
+        folders.write_json(folder / folders.SCORE, content)
+    return [found for found, _ in results]
+
+
+def imported(benchmark: Benchmark, items: Sequence[Item], path: Path, out: Path, judge: str) -> Path:
+    """Turn results of the official scorer into answers of a judge. Returns its folder. Raises ValueError."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; give the official scorer's results.")
+    try:
+        answers = benchmark.imported(path, items)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} holds no results of the official scorer of {benchmark.name} ({error!r})."
+        ) from error
+    folder = folders.judged(out, benchmark.name, judge)
+    record = {"judge": judge, "imported": path.name, "sha256": sha256(path) if path.is_file() else ""}
+    folders.write_lines(folder / folders.ANSWERS, map(line, answers))
+    folders.write_json(folder / folders.JUDGE, record)
+    return folder
+
+
+def line(answer: Answer) -> str:
+    """An answer as it stands in a file."""
+    return json.dumps(asdict(answer), ensure_ascii=False)
+
+
+def titled(found: Score) -> str:
+    """Name and mode."""
+    return f"{found.name}, as published" if found.mode == AS_PUBLISHED else found.name
+
+
+def told(found: Score) -> str:
+    """A score as text: a line a figure, with its standard error and 95 % interval."""
+    lines = [
+        f"{titled(found)}, judged by {found.judge}: {found.rows:,} of {found.of:,} items, "
+        f"{found.unreadable:,} of {found.asked:,} answers unreadable"
+    ]
+    if found.partial:
+        lines.append("  partial: no overall figure, and nothing to put beside published ones")
+    width = max(map(len, found.figures), default=0)
+    digits = 4 if found.unit == "share" else 2
+    for name, figure in found.figures.items():
+        lines.append(
+            f"  {name:<{width}}  {figure.value:.{digits}f} ± {figure.error:.{digits}f}"
+            f"  [{figure.low:.{digits}f}, {figure.high:.{digits}f}]"
+        )
+    lines.append(f"  ({found.unit}; ± one standard error, [95 % interval], prompts drawn anew 1,000 times)")
+    return "\n".join(lines)
