@@ -39,7 +39,8 @@ class Score:
     """What a set says about a model.
 
     Attributes:
-        name: of the set, with its mode unless that is "as published", and "modified" for changed prompts.
+        name: of the set; with the judge where another one takes the place of a detector or VQA model, with the
+            mode unless that is "as published", with "modified" for changed prompts.
         benchmark: name of the set.
         mode: "as published" or "corrected".
         unit: of the figures.
@@ -49,6 +50,7 @@ class Score:
         unreadable: answers without a verdict; ``asked``: all answers.
         digest: of the set's files.
         partial: not the full set: there is no overall figure.
+        modified: the set's files are not the published ones.
         counts: rows of each group.
     """
 
@@ -64,6 +66,7 @@ class Score:
     asked: int
     digest: str
     partial: bool = False
+    modified: bool = False
     counts: Mapping[str, int] = field(default_factory=dict)
 
     def json(self) -> dict[str, Any]:
@@ -174,12 +177,9 @@ def score(
     figures = bootstrapped(benchmark, rows, mode)
     if partial:
         figures = {name: figure for name, figure in figures.items() if "overall" not in name}
-    name = benchmark.name
-    name += "" if mode == AS_PUBLISHED else f" ({mode})"
-    name += " (modified)" if checkout.modified else ""
     return (
         Score(
-            name=name,
+            name=named(benchmark, judge, mode, checkout.modified),
             benchmark=benchmark.name,
             mode=mode,
             unit=benchmark.unit,
@@ -191,10 +191,21 @@ def score(
             asked=asked,
             digest=checkout.digest,
             partial=partial,
+            modified=checkout.modified,
             counts=dict(Counter(row.group for row in rows)),
         ),
         rows,
     )
+
+
+def named(benchmark: Benchmark, judge: str, mode: str, modified: bool) -> str:
+    """What a score is called, so that none is taken for another."""
+    name = benchmark.name
+    if benchmark.judge is None and judge != benchmark.official:
+        name += f" ({judge})"
+    if mode != AS_PUBLISHED:
+        name += f" ({mode})"
+    return f"{name} (modified)" if modified else name
 
 
 def listed(keys: Sequence[str]) -> str:
