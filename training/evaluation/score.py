@@ -7,11 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import fetch, folders, sets
 from .benchmark import AS_PUBLISHED, Answer, Benchmark, Checkout, Item
 from .hashes import sha256
-from .scoring import Score, score
+
+if TYPE_CHECKING:
+    from .scoring import Score
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +71,8 @@ def scored(
     Raises:
         ValueError: as :func:`~.scoring.score`.
     """
+    from .scoring import score
+
     answers = folders.read_answers(folder / folders.ANSWERS)
     results = [score(benchmark, items, checkout, answers, judge, mode, partial) for mode in modes]
     if not partial:

@@ -39,8 +39,8 @@ class Score:
     """What a set says about a model.
 
     Attributes:
-        name: of the set; with the judge where another one takes the place of a detector or VQA model, with the
-            mode unless that is "as published", with "modified" for changed prompts.
+        name: of the set; with the judge where it takes the place of the official detector or VQA model, the
+            mode unless that is "as published", and "modified" for changed prompts.
         benchmark: name of the set.
         mode: "as published" or "corrected".
         unit: of the figures.

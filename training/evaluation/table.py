@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import fetch, folders, sheet
+from . import fetch, folders
 from .benchmark import AS_PUBLISHED
 from .reading import json_of
 
@@ -80,6 +80,8 @@ def run(options: argparse.Namespace) -> None:
     else:
         print("\n\n".join(map(markdown, tables)))
     if options.sheets:
+        from . import sheet
+
         for path in sheet.draw_all(options.folders, options.sets, options.sheets):
             print(f"\nfailures: {path}")
 
@@ -153,7 +155,7 @@ def difference(ours: Line, theirs: Line, column: str) -> float | None:
 
 
 def markdown(table: Table) -> str:
-    """A table as Markdown: ours with standard errors, published rows with what ours has more of the headline."""
+    """A table as Markdown: ours with standard errors, and how far our headline is above published ones."""
     digits = 3 if table.unit == "share" else 2
     headline = table.columns[0]
     title = f"### {table.name}, as published" if table.mode == AS_PUBLISHED else f"### {table.name}"
