@@ -196,7 +196,8 @@ class WISE(Benchmark):
         for item in items:
             score = score_of(self.version, verdicts.get(item.key, {}))
             if score is not None:
-                seen = ", ".join(f"{name.replace('_', ' ')} {v:g}" for name, v in verdicts[item.key].items())
+                said = {name: verdicts[item.key].get(name) for name in (*PARTS, "score")}
+                seen = ", ".join(f"{n.replace('_', ' ')} {v:g}" for n, v in said.items() if v is not None)
                 rows.append(Row(item.key, item.group, score, score, item.prompt, seen))
         return rows
 
