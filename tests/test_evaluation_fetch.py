@@ -13,7 +13,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tbac_uniimage.training.evaluation import download, fetch, hashes, sets
 from tbac_uniimage.training.evaluation.benchmark import File, Source
@@ -313,6 +313,7 @@ def test_blob_ids_are_gits(tmp_path, content, blob):
 NAMES = st.text("ab*.", min_size=1, max_size=4).filter(lambda name: name.strip("."))
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(NAMES, min_size=1, max_size=4))
 def test_a_pattern_never_reaches_into_other_folders(parts):
     path = "/".join(parts)

@@ -497,7 +497,7 @@ def build_evaluation_messages(prompt_data, image_base64):
     return [
         {"role": "system", "content": [{"type": "text", "text": "Be strict."}]},
         {"role": "user", "content": [
-            {"type": "text", "text": f"""P: "{prompt_data['Prompt']}" {{}} E: {prompt_data['Explanation']}"""},
+            {"type": "text", "text": f"""P: "{prompt_data['Prompt']}" {{}} E:{prompt_data['Explanation']}"""},
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image_base64}"}},
         ]},
     ]
@@ -524,7 +524,7 @@ def test_wise_fills_the_judges_prompt_and_weighs_categories(tmp_path):
     ]
     (request,) = benchmark.requests(items[0], checkout)
     assert request.system == "Be strict."
-    assert request.parts == ('P: "p1" {} E: e1', Shown("1.png"))
+    assert request.parts == ('P: "p1" {} E:e1', Shown("1.png"))
     with pytest.raises(Unreadable, match="no realism and no aesthetic_quality"):
         benchmark.read(request, "Consistency: 2")
     texts = {
