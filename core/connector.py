@@ -8,7 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.normalization import RMSNorm
 from torch import nn
 
-RUNGS = ("ladder", "last", "final", "reversed", "mixed")
+from .rung_kinds import RUNGS, RungKind
 
 
 class LadderConnector(ModelMixin, ConfigMixin):
@@ -30,7 +30,7 @@ class LadderConnector(ModelMixin, ConfigMixin):
         caption_dim: width that the diffusion transformer expects (its ``caption_channels``).
         num_reserved: rows that follow the queries in the embedding matrix of a released checkpoint. The
             model never reads them; they are kept so that a checkpoint is written back whole.
-        rungs: one of :data:`RUNGS`.
+        rungs: one of :data:`.rung_kinds.RUNGS`.
         num_blocks: N, which ``mixed`` needs to know.
 
     Raises:
@@ -44,7 +44,7 @@ class LadderConnector(ModelMixin, ConfigMixin):
         mllm_dim: int,
         caption_dim: int,
         num_reserved: int = 0,
-        rungs: str = "ladder",
+        rungs: RungKind = "ladder",
         num_blocks: int | None = None,
     ) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class LadderConnector(ModelMixin, ConfigMixin):
         nn.init.constant_(self.layers[3].weight, 5.5**0.5)
         self.choose_rungs(rungs, num_blocks)
 
-    def choose_rungs(self, rungs: str, num_blocks: int | None = None) -> None:
+    def choose_rungs(self, rungs: RungKind, num_blocks: int | None = None) -> None:
         """Tell the blocks other states from now on; see the class. Learned weights start anew."""
         if rungs not in RUNGS:
             raise ValueError(f"rungs is {rungs!r}; choose {', '.join(RUNGS)}.")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tbac_uniimage.core.connector import RUNGS
+from tbac_uniimage.core.rung_kinds import RUNGS
 from tbac_uniimage.training.recipe.recipe import (
     Recipe,
     differences,

@@ -109,11 +109,11 @@ def values(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def moved(recipe: Path, runs: Path) -> list[str]:
-    """The recipe's paths below `RUNS` put below another folder, as `key=value`; none where it is the same."""
-    inside = ((k, v) for k, v in values(read_settings(recipe)) if str(v).startswith(f"{RUNS}/"))
-    changed = [f"{key}={runs / value.removeprefix(f'{RUNS}/')}" for key, value in inside]
-    return [] if runs == ROOT / RUNS else changed
+def moved(recipe: Path, runs: Path, named: str = RUNS) -> list[str]:
+    """The recipe's paths below `named` put below `runs`, as `key=value`; none where that is the same."""
+    inside = ((k, v) for k, v in values(read_settings(recipe)) if str(v).startswith(f"{named}/"))
+    changed = [f"{key}={runs / value.removeprefix(f'{named}/')}" for key, value in inside]
+    return [] if runs == ROOT / named else changed
 
 
 def redrawn(name: str, pixels: int) -> list[str]:
@@ -187,6 +187,18 @@ def steps(runs: Path, target: Path, size: Size, processes: int, pixels: int = SI
     ]
 
 
+def run_steps(to_do: list[Step]) -> str | None:
+    """Run what is not done yet, up to the first step that fails; a sentence about that one."""
+    for step in to_do:
+        if step.done():
+            print(f"{step.name}: done before", flush=True)
+            continue
+        print(f"{step.name} …", flush=True)
+        if code := subprocess.run(step.command, cwd=ROOT).returncode:
+            return f"The step {step.name} ended with {code}; the same command goes on from here."
+    return None
+
+
 def main() -> None:
     """Run every step that is not done yet; stop at the first that fails."""
     parser = argparse.ArgumentParser(
@@ -206,13 +218,7 @@ def main() -> None:
         to_do = steps(runs, target.absolute(), size, options.processes, options.size)
     except ValueError as error:
         sys.exit(str(error))
-    for step in to_do:
-        if step.done():
-            print(f"{step.name}: done before", flush=True)
-            continue
-        print(f"{step.name} …", flush=True)
-        if code := subprocess.run(step.command, cwd=ROOT).returncode:
-            sys.exit(f"The step {step.name} ended with {code}; the same command goes on from here.")
+    sys.exit(run_steps(to_do))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from ...core.rung_kinds import RungKind
+
 SWITCHES = {"on": True, "yes": True, "off": False, "no": False}
 
 
@@ -62,7 +64,7 @@ class ModelSettings(Section):
             null keeps the kind of the model that the run starts from, of a new one ``ladder``, the published.
     """
 
-    rungs: Literal["ladder", "last", "final", "reversed", "mixed"] | None = None
+    rungs: RungKind | None = None
 
 
 class DataSet(Section):
