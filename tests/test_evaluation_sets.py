@@ -347,6 +347,9 @@ def test_tiif_pools_questions_as_published_and_prompts_when_corrected(tiif_bench
 def test_answers_of_a_line_each_are_read_back(words, written):
     text = "\n\n".join(f" {written(word)}, because" for word in words)
     assert tiif.read(f"Here:\n{text}", len(words)) == words
+    marked = "\n".join(f"{n}. **{written(word)}**: because" for n, word in enumerate(words, 1))
+    assert tiif.read(f"Here:\n{marked}", len(words), CORRECTED) == words
+    assert not words or pytest.raises(Unreadable, tiif.read, marked, len(words))
     with pytest.raises(Unreadable, match=f"{len(words)} answers to {len(words) + 1} questions"):
         tiif.read(text, len(words) + 1)
 
@@ -406,19 +409,22 @@ def test_imgedit_imports_and_rounds_as_published(img_edit, tmp_path):
         scoring.score(benchmark, items, checkout, found, "gpt-4.1")
 
 
+FORMS = ["{}: {}", "**{}**: {}", "**{}: {}**", "1. {}: {}/5", "- {}: {}.", "{} :{}.0"]
+
+
 @settings(deadline=None, max_examples=30)
-@given(
-    st.tuples(*[st.integers(1, 5)] * 3),
-    st.sampled_from(["{}: {}", "**{}**: {}", "1. {}: {}/5", "**{}: {}**"]),
-)
+@given(st.tuples(*[st.integers(1, 5)] * 3), st.sampled_from(FORMS))
 def test_three_scores_are_read_however_a_judge_writes_them(scores, form):
-    names = ("Prompt Compliance", "Visual Seamlessness", "Physical Quality")
-    text = "\n".join(form.format(f"{name} Quality", score) for name, score in zip(names, scores, strict=True))
+    names = ("Prompt Compliance", "Visual Seamlessness", "Physical & Detail Fidelity")
+    lines = [form.format(name, score) for name, score in zip(names, scores, strict=True)]
     first, second, third = scores
     expected = (first + min(first, second) + min(first, third)) / 3
-    assert imgedit.read_corrected(f"Brief reasoning: 2 of 3 fit.\n{text}") == pytest.approx(expected)
+    for reasoning in ("Brief reasoning: 2", "**Brief reasoning:** it fits: 3 of 4", "Here you are"):
+        assert imgedit.read_corrected("\n\n".join([reasoning, *lines])) == pytest.approx(expected)
     with pytest.raises(Unreadable, match="2 of 3 scores"):
-        imgedit.read_corrected("\n".join(text.splitlines()[:2]))
+        imgedit.read_corrected("\n".join([*lines[:2], form.format(names[2], 6)]))
+    with pytest.raises(Unreadable, match="4 of 3 scores"):
+        imgedit.read_corrected("\n".join([*lines, lines[0]]))
 
 
 # GEdit-Bench

@@ -29,6 +29,9 @@ from ..reading import json_of
 EDITS = "Benchmark/Basic/basic_edit.json"
 PROMPTS = "Benchmark/Basic/prompts.json"
 SOURCES = "Benchmark/singleturn"
+SCORE = (
+    r"(?:[-•]\s*)?(?:\d+[.)]\s*)?([^:\d][^:]*):\s*([1-5])(?:\s*/\s*5|\.0)?\.?"  # "2. Detail Integrity: 4/5."
+)
 CODE = Source(
     "github:PKU-YuanGroup/ImgEdit",
     "547185d12c08267a862b94248576e1746e479937",
@@ -61,15 +64,16 @@ def read_published(text: str) -> float:
 
 
 def read_corrected(text: str) -> float:
-    """Mean of exactly three scores 1 to 5 behind "…Quality"; the 2nd and 3rd count at most as the 1st.
+    """Mean of exactly three named scores from 1 to 5, of which the 2nd and 3rd count at most as the 1st.
 
-    The judge is told that limit; nothing in the official script holds it to it. Raises Unreadable.
+    The judge is told that limit; nothing in the official script holds it to it. Emphasis, numbering, "/5" and
+    a full stop do not matter; a line of reasoning is no score. Raises Unreadable.
     """
-    found = re.findall(r"(?im)\bquality\W{0,6}?\s*:\W{0,4}?\s*([1-5])(?:\s*/\s*5|\.0*)?\W*$", text)
-    if len(found) != 3:
-        raise Unreadable(f"{len(found)} of 3 scores from 1 to 5")
-    first, *others = map(int, found)
-    return (first + sum(min(first, other) for other in others)) / 3
+    named = [re.fullmatch(SCORE, re.sub(r"[*_`#>]", "", line).strip()) for line in text.splitlines()]
+    scores = [int(line[2]) for line in named if line and "reason" not in line[1].lower()]
+    if len(scores) != 3:
+        raise Unreadable(f"{len(scores)} of 3 scores from 1 to 5")
+    return sum(min(scores[0], score) for score in scores) / 3
 
 
 def type_means(scores: Mapping[str, list[float]], mode: str = AS_PUBLISHED) -> dict[str, float]:

@@ -69,13 +69,14 @@ def source(split: str, prompts: str, questions: str, size: int) -> Source:
     )
 
 
-def read(text: str, questions: int) -> list[str]:
-    """Answers yes and no, one for each line that begins with one.
+def read(text: str, questions: int, mode: str = AS_PUBLISHED) -> list[str]:
+    """Answers yes and no, one for each line that begins with one; corrected, behind numbers, bullets, emphasis.
 
     Raises:
         Unreadable: there are not as many as questions; the official script asks again for ever.
     """
-    found = [re.match(r"(yes|no)\b", line.strip(), re.IGNORECASE) for line in text.split("\n")]
+    before = "" if mode == AS_PUBLISHED else r"[\W\d_]*"
+    found = [re.match(rf"{before}(yes|no)\b", line.strip(), re.IGNORECASE) for line in text.split("\n")]
     answers = [match[1].lower() for match in found if match]
     if len(answers) != questions:
         raise Unreadable(f"{len(answers)} answers to {questions} questions")
@@ -195,7 +196,7 @@ class TIIF(Benchmark):
 
     def read(self, request: Request, text: str, mode: str = AS_PUBLISHED) -> list[str]:
         """Answers in the order of the questions. Raises Unreadable."""
-        return read(text, request.expects)
+        return read(text, request.expects, mode)
 
     def imported(self, path: Path, items: Sequence[Item]) -> list[Answer]:
         """A model's folder of judgements, ``<attribute>/<short|long>/<line>.json``. Raises ValueError.
