@@ -8,7 +8,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [
     ROOT / name
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/training.md")
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "docs/architecture.md",
+        "docs/training.md",
+        "docs/evaluation.md",
+    )
 ]
 
 

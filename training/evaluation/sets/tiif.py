@@ -70,7 +70,7 @@ def source(split: str, prompts: str, questions: str, size: int) -> Source:
 
 
 def read(text: str, questions: int, mode: str = AS_PUBLISHED) -> list[str]:
-    """Answers yes and no, one for each line that begins with one; corrected, behind numbers, bullets, emphasis.
+    """Answers yes and no, one for each line that begins with one; corrected, behind numbers and marks too.
 
     Raises:
         Unreadable: there are not as many as questions; the official script asks again for ever.
