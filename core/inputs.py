@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 
 from .prompts import MAX_IMAGES, MAX_TEXT_TOKENS, SYSTEM_PROMPT, build_prompt, pad_left
+from .rgb import BadPicture, check_shape, from_array, to_rgb
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase
@@ -35,8 +37,12 @@ class LadderInputs:
     features: torch.Tensor | None = None
 
 
-def check_images(batch: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> None:
-    """Raise ValueError unless there is one list of at most four usable images per prompt."""
+def prepare_images(batch: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> list[list[Image.Image]]:
+    """Images as upright sRGB on white, whatever they were opened from; those that are so stay themselves.
+
+    Raises:
+        ValueError: other than one list of at most four usable images per prompt.
+    """
     if len(batch) != len(prompts):
         raise ValueError(
             f"{len(prompts)} prompts but {len(batch)} lists of images were given; give one list per prompt."
@@ -46,14 +52,31 @@ def check_images(batch: Sequence[Sequence[Image.Image]], prompts: Sequence[str])
             raise ValueError(
                 f"A prompt takes at most {MAX_IMAGES} images, {len(images)} were given; leave some out."
             )
-        for image in images:
-            if not isinstance(image, Image.Image):
-                raise ValueError(f"An input image is a {type(image).__name__}; give PIL images.")
-            if max(image.size) > 200 * min(image.size):
-                raise ValueError(
-                    f"An input image of {image.width}x{image.height} is more than 200 times as long as wide; "
-                    "crop it first."
-                )
+    return [[prepare_image(image) for image in images] for images in batch]
+
+
+def prepare_image(image: object) -> Image.Image:
+    """One image for the MLLM, see :func:`prepare_images`; a tensor is ``[channels, height, width]``."""
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).movedim(0, -1).numpy()
+    try:
+        if isinstance(image, np.ndarray):
+            image = from_array(image)
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"An input image is a {type(image).__name__}; give PIL images.")
+        check_proportions(image)
+        return to_rgb(image)
+    except BadPicture as error:
+        raise ValueError(f"An input image cannot be used: {error}; give another.") from error
+
+
+def check_proportions(image: Image.Image) -> None:
+    """Raise ValueError for an image without pixels, or one too long."""
+    try:
+        check_shape(image.size)
+    except BadPicture as error:
+        raise ValueError(f"An input image of {error.detail} is {error.reason}; crop it first.") from error
 
 
 @dataclass
@@ -88,7 +111,7 @@ class LadderProcessor:
         if not prompts:
             raise ValueError("No prompt was given; give at least one, the empty string if need be.")
         images = [[] for _ in prompts] if images is None else images
-        check_images(images, prompts)
+        images = prepare_images(images, prompts)
         flat = [image for group in images for image in group]
         pixels = grid = None
         if flat:

@@ -1,34 +1,111 @@
-"""Picture files: reading the user's, and writing ours whole, numbered, with their settings inside."""
+"""Picture files: opening the user's, and writing ours whole, numbered, with their settings inside.
+
+Shell and training open them here and nowhere else; what is in them becomes upright sRGB on white, see
+:mod:`.rgb`. A file holds one picture: animations are refused, for no text says which frame is meant.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO
 
-if TYPE_CHECKING:
-    from PIL import Image
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from .rgb import BROKEN, BadPicture, check_shape, to_rgb
+
+# No EPS and the like: Pillow starts other programs to read them.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF", "JXL")
+PLUGINS = {  # module, function that registers it, package; for formats that not every Pillow reads itself
+    "AVIF": ("pillow_avif", None, "pillow-avif-plugin"),
+    "HEIF": ("pillow_heif", "register_heif_opener", "pillow-heif"),
+    "JXL": ("pillow_jxl", None, "pillow-jxl-plugin"),
+}
+HEAD = 16  # bytes by which a format is told
+MAX_PIXELS = 89_478_485  # of a file; from here on Pillow warns of a decompression bomb
+MAX_PROFILE = 64 * 2**20  # bytes; Pillow opens no PNG with more than 1 MiB of profile, and printers have 2
 CHUNK = "tbac_uniimage"  # not "prompt" or "workflow": ComfyUI reads a graph out of chunks of these names
+
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MAX_PROFILE)
 
 
 def read_picture(path: str | Path) -> Image.Image:
-    """A picture file as RGB, turned as its camera meant it.
+    """A picture file as upright sRGB on white.
 
     Raises:
         ValueError: no file there, or none that holds a picture.
     """
-    from PIL import Image, ImageOps
-
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"There is no picture at {path}; check the path.")
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable picture ({error}); give a PNG, JPEG or WebP.") from error
+        with open(path, "rb") as file, open_picture(file) as image:
+            return to_rgb(image)
+    except BadPicture as error:
+        raise ValueError(
+            f"{path} is not a readable picture ({error}); give one still picture as PNG, JPEG or WebP."
+        ) from error
+
+
+def open_picture(file: BinaryIO) -> Image.Image:
+    """Open a picture, and refuse it if its header says enough. Nothing is decoded yet. Raises BadPicture."""
+    head = file.read(HEAD)
+    file.seek(0)
+    formats = known_formats(head)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damage and of bombs; both are judged here
+            image = Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+        claimed = [name for name in formats if (accept := Image.OPEN[name][1]) and accept(head) is True]
+        if claimed:
+            raise BadPicture("broken or of an unknown kind", claimed[0]) from None
+        raise BadPicture("not a picture") from None
+    except Image.DecompressionBombError as error:
+        raise BadPicture(f"more than {MAX_PIXELS:,} pixels", error) from None
+    except BROKEN as error:
+        raise BadPicture("broken", error) from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadPicture(f"more than {MAX_PIXELS:,} pixels", f"{width}x{height}")
+    check_shape(image.size)
+    try:
+        # cameras keep a preview or the other eye in MPO and HEIF; the first is the picture
+        animated = image.format not in ("MPO", "HEIF") and getattr(image, "is_animated", False)
+    except BROKEN as error:
+        raise BadPicture("broken", error) from error
+    if animated:
+        raise BadPicture("animated", f"{image.n_frames} frames")
+    return image
+
+
+def known_formats(head: bytes) -> tuple[str, ...]:
+    """Formats that Pillow reads here, a plugin for what begins with ``head`` included. Raises BadPicture."""
+    Image.init()
+    name = plugin_format(head)
+    if name and name not in Image.OPEN:
+        module, register, package = PLUGINS[name]
+        try:
+            plugin = importlib.import_module(module)
+        except ImportError:
+            raise BadPicture(f"{name}, which the package {package} reads; it is not installed") from None
+        if register:
+            getattr(plugin, register)()
+    return tuple(known for known in FORMATS if known in Image.OPEN)
+
+
+def plugin_format(head: bytes) -> str | None:
+    """AVIF, HEIF or JXL, if a file that begins so is one of them."""
+    if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
+        return "JXL"
+    if head[4:8] != b"ftyp":
+        return None
+    if head[8:12] in (b"avif", b"avis"):
+        return "AVIF"
+    return "HEIF" if head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1") else None
 
 
 def check_folder(folder: Path) -> None:
@@ -51,9 +128,7 @@ def write_picture(image: Image.Image, folder: Path, settings: dict[str, Any]) ->
     Returns:
         Path: where it is now.
     """
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
+    info = PngImagePlugin.PngInfo()
     info.add_text("Software", "TBAC-UniImage")
     info.add_text(CHUNK, json.dumps(settings))
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+import torch
 from PIL import Image
 
-from .inputs import check_images
+from .inputs import prepare_images
 
-ImageInput: TypeAlias = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]] | None
+# arrays are [height, width, channels], tensors [channels, height, width], or batches of these
+Picture: TypeAlias = Image.Image | np.ndarray | torch.Tensor
+ImageInput: TypeAlias = Picture | Sequence[Picture] | Sequence[Sequence[Picture]] | None
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def check_request(
         )
     images = group_images(image, None if isinstance(prompt, str) else len(prompts))
     if images is not None:
-        check_images(images, prompts)
+        images = prepare_images(images, prompts)
         if len({len(group) > 0 for group in images}) > 1 or not images[0]:
             raise ValueError("Some prompts come with an image and some without; make them two calls.")
     elif any(not text.strip() for text in prompts):
@@ -55,11 +59,13 @@ def check_request(
     return Request(prompts, negatives, images)
 
 
-def group_images(image: ImageInput, num_prompts: int | None) -> list[list[Image.Image]] | None:
+def group_images(image: ImageInput, num_prompts: int | None) -> list[list[Picture]] | None:
     """One list of images per prompt. ``num_prompts`` is None for a prompt that is no list."""
     if image is None:
         return None
-    if isinstance(image, Image.Image):
+    if isinstance(image, np.ndarray | torch.Tensor) and image.ndim == 4:
+        image = list(image)
+    if isinstance(image, Picture):
         return [[image]] * (num_prompts or 1)
     if isinstance(image, str) or not isinstance(image, Sequence):
         raise ValueError(f"The image is a {type(image).__name__}; give PIL images.")
@@ -69,7 +75,7 @@ def group_images(image: ImageInput, num_prompts: int | None) -> list[list[Image.
         raise ValueError(
             f"{len(image)} images were given for {num_prompts} prompts; give one for each prompt."
         )
-    return [[one] if isinstance(one, Image.Image) else list(one) for one in image]
+    return [[one] if isinstance(one, Picture) else list(one) for one in image]
 
 
 def check_size(height: int, width: int, factor: int) -> None:

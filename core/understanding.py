@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 from .checkpoints.naming import EMBEDDING, mllm_name
 from .checkpoints.weights import find_weights, read_tensors
 from .conditions import execution_device
-from .inputs import check_images
+from .inputs import prepare_images
 from .prompts import build_chat, control_token, encode_text
 from .versions import image_arguments, mend_positions
 
@@ -77,7 +77,7 @@ def check_question(
         raise ValueError("The question is empty; ask something.")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; give at least 1.")
-    check_images([images], [question])
+    prepare_images([images], [question])
     tokens = len(encode_text(tokenizer, question))
     if tokens > MAX_QUESTION_TOKENS:
         raise ValueError(f"The question has {tokens} tokens, {MAX_QUESTION_TOKENS} is the most; shorten it.")
@@ -115,7 +115,8 @@ def ask(
     inputs: dict[str, torch.Tensor] = {}
     counts: list[int] = []
     if images:
-        patches = image_processor(images=list(images), return_tensors="pt")
+        (pictures,) = prepare_images([images], [question])
+        patches = image_processor(images=pictures, return_tensors="pt")
         grid = patches["image_grid_thw"]
         counts = (grid.prod(-1) // image_processor.merge_size**2).tolist()
         inputs = {"pixel_values": patches["pixel_values"].to(device), "image_grid_thw": grid.to(device)}

@@ -29,26 +29,26 @@ def image_inputs(first_optional: bool) -> list[io.Input]:
 
 
 def to_pil(pixels: torch.Tensor) -> list[Image.Image]:
-    """ComfyUI pictures ``[batch, height, width, 3]`` in 0 … 1 as PIL images."""
-    from PIL import Image
+    """ComfyUI pictures ``[batch, height, width, 1, 3 or 4]`` in 0 … 1 as RGB; transparent parts are white."""
+    from ..core.rgb import from_array, to_rgb
 
     arrays = [(picture.clamp(0, 1) * 255).round().byte().cpu().numpy() for picture in pixels]
-    return [Image.fromarray(array) for array in arrays]
+    return [to_rgb(from_array(array)) for array in arrays]
 
 
 def input_pictures(*batches: torch.Tensor | None) -> list[Image.Image]:
-    """What is connected to the sockets of :func:`image_inputs`, without alpha.
+    """What is connected to the sockets of :func:`image_inputs`.
 
     Raises:
         ValueError: no picture, or one without pixels or with values that are no finite numbers.
     """
-    from ..core.editing import as_rgb, check_pictures
+    from ..core.editing import check_pictures
 
     pictures = []
     for number, batch in enumerate(batches, 1):
         if batch is not None:
             check_pictures("image" if number == 1 else f"image_{number}", batch)
-            pictures += to_pil(as_rgb(batch))
+            pictures += to_pil(batch)
     return pictures
 
 

@@ -221,10 +221,10 @@ def check_same_model(model: ModelPatcher, mllm: LadderMLLM, vae: LadderVAE) -> L
 
 def picture_groups(image: torch.Tensor, *further: torch.Tensor | None) -> list[list[Image.Image]]:
     """For every picture of the batch: itself and the further pictures. Raises ValueError for bad ones."""
-    from ..core.editing import as_rgb, check_pictures
+    from ..core.editing import check_pictures
 
     check_pictures("image", image)
-    groups = [[picture] for picture in to_pil(as_rgb(image))]
+    groups = [[picture] for picture in to_pil(image)]
     for number, batch in enumerate(further, 2):
         if batch is None:
             continue
@@ -235,7 +235,7 @@ def picture_groups(image: torch.Tensor, *further: torch.Tensor | None) -> list[l
                 f"{name} holds {len(batch)} pictures for {len(groups)} edits; give one for all, or one for "
                 "each."
             )
-        pictures = to_pil(as_rgb(batch))
+        pictures = to_pil(batch)
         for i, group in enumerate(groups):
             group.append(pictures[i % len(pictures)])
     return groups

@@ -37,6 +37,15 @@ def test_answers_equal_the_pipeline(nano):
         assert out.ui.as_dict() == {"text": (expected,)}
 
 
+def test_what_is_transparent_is_white(nano):
+    from tbac_uniimage.nodes.conditioning import input_pictures
+
+    black = torch.zeros(1, 20, 30, 4)
+    black[:, 5:, :, 3] = 0.2
+    (seen,) = input_pictures(black)
+    assert (seen.mode, seen.getpixel((2, 2)), seen.getpixel((2, 9))) == ("RGB", (255,) * 3, (204,) * 3)
+
+
 def test_the_answer_streams_and_each_text_continues_the_last(nano):
     texts = []
     answer = nano.mllm.ask([], QUESTION, 9, texts.append)

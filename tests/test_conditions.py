@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tbac_uniimage.core.conditions import LadderEncoder, fold_condition, unfold_condition
-from tbac_uniimage.core.inputs import check_images
+from tbac_uniimage.core.inputs import prepare_images
 from tbac_uniimage.core.prompts import pad_left
 from tbac_uniimage.core.rope import rope_positions
 from tbac_uniimage.core.versions import MISPLACES_PICTURES, image_arguments
@@ -140,4 +140,4 @@ def test_unfold_refuses_another_model():
 )
 def test_bad_images(images, prompts, words):
     with pytest.raises(ValueError, match=words):
-        check_images(images, prompts)
+        prepare_images(images, prompts)

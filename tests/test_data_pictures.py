@@ -63,7 +63,7 @@ REFUSED = {
     "gif": saved(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]),
     "webp": saved(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:]),
     "apng": saved(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:]),
-    "float": saved(Image.new("F", (20, 20), 0.5), "TIFF"),
+    "float": saved(Image.new("F", (20, 20), -0.5), "TIFF"),
     "32 bits": saved(Image.new("I", (20, 20), 1_000_000), "TIFF"),
     "postscript": saved(Image.new("RGB", (20, 20)), "EPS"),
 }

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from ...core.checkpoints import LadderParts
+from ...core.pictures import read_picture
 from ...core.pipeline import LadderPipeline
 from ..data.samples import TrainBatch
 from ..recipe.recipe import Recipe
@@ -47,12 +48,10 @@ def read_requests(settings: ValidationSettings) -> list[Request]:
     requests = [Request(prompt) for prompt in settings.prompts]
     for edit in settings.edits:
         try:
-            with Image.open(Path(edit.image).expanduser()) as image:
-                requests.append(Request(edit.instruction, ImageOps.exif_transpose(image).convert("RGB")))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(
-                f"The validation picture {edit.image} cannot be read ({error}); give a PNG, JPEG or WebP."
-            ) from error
+            picture = read_picture(Path(edit.image).expanduser())
+        except ValueError as error:
+            raise ValueError(f"The validation picture {edit.image} cannot be read: {error}") from error
+        requests.append(Request(edit.instruction, picture))
     return requests
 
 
