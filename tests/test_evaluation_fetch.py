@@ -285,6 +285,25 @@ def test_no_network_says_how_to_go_on(tmp_path, monkeypatch):
         fetch.fetch(made_up(pinned()), tmp_path / "cache")
 
 
+def test_an_archive_of_the_hub_is_unpacked_as_far_as_needed(tmp_path, monkeypatch):
+    """The hub's client keeps a file in a folder that bears its commit."""
+    snapshot = tmp_path / "snapshots" / ("e" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "all.tar").write_bytes(packed(FILES | {"names/deep/x.txt": b"x"}, top=""))
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download",
+        lambda **words: asked.append(words) or str(snapshot / words["filename"]),
+    )
+    source = pinned(repo="hub:somebody/pictures", commit="", archive="all.tar")
+    assert download.download(source, tmp_path / "root") == "e" * 40
+    assert sorted(
+        p.relative_to(tmp_path / "root").as_posix() for p in (tmp_path / "root").rglob("*.*")
+    ) == sorted(FILES)
+    wanted = {"repo_id": "somebody/pictures", "repo_type": "dataset", "revision": None, "filename": "all.tar"}
+    assert asked == [wanted]
+
+
 # hashes
 
 

@@ -30,24 +30,25 @@ def download(source: Source, root: Path) -> str:
             return source.commit
         return from_hub(source, name, root)
     except (URLError, OSError, tarfile.TarError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{named(source)} cannot be fetched ({error}); fetch it where there is a network and give the "
+            f"{named(source)} cannot be fetched ({reason}); fetch it where there is a network and give the "
             "checkout with --from DIR."
         ) from error
 
 
 def from_hub(source: Source, name: str, root: Path) -> str:
     """Files of a data set, or those in its archive. Returns the commit that was read."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
-    commit = source.commit or HfApi().dataset_info(name).sha
-    wanted = {"repo_id": name, "repo_type": "dataset", "revision": commit}
+    wanted = {"repo_id": name, "repo_type": "dataset", "revision": source.commit or None}
     if source.archive:
-        with open(hf_hub_download(filename=source.archive, **wanted), "rb") as archive:
+        path = Path(hf_hub_download(filename=source.archive, **wanted))
+        with open(path, "rb") as archive:
             unpack(archive, source, root)
-    else:
-        snapshot_download(allow_patterns=[file.path for file in source.files], local_dir=root, **wanted)
-    return commit
+        return path.parent.name  # the hub's cache has a folder a commit
+    snapshot_download(allow_patterns=[file.path for file in source.files], local_dir=root, **wanted)
+    return source.commit
 
 
 def unpack(stream: IO[bytes], source: Source, root: Path, strip: int = 0) -> None:
