@@ -336,6 +336,18 @@ NAMES = st.text("ab*.", min_size=1, max_size=4).filter(lambda name: name.strip("
 @given(st.lists(NAMES, min_size=1, max_size=4))
 def test_a_pattern_never_reaches_into_other_folders(parts):
     path = "/".join(parts)
-    assert hashes.matches(path, "/".join("*" for _ in parts))
+    assert hashes.matches(path, "/".join("*" for _ in parts)) and hashes.matches(path, path)
     assert not hashes.matches(path, "/".join("*" for _ in [*parts, ""]))
-    assert hashes.matches(path, "**/*") and hashes.matches(f"more/{path}", f"**/{path.replace('*', '?')}")
+    for folders in ("", "more/", "much/more/"):
+        assert hashes.matches(f"top/{folders}{path}", "top/**/*")
+        assert hashes.matches(f"{folders}{path}", f"**/{path}")
+    assert not hashes.matches(f"other/{path}", "top/**/*")
+
+
+def test_patterns_find_the_files_that_they_match(checkout):
+    """What is looked for in a folder is what is taken from an archive."""
+    every = [p.relative_to(checkout).as_posix() for p in checkout.rglob("*") if p.is_file()]
+    for pattern in ("names/*.txt", "**/*.txt", "names/**/*", "*", "README.md", "none/*"):
+        assert hashes.found(checkout, File(pattern, "")) == sorted(
+            p for p in every if hashes.matches(p, pattern)
+        )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from .benchmark import File, Source
 
@@ -13,11 +13,9 @@ BLOCK = 1 << 20
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Whether a path in a repository is meant, part by part; a leading ``**`` stands for any folders."""
-    parts, wanted = PurePosixPath(path).parts, PurePosixPath(pattern).parts
-    if wanted[0] == "**":
-        parts, wanted = parts[-len(wanted) + 1 :], wanted[1:]
-    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+    """Whether a path in a repository is meant: ``*`` stands for letters of a name, ``**/`` for folders."""
+    parts = (re.escape(part).replace(r"\*", "[^/]*") for part in pattern.split("**/"))
+    return re.fullmatch("(?:.*/)?".join(parts), path) is not None
 
 
 def found(root: Path, file: File) -> list[str]:

@@ -42,7 +42,9 @@ CODE = Source(
     None,
     size=157_817,
 )
-PICTURES = Source("hub:sysuyy/ImgEdit", "", (File(f"{SOURCES}/*/*", "", 171),), None, archive="Benchmark.tar")
+PICTURES = Source(
+    "hub:sysuyy/ImgEdit", "", (File(f"{SOURCES}/**/*", "", 171),), None, archive="Benchmark.tar"
+)
 
 
 def read_published(text: str) -> float:
