@@ -100,6 +100,7 @@ def running_server(
     Raises:
         RuntimeError: the server ended, or was not ready in time; the message holds the end of its log.
     """
+    mounted = mounted or comfy_tree.mount_pack(tree, mounted=folder / "mounted")  # servers run side by side
     places = {name: folder / name for name in ("input", "output", "temp", "user")}
     for place in places.values():
         place.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,7 @@ def test_number_of_processes_does_not_matter(tmp_path, data, reference, world, p
     settings = recipe(tmp_path / "run", data)
     settings["train"] |= {"ema": 0.9, "parallel": parallel}
     train(settings, world)
+    assert writers(tmp_path / "run") == world
     assert_same_run(tmp_path / "run", reference)
 
 
@@ -110,6 +111,11 @@ def test_killed_again_and_again(tmp_path, data):
     assert reached == sorted(reached) and len(set(reached)) > 5
     assert finish(start([path], output)) == [0], output.read_text()
     assert_same_run(tmp_path / "run", tmp_path / "uninterrupted")
+
+
+def writers(run: Path) -> int:
+    """Processes that wrote the last checkpoint of a run: each writes a share of the tensors into shards of its own."""
+    return len({path.name for path in (run / "last").glob("shard-*.safetensors")})
 
 
 def logged(run: Path) -> int:
@@ -169,16 +175,17 @@ def test_a_torn_checkpoint_is_passed_over_by_name(tmp_path, data, reference):
 
 @pytest.mark.slow
 def test_accelerate_launches_it(tmp_path, data, reference):
-    """The documented command, in two real processes."""
+    """The documented command, in two real processes: `--cpu` would start one, whatever their number."""
     settings = recipe(tmp_path / "run", data)
     settings["train"] |= {"ema": 0.9}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--main_process_port", str(free_port())]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["-m", "tbac_uniimage.training.train", str(write_recipe(settings)), "log.tensorboard=true"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=LIMIT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=environment)
     assert result.returncode == 0, result.stderr
+    assert writers(tmp_path / "run") == 2
     assert_same_run(tmp_path / "run", reference)
     assert any((tmp_path / "run" / "tensorboard").iterdir())
 
