@@ -1,6 +1,7 @@
 # make demo     run two graphs headless in real ComfyUI; the pictures land in out/
 # make comfyui  open ComfyUI with this pack for a browser
-# make test     lint and every test
+# make test     lint, parity, every fast test, one graph in real ComfyUI and in a real browser (minutes)
+# make test-all every test (a quarter of an hour on two cores)
 # make score    the embedded model on held-out scenes, with chance and ceilings; fetches the drawings (needs npm)
 # make nano     the embedded model again from nothing, most of a day on two cores (needs npm); goes on where it was
 # make versions parity and core's tests at the ends of the supported transformers and diffusers (5 minutes)
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: setup demo comfyui test versions nano score clean
+.PHONY: setup demo comfyui test test-all lint versions nano score clean
 
 setup:
 	$(PYTHON) scripts/setup_env.py
@@ -21,10 +22,19 @@ demo: setup
 comfyui: setup
 	$(RUN) scripts/open_comfyui.py
 
-test: setup
+lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	OMP_NUM_THREADS=1 $(RUN) -m pytest
+
+# the models in the tests are so small that threads only get in each other's way: tests run side by side instead,
+# those of a file in one process, which shares its servers and models
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test: lint
+	$(PYTEST) -m "not slow or smoke"
+
+test-all: lint
+	$(PYTEST)
 
 versions: setup
 	$(RUN) scripts/parity_versions.py

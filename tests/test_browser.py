@@ -101,7 +101,9 @@ def test_dialog_shows_every_template_with_its_picture(page):
     comfy_browser.wait_until_ready(page)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.smoke] if n == "text_to_image" else []) for n in NAMES]
+)
 def test_template_runs_from_the_dialog(page, server, name):
     import comfy_browser
 

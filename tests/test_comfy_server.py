@@ -79,6 +79,7 @@ def assert_same_picture(found: np.ndarray, expected: Image.Image) -> None:
     assert difference.max() <= 2
 
 
+@pytest.mark.smoke
 def test_text_to_image_equals_the_python_pipeline(server, nano):
     result = run(server, graph("text_to_image"))
     prompt = graph("text_to_image")["2"]["inputs"]["prompt"]

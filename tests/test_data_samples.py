@@ -386,7 +386,7 @@ def in_python(code: str) -> subprocess.CompletedProcess:
     """Run code that may import what lies beside this file."""
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     command, environment = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": path}
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120, env=environment)
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300, env=environment)
 
 
 @pytest.mark.slow

@@ -232,7 +232,7 @@ def test_values_are_those_of_every_machine_and_every_hash_seed():
             capture_output=True,
             text=True,
             check=True,
-            timeout=120,
+            timeout=300,
             env=os.environ | {"PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"},
         )
         assert run.stdout.splitlines() == RECORDED

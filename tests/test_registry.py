@@ -92,7 +92,7 @@ def run_cli(command: list[str], folder: Path, home: Path) -> subprocess.Complete
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -164,7 +164,7 @@ def planned(python: Path, *wanted: str) -> set[str]:
         "-",
     ]
     answer = subprocess.run(
-        [*command, *wanted], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+        [*command, *wanted], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
     )
     if answer.returncode:
         pytest.skip(f"no package index: {answer.stderr[-300:]}")

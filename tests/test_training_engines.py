@@ -34,6 +34,14 @@ def settings_of(tmp_path: Path, data: list[Path], name: str = "run", **changes: 
     return settings
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, data) -> list[float]:
+    """Losses of the run that has no options."""
+    folder = tmp_path_factory.mktemp("plain")
+    train(settings_of(folder, data))
+    return losses(folder / "run")
+
+
 @pytest.mark.slow
 def test_lora_trains_and_exports_only_itself(tmp_path, data):
     settings = settings_of(tmp_path, data, parts="lora", lora={"rank": 4, "alpha": 8.0}, learning_rate=1e-2)
@@ -64,12 +72,11 @@ def test_lora_trains_and_exports_only_itself(tmp_path, data):
         ),
     ],
 )
-def test_options_leave_the_losses(tmp_path, data, changes, tolerance):
-    train(settings_of(tmp_path, data, "plain"))
+def test_options_leave_the_losses(tmp_path, data, plain, changes, tolerance):
     train(settings_of(tmp_path, data, **changes), world=2 if "parallel" in changes else 1)
-    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "plain"), rel=tolerance)
+    assert losses(tmp_path / "run") == pytest.approx(plain, rel=tolerance)
     if "precision" in changes:
-        assert losses(tmp_path / "run") != losses(tmp_path / "plain")
+        assert losses(tmp_path / "run") != plain
         stored = folders.stored(tmp_path / "run" / "last")
         assert {info.dtype for name, info in stored.items() if name.startswith("trained/")} == {"float32"}
 

@@ -89,32 +89,32 @@ def test_number_of_processes_does_not_matter(tmp_path, data, reference, world, p
 
 @pytest.mark.slow
 def test_killed_again_and_again(tmp_path, data):
-    """SIGKILL at random moments, 20 times, then to the end: the same losses as in one go."""
+    """SIGKILL at random moments, 12 times, then to the end: the same losses as in one go."""
     settings = recipe(tmp_path / "run", data, checkpoint={"every": 1})
-    settings["train"] |= {"ema": 0.9, "steps": 26}
+    settings["train"] |= {"ema": 0.9, "steps": 18}
     train(settings | {"run": str(tmp_path / "uninterrupted")})
     path, output, random = write_recipe(settings), tmp_path / "log", Random(5)
     reached = []
-    for kill in range(20):
+    for kill in range(12):
         (process,) = start([path], output)
         # some are killed while they start, some in the middle of a step, some while they save; every fourth
         # comes on, however slow the machine is
         goal, delay = random.randint(0, kill + 1), random.uniform(0, 0.3)
         if kill % 4 == 3:
-            goal = min(progress(tmp_path / "run") + 2, 20)
+            goal = min(progress(tmp_path / "run") + 2, 12)
         wait_until(lambda goal=goal: logged(tmp_path / "run") >= goal, [process], output)
         process.join(delay)
         assert process.exitcode is None, output.read_text()
         process.kill()
         process.join(LIMIT)
         reached.append(progress(tmp_path / "run"))
-    assert reached == sorted(reached) and len(set(reached)) > 5
+    assert reached == sorted(reached) and len(set(reached)) > 3
     assert finish(start([path], output)) == [0], output.read_text()
     assert_same_run(tmp_path / "run", tmp_path / "uninterrupted")
 
 
 def writers(run: Path) -> int:
-    """Processes that wrote the last checkpoint of a run: each writes a share of the tensors into shards of its own."""
+    """Processes that wrote the last checkpoint of a run: each writes a share of the tensors."""
     return len({path.name for path in (run / "last").glob("shard-*.safetensors")})
 
 
