@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from nano_drawings import drawings  # noqa: F401  a fixture
+from nano_drawings import drawings, needs_art  # noqa: F401  a fixture
 from PIL import Image
 from tbac_uniimage.shell.main import main
 from tbac_uniimage.training.nano.domain import art
@@ -25,6 +26,7 @@ from tbac_uniimage.training.nano.score import (
     drawing,
     intervals,
     judging,
+    reader,
     rows,
     sheet,
     store,
@@ -445,6 +447,50 @@ def test_sheets_frame_mark_and_name(small, tmp_path):
     assert edit.picture.shape == (64, 3 * 64 + 2 * sheet.BETWEEN, 3) and edit.seen == ""
     assert sheet.missing(part["dense"].cases[0].asked, NOTHING).startswith("1")
     assert sheet.group_sheet(part, "draw").width == sheet.WIDTH
+
+
+# --- the second reader
+
+
+def test_a_second_reader_reads_the_models_pictures_and_true_ones(small, tmp_path, monkeypatch):
+    """It reads every word but that of the first case; the model draws the next case's."""
+    first, *_ = own = cases.collect("text", [0], 8)
+    known = {render(case.wanted).tobytes(): case.wanted.word.letters for case in own}
+    known[render(first.wanted).tobytes()] = ""
+    model = artist(next_case(8))
+    part = small(tmp_path, model, ["text"])["text"]
+    assert "text: words, RapidOCR" not in {row.name for row in rows.make_rows({"text": part})}
+    judging.read_words(part, lambda picture: known[picture.tobytes()], lambda pictures: pictures[::-1])
+    [read] = [row for row in rows.make_rows({"text": part}) if row.name == "text: words, RapidOCR"]
+    letters = [case.wanted.word.letters for case in own]
+    drawn = ["" if i == 7 else letters[i + 1] for i in range(8)]  # the last draws the first one's
+    assert read.main.value == sum(a == b for a, b in zip(drawn, letters, strict=True)) / 8
+    assert read.main.beside["truth"] == 7 / 8
+    backwards = [known[render(case.wanted).tobytes()] for case in own][::-1]
+    assert read.main.beside["rebuilt"] == sum(a == b for a, b in zip(backwards, letters, strict=True)) / 8
+    assert set(read.main.beside) == {"truth", "rebuilt"}
+
+
+def test_letters_are_read_from_the_left_and_signs_left_out():
+    assert reader.in_order([(40.0, "l-o!"), (3.0, "HE L"), (90.5, "十")]) == "HELLO"
+    assert reader.in_order([]) == ""
+
+
+def test_without_rapidocr_the_score_says_how_to_get_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
+    assert main(["score", "--ocr", "--only", "single"]) == 2
+    said = "--ocr needs RapidOCR; install it with `pip install rapidocr-onnxruntime`"
+    assert said in capsys.readouterr().err
+
+
+@needs_art
+def test_rapidocr_reads_most_words_at_either_size():
+    pytest.importorskip("rapidocr_onnxruntime")
+    read = reader.load()
+    own = cases.collect("text", [0], 8)
+    for size in (64, 128):
+        right = [read(render(case.wanted, size)) == case.wanted.word.letters for case in own]
+        assert sum(right) >= 6
 
 
 # --- the command

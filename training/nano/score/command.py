@@ -15,8 +15,9 @@ from ..domain import art
 from ..judge import detector
 from ..judge.pictures import see
 from . import cases as asked
-from . import drawing, store, table
-from .judging import Judged, See, judge_answers, judge_pictures
+from . import drawing, reader, store, table
+from .judging import Judged, See, judge_answers, judge_pictures, read_words
+from .reader import Reader
 from .rows import Row, make_rows
 from .sheet import group_sheet, kind_sheet, passed, tell
 
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--edit-guidance", type=float, default=2.0, metavar="X", help="of instructions (default %(default)s)")
     add("--image-guidance", type=float, default=2.0, metavar="X", help="of sources (default %(default)s)")
     add("--batch", type=int, default=32, metavar="N", help="pictures at once (default %(default)s)")
+    add("--ocr", action="store_true", help="let RapidOCR read the words too, if it is installed")
     add("--device", help="default: cuda if it is there, else cpu")
     add("--json", type=Path, metavar="FILE", help="also write the figures here")
     add(
@@ -120,12 +122,14 @@ def score(
     model: drawing.Model,
     look: See,
     with_art: bool = True,
+    read: Reader | None = None,
 ) -> dict[str, Judged]:
     """Draw and judge every kind; writes pictures, verdicts and a sheet of each as it goes.
 
     Args:
         look: the judge's eye: pictures to scenes.
         with_art: whether true pictures can be drawn to stand beside the model's.
+        read: a second reader of words.
     """
     judged: dict[str, Judged] = {}
     for kind in kinds:
@@ -137,6 +141,8 @@ def score(
             copies = options.pictures if group == "draw" else options.edit_pictures
             shown = store.pictures(folder, cases, copies, model, options.batch)
             part = judge_pictures(cases, shown, look, model.rebuild if with_art else None)
+            if kind == "text" and read:
+                read_words(part, read, model.rebuild)
         judged[kind] = part
         store.write_lines(folder / "verdicts" / f"{kind}.jsonl", lines(kind, part, folder))
         if with_art or group == "draw":
@@ -165,12 +171,13 @@ def run(options: argparse.Namespace) -> list[Row]:
     check(options)
     kinds, with_art = choose_kinds(options)
     eye = detector.load(options.judge)
+    read = reader.load() if options.ocr else None
     settings = settings_of(options)
     folder = options.out or default_folder(settings)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = drawing.from_pipeline(drawing.load(options.model, device), options)
     store.claim(folder, settings)
-    judged = score(kinds, options, folder, model, lambda pictures: see(eye, pictures), with_art)
+    judged = score(kinds, options, folder, model, lambda pictures: see(eye, pictures), with_art, read)
     rows = make_rows(judged)
     write(rows, judged, options, settings, folder, with_art)
     return rows

@@ -141,6 +141,29 @@ def beside(
     return {view: [[one] for one in verdicts] for view, verdicts in single.items()}
 
 
+def read_words(
+    part: Judged, read: Callable[[np.ndarray], str], rebuild: Callable[[Pictures], Pictures]
+) -> None:
+    """Add a second reader's verdicts to those on words: 1 where it reads the word that was asked for.
+
+    Args:
+        part: of the kind "text"; the model's pictures are read and, where they were judged, true ones and
+            these rebuilt.
+        read: a picture to letters.
+        rebuild: the model's autoencoder.
+    """
+    looked_at = [(part.model, part.shown)]
+    if "truth" in part.views:
+        size = len(part.shown[0][0])
+        true = [render(case.wanted, size) for case in part.cases]
+        for view, pictures in (("truth", true), ("rebuilt", rebuild(true))):
+            looked_at.append((part.views[view], [[picture] for picture in pictures]))
+    for verdicts, pictures in looked_at:
+        for case, of_case, shown in zip(part.cases, verdicts, pictures, strict=True):
+            for one, picture in zip(of_case, shown, strict=True):
+                one["read"] = float(read(picture) == case.wanted.word.letters)
+
+
 def chance(cases: list[Case]) -> list[list[Verdict]]:
     """Every prompt against the scenes of the next ones, seen without error."""
     scenes = [case.wanted for case in cases]

@@ -130,10 +130,11 @@ def make_rows(judged: dict[str, Judged]) -> list[Row]:
             rows.append(row("draw", what, drawn, what))
     for kind, measures in {
         "dense": {"facts": "dense: stated facts", "whole": "dense: all of a text"},
-        "text": {"letters": "text: letters", "word": "text: whole words"},
+        "text": {"letters": "text: letters", "word": "text: whole words", "read": "text: words, RapidOCR"},
     }.items():
-        if kind in judged:
-            rows += [row("draw", name, [judged[kind]], measure) for measure, name in measures.items()]
+        for measure, name in measures.items():
+            if kind in judged and clusters([judged[kind]], measure):
+                rows.append(row("draw", name, [judged[kind]], measure))
     for group, names in NAMES.items():
         kinds = {kind: told for kind, told in GROUPS[group].items() if kind in judged}
         own = [row(group, names.get(told, told), [judged[kind]], "right") for kind, told in kinds.items()]

@@ -34,6 +34,8 @@ NOTES = (
     "source; so the mask tells where to draw.",
     "kept: how near to the exact result is what an edit must not touch (60 dB = equal); ceil.: the same of "
     "the exact result rebuilt by the autoencoder.",
+    "text: words, RapidOCR (with --ocr): whole words as a reader of print sees them, who has not seen this "
+    "font; truth is how well that reader reads it.",
     "The sprite-scene score speaks of these sprites only; it has the shape of GenEval and ImgEdit and is "
     "neither.",
 )
