@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +123,11 @@ class Graded:
 
     Attributes:
         tiles: a score per tile, 0 to 1.
-        categories: (category, score) of the questions that category scores are made of.
+        categories: sum and number of the scores that each fine category's score is made of.
     """
 
     tiles: tuple[float, ...]
-    categories: tuple[tuple[str, float], ...] = ()
+    categories: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -149,23 +149,35 @@ def grade(questions: Questions, tiles: Sequence[Mapping[int, float]], mode: str 
     """
     zeroed = [with_parents(questions, answers) for answers in tiles]
     counted = [tiles[-1]] if mode == AS_PUBLISHED else zeroed
-    return Graded(
-        tuple(sum(scores.values()) / len(scores) for scores in zeroed),
-        tuple((question.category, scores[n]) for scores in counted for n, question in questions.items()),
-    )
+    categories: dict[str, tuple[float, int]] = {}
+    for scores in counted:
+        for number, question in questions.items():
+            add(categories, question.category, scores[number], 1)
+    return Graded(tuple(sum(scores.values()) / len(scores) for scores in zeroed), categories)
 
 
 def totals(graded: Iterable[Graded]) -> dict[str, float]:
     """Percent: ``overall``, then coarse and fine categories, as "entity" and "entity - whole"."""
     graded = list(graded)
-    fine: dict[str, list[float]] = {}
-    coarse: dict[str, list[float]] = {}
+    fine: dict[str, tuple[float, int]] = {}
+    coarse: dict[str, tuple[float, int]] = {}
     for picture in graded:
-        for category, score in picture.categories:
-            fine.setdefault(category, []).append(score)
-            coarse.setdefault(category.split("-")[0].strip(), []).append(score)
-    means = {"overall": [picture.mean for picture in graded]} | coarse | dict(sorted(fine.items()))
-    return {name: 100 * sum(scores) / len(scores) for name, scores in means.items() if scores}
+        for category, (total, count) in picture.categories.items():
+            add(fine, category, total, count)
+    for category, (total, count) in fine.items():
+        add(coarse, category.split("-")[0].strip(), total, count)
+    sums = (
+        {"overall": (sum(picture.mean for picture in graded), len(graded))}
+        | coarse
+        | dict(sorted(fine.items()))
+    )
+    return {name: 100 * total / count for name, (total, count) in sums.items() if count}
+
+
+def add(sums: dict[str, tuple[float, int]], name: str, total: float, count: int) -> None:
+    """Add to a sum and its number."""
+    before = sums.get(name, (0.0, 0))
+    sums[name] = (before[0] + total, before[1] + count)
 
 
 @dataclass(frozen=True)
