@@ -213,6 +213,10 @@ def test_dpg_takes_both_official_files(dpg_bench, tmp_path):
         benchmark, items, checkout, answers(*benchmark.imported(results, items)), "mPLUG"
     )
     assert values(found) == {"overall": 43.75} and found.name == "dpg (modified)"
+    with pytest.raises(ValueError, match="1 of 3 items lack answers"):  # tiles cannot be corrected
+        scoring.score(
+            benchmark, items, checkout, answers(*benchmark.imported(results, items)), "mPLUG", CORRECTED
+        )
     boxes = [(0, 0, 64, 64), (64, 0, 128, 64), (0, 64, 64, 128), (64, 64, 128, 128)]
     questions = {name: [row[4] for row in TABLE if row[0] == name] for name in ("beta", "gamma")}
     written = [
@@ -224,6 +228,12 @@ def test_dpg_takes_both_official_files(dpg_bench, tmp_path):
     detail.write_text("\n".join(written) + "\n")
     found, _ = scoring.score(benchmark, items, checkout, answers(*benchmark.imported(detail, items)), "mPLUG")
     assert values(found)["overall"] == 43.75 and values(found)["entity"] == pytest.approx(100 * 2 / 3)
+    with pytest.raises(
+        ValueError, match=r"1 of 3 items lack answers \(alpha\)"
+    ):  # nobody asked its first question
+        scoring.score(
+            benchmark, items, checkout, answers(*benchmark.imported(detail, items)), "mPLUG", CORRECTED
+        )
     detail.write_text(written[0])
     with pytest.raises(ValueError, match="1 answers for gamma, which has 2 questions"):
         benchmark.imported(detail, items)

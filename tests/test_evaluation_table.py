@@ -56,7 +56,7 @@ def test_results_are_imported_scored_and_told(judged, capsys):
     assert [row["good"] for row in stored["rows"]] == [1.0, 0.75, 0.5, 0.25] and stored["rows"][1][
         "asked"
     ] == "edit 1"
-    call(score, "imgedit", "--out", judged / "model", "--sets", judged / "sets", "--mode", "as published")
+    call(score, "imgedit", "--out", judged / "model", "--sets", judged / "sets")
     out = capsys.readouterr().out
     assert (
         "judged by gpt-4.1: 4 of 4 items, 0 of 4 answers unreadable" in out and "overall  3.50 ± 0.5" in out

@@ -29,9 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="results of the official scorer, imported under --judge or the name of the published judge",
     )
     parser.add_argument(
-        "--mode", metavar="MODE", help='"as published" or "corrected" (default: all of the set)'
-    )
-    parser.add_argument(
         "--partial", action="store_true", help="take what is there, without an overall figure"
     )
     fetch.add_cache(parser)
@@ -51,10 +48,9 @@ def run(options: argparse.Namespace) -> None:
         found = {options.judge: found[options.judge]}
     elif options.results:
         found = {benchmark.official: found[benchmark.official]}
-    modes = [options.mode] if options.mode else list(benchmark.modes)
     for judge, folder in found.items():
-        scores = scored(benchmark, items, checkout, folder, judge, modes, options.partial)
-        print("\n\n".join(map(told, scores)), end="\n\n")
+        scores, unable = scored(benchmark, items, checkout, folder, judge, options.partial)
+        print("\n\n".join([*map(told, scores), *unable]), end="\n\n")
 
 
 def scored(
@@ -63,18 +59,33 @@ def scored(
     checkout: Checkout,
     folder: Path,
     judge: str,
-    modes: Sequence[str],
     partial: bool = False,
-) -> list[Score]:
-    """Score what one judge said in some modes, and write ``score.json``; a partial score is not written.
+) -> tuple[list[Score], list[str]]:
+    """Score what one judge said in every mode, and write ``score.json``; a partial score is not written.
+
+    Args:
+        benchmark, items, checkout: the set.
+        folder: of the judge.
+        judge: its name.
+        partial: as of :func:`~.scoring.score`.
+
+    Returns:
+        The scores, and a sentence for each mode that the answers do not suffice for.
 
     Raises:
-        ValueError: as :func:`~.scoring.score`.
+        ValueError: as :func:`~.scoring.score`, "as published".
     """
     from .scoring import score
 
     answers = folders.read_answers(folder / folders.ANSWERS)
-    results = [score(benchmark, items, checkout, answers, judge, mode, partial) for mode in modes]
+    first, *others = benchmark.modes
+    results = [score(benchmark, items, checkout, answers, judge, first, partial)]
+    unable = []
+    for other in others:
+        try:
+            results.append(score(benchmark, items, checkout, answers, judge, other, partial))
+        except ValueError as error:
+            unable.append(f"{benchmark.name}, {other}: {error}")
     if not partial:
         content = {
             "scores": [found.json() for found, _ in results],
@@ -84,7 +95,7 @@ def scored(
             ],
         }
         folders.write_json(folder / folders.SCORE, content)
-    return [found for found, _ in results]
+    return [found for found, _ in results], unable
 
 
 def imported(benchmark: Benchmark, items: Sequence[Item], path: Path, out: Path, judge: str) -> Path:

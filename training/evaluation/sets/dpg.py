@@ -256,7 +256,8 @@ class DPG(Benchmark):
         for item in items:
             whole = verdicts.get(item.pictures[0].path)
             if whole is not None:
-                rows.append(self.row(item, Graded(tuple(whole["tiles"])), ""))
+                if mode == AS_PUBLISHED:  # what was lost on the way to a tile's score cannot be brought back
+                    rows.append(self.row(item, Graded(tuple(whole["tiles"])), ""))
                 continue
             questions = item.data[mode]
             tiles = [
