@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
-from .compat import schema
+from .compat import Schema
 from .conditioning import check_mllm, image_inputs, input_pictures
 from .display import text_display
 from .limits import check, problem
@@ -24,7 +24,7 @@ class LadderAsk(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return schema(
+        return Schema(
             node_id="TBACUniImageAsk",
             display_name="Ask (TBAC-UniImage)",
             category="TBAC-UniImage",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.ops
 import comfy.sd
 import torch
 from diffusers import AutoencoderDC
 
 from ..core.editing import as_rgb, check_pictures
-from .offload import cast_parameters, manage_strays, use_comfy_ops
+from .offload import cast_parameters, make_patcher, use_comfy_ops
 
 ENCODE_VALUES, DECODE_VALUES = 920, 860  # that the released size holds for each pixel at its peak
 
@@ -34,7 +33,9 @@ class PlainAutoencoderDC(AutoencoderDC):
 class LadderVAE(comfy.sd.VAE):
     """ComfyUI's VAE around a loaded AutoencoderDC, which it changes in place."""
 
-    def __init__(self, autoencoder: AutoencoderDC, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, autoencoder: AutoencoderDC, dtype: torch.dtype | None = None, disable_dynamic: bool = False
+    ) -> None:
         management = comfy.model_management
         silenced = logging.root.manager.disable
         logging.disable(logging.WARNING)  # the parent, given no weights, sets its attributes and warns
@@ -58,10 +59,9 @@ class LadderVAE(comfy.sd.VAE):
         use_comfy_ops(autoencoder, comfy.ops.disable_weight_init)
         autoencoder.__class__ = PlainAutoencoderDC
         self.first_stage_model = autoencoder
-        self.patcher = comfy.model_patcher.ModelPatcher(
-            autoencoder, load_device=self.device, offload_device=management.vae_offload_device()
+        self.patcher = make_patcher(
+            autoencoder, self.device, management.vae_offload_device(), disable_dynamic
         )
-        manage_strays(self.patcher)
         self.model_size()
 
     def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:

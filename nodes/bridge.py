@@ -8,7 +8,7 @@ import comfy.model_management
 import comfy.model_patcher
 import torch
 
-from ..core.checkpoints import FileWatch, load_parts, own_weights
+from ..core.checkpoints import FileWatch, LadderParts, load_parts, own_weights
 from .autoencoder import LadderVAE, fit_latent_rgb
 from .diffusion import LadderLatentFormat, make_model
 from .mllm import LadderMLLM, LatentSize
@@ -44,8 +44,8 @@ def load_for_comfy(
     """
     dtype = TORCH_DTYPES[weight_dtype]
     computed = dtype if dtype in COMPUTED_IN else None
-    watch = FileWatch(path, *([] if transformer_file is None else [transformer_file]))
-    parts = load_parts(path, transformer_file=transformer_file)
+    files = (path, transformer_file)
+    parts, watch = read_parts(*files)
     own_weights(parts.vae, watch, computed)
     own_weights(parts.transformer, watch, computed)
     own_weights(parts.mllm, watch, computed)
@@ -63,7 +63,40 @@ def load_for_comfy(
     scale = parts.vae.config.scaling_factor
     latent_format = LadderLatentFormat(size, scale, fit_latent_rgb(vae, scale))
     mllm = LadderMLLM(parts, computed, size, layers)
-    return make_model(parts.transformer, latent_format, dtype), mllm, vae
+    model = make_model(parts.transformer, latent_format, dtype)
+    # how ComfyUI gets a copy of its own, without dynamic VRAM or for another GPU
+    model.cached_patcher_init = (reload_model, (*files, dtype, latent_format))
+    vae.patcher.cached_patcher_init = (reload_vae, (*files, dtype))
+    return model, mllm, vae
+
+
+def read_parts(path: Path, transformer_file: Path | None) -> tuple[LadderParts, FileWatch]:
+    """The parts as views onto their files, and what tells whether these change meanwhile."""
+    watch = FileWatch(path, *([] if transformer_file is None else [transformer_file]))
+    return load_parts(path, transformer_file=transformer_file), watch
+
+
+def reload_model(
+    path: Path,
+    transformer_file: Path | None,
+    dtype: torch.dtype | None,
+    latent_format: LadderLatentFormat,
+    disable_dynamic: bool = False,
+) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of :func:`load_for_comfy` once more, with weights of its own."""
+    parts, watch = read_parts(path, transformer_file)
+    own_weights(parts.transformer, watch, dtype if dtype in COMPUTED_IN else None)
+    return make_model(parts.transformer, latent_format, dtype, disable_dynamic)
+
+
+def reload_vae(
+    path: Path, transformer_file: Path | None, dtype: torch.dtype | None, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """The patcher of its VAE once more."""
+    parts, watch = read_parts(path, transformer_file)
+    dtype = dtype if dtype in COMPUTED_IN else None
+    own_weights(parts.vae, watch, dtype)
+    return LadderVAE(parts.vae, dtype, disable_dynamic).patcher
 
 
 def layer_dtype(module: torch.nn.Module) -> torch.dtype:

@@ -13,7 +13,10 @@ ADVANCED: dict[str, Any] = (
 )
 
 
-def schema(**fields: Any) -> io.Schema:
-    """``io.Schema`` of those fields that this ComfyUI has, such as ``search_aliases`` from 0.11 on."""
+def Schema(**fields: Any) -> io.Schema:
+    """``io.Schema`` of those fields that this ComfyUI has, such as ``search_aliases`` from 0.11 on.
+
+    Named like a class because ComfyUI-Manager reads node ids out of source text, from calls of that name.
+    """
     known = inspect.signature(io.Schema).parameters
     return io.Schema(**{name: value for name, value in fields.items() if name in known})

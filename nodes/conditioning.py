@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .compat import schema
+from .compat import Schema
 from .limits import check, problem
 from .loading import MLLM
 
@@ -78,7 +78,7 @@ class LadderEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return schema(
+        return Schema(
             node_id="TBACUniImageEncode",
             display_name="Multi-Layer MLLM Encode",
             category="TBAC-UniImage",
@@ -145,7 +145,7 @@ class LadderImageEdit(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return schema(
+        return Schema(
             node_id="TBACUniImageEdit",
             display_name="Edit Conditions (TBAC-UniImage)",
             category="TBAC-UniImage",

@@ -16,7 +16,7 @@ from ..core.rungs import scale_rungs
 from ..core.schedulers import FLOW_SHIFT
 from ..core.transformer import LadderTransformer2DModel, Rungs
 from .mllm import LatentSize
-from .offload import cast_parameters, manage_strays, use_comfy_ops
+from .offload import cast_parameters, make_patcher, use_comfy_ops
 
 EXACT_TIMESTEP = "tbac_uniimage_timestep"
 RUNG_GAINS = "tbac_uniimage_gains"  # transformer option: a tuple of one gain per rung
@@ -59,10 +59,14 @@ class LadderDiT(LadderTransformer2DModel):
 
     While a sampler runs, what no step changes (each block's keys and values) is computed once per distinct
     context; ``rung_cache`` is None whenever weights may change under it.
+
+    ComfyUI compiles this module without guards on ``transformer_options``, so what the compiler reads from
+    them stays what it was at the first step: :meth:`forward` and :meth:`read_options` are kept from it.
     """
 
     rung_cache: list[tuple[torch.Tensor, Rungs]] | None = None
 
+    @torch.compiler.disable(recursive=False)
     def forward(
         self,
         x: torch.Tensor,
@@ -88,16 +92,27 @@ class LadderDiT(LadderTransformer2DModel):
         **_: object,
     ) -> torch.Tensor:
         """What :meth:`forward` does inside other packs' wrappers."""
+        timesteps, rungs = self.read_options(timesteps, context, control, transformer_options)
+        return super().forward(x, rungs, timesteps, return_dict=False)[0]
+
+    @torch.compiler.disable
+    def read_options(
+        self,
+        timesteps: torch.Tensor,
+        context: torch.Tensor,
+        control: dict | None,
+        transformer_options: dict,
+    ) -> tuple[torch.Tensor, Rungs]:
+        """Timesteps and rungs of a step, as its options want them."""
         refuse_patches(control, transformer_options)
         exact = transformer_options.get(EXACT_TIMESTEP)
         if exact is not None:
             timesteps = torch.full_like(timesteps, exact)
-        timesteps = timesteps * self.config.timestep_scale
         rungs = self.rungs_of(context)
         gains = transformer_options.get(RUNG_GAINS)
         if gains is not None:
             rungs = scale_rungs(rungs, gains)
-        return super().forward(x, rungs, timesteps, return_dict=False)[0]
+        return timesteps * self.config.timestep_scale, rungs
 
     def rungs_of(self, context: torch.Tensor) -> Rungs:
         """Rungs of a folded condition ``[batch, queries, layers * dim]``.
@@ -198,7 +213,10 @@ def can_compute(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def make_model(
-    transformer: LadderTransformer2DModel, latent_format: LadderLatentFormat, dtype: torch.dtype | None
+    transformer: LadderTransformer2DModel,
+    latent_format: LadderLatentFormat,
+    dtype: torch.dtype | None,
+    disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
     """Turn the core transformer, in place, into a MODEL.
 
@@ -206,6 +224,7 @@ def make_model(
         dtype: dtype of the weights; None lets ComfyUI choose for the device. In one that the model does not
             compute in (float16, which linear attention overflows, and float8) only the weights of linear and
             convolution layers are kept.
+        disable_dynamic: see :func:`.offload.make_patcher`.
     """
     management = comfy.model_management
     device, offload_device = management.get_torch_device(), management.unet_offload_device()
@@ -224,10 +243,8 @@ def make_model(
     cast_parameters(transformer.eval().requires_grad_(False), compute, layers=dtype)
     use_comfy_ops(transformer, config.custom_operations)
     transformer.__class__ = LadderDiT
-    patcher = comfy.model_patcher.ModelPatcher(
-        LadderModel(config, transformer, offload_device), load_device=device, offload_device=offload_device
-    )
-    manage_strays(patcher)
+    model = LadderModel(config, transformer, offload_device)
+    patcher = make_patcher(model, device, offload_device, disable_dynamic)
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "tbac_uniimage", prepare_run)
     remember_rungs_while_sampling(patcher)
     return patcher

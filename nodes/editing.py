@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from . import limits
-from .compat import schema
+from .compat import Schema
 from .conditioning import to_pil
 from .loading import MLLM
 from .sampling import guidance_input, latent_size, seed_input
@@ -38,7 +38,7 @@ class LadderEdit(io.ComfyNode):
             )
             for name in ("image_2", "image_3", "image_4")
         ]
-        return schema(
+        return Schema(
             node_id="TBACUniImageEditPicture",
             display_name="Image Edit (TBAC-UniImage)",
             category="TBAC-UniImage",

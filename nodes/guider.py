@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .compat import ADVANCED, schema
+from .compat import ADVANCED, Schema
 from .limits import problem
 from .sampling import gains_input, guidance_input, image_only_input, interval_inputs, interval_problem
 
@@ -27,7 +27,7 @@ class LadderGuider(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return schema(
+        return Schema(
             node_id="TBACUniImageGuider",
             display_name="Ladder Guider",
             category="TBAC-UniImage",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .compat import ADVANCED, schema
+from .compat import ADVANCED, Schema
 from .models import EMBEDDED, EMBEDDED_FOLDER, add_folders, base_of, find_models, missing, model_path, stamp
 
 __all__ = ["EMBEDDED", "EMBEDDED_FOLDER", "MLLM", "LadderLoadModel"]
@@ -23,7 +23,7 @@ class LadderLoadModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """The node's face."""
         found = list(find_models())
-        return schema(
+        return Schema(
             node_id="TBACUniImageLoadModel",
             display_name="Load Model (TBAC-UniImage)",
             category="TBAC-UniImage",

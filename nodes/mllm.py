@@ -20,7 +20,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from ..core.conditions import LadderEncoder, execution_device, fold_condition
 from ..core.requests import check_size
 from ..core.understanding import Answer, ask, check_question
-from .offload import cast_parameters, cast_when_used, manage_strays, use_comfy_ops
+from .offload import cast_parameters, cast_when_used, make_patcher, use_comfy_ops
 
 if TYPE_CHECKING:
     from ..core.checkpoints import LadderParts
@@ -129,12 +129,8 @@ class LadderMLLM:
         use_comfy_ops(module, comfy.ops.disable_weight_init)
         if layers is not None:
             cast_when_used(module["mllm"])
-        self.patcher = comfy.model_patcher.ModelPatcher(
-            module,
-            load_device=management.text_encoder_device(),
-            offload_device=management.text_encoder_offload_device(),
-        )
-        manage_strays(self.patcher)
+        devices = management.text_encoder_device(), management.text_encoder_offload_device()
+        self.patcher = make_patcher(module, *devices)
         keep_with(self.patcher, self.encoder.vision_cache)
         # in a partial load the first weights may lie elsewhere than the work is done
         place = SimpleNamespace(execution_device=self.patcher.load_device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.model_patcher
 import comfy.ops
 import comfy.utils
 import torch
@@ -99,6 +100,25 @@ def stray_parameters(root: torch.nn.Module) -> list[str]:
         if any(True for child in module.children() for _ in child.parameters())
         for name, _ in module.named_parameters(recurse=False)
     ]
+
+
+def make_patcher(
+    model: torch.nn.Module,
+    load_device: torch.device,
+    offload_device: torch.device,
+    disable_dynamic: bool = False,
+) -> ModelPatcher:
+    """A patcher of the class that ComfyUI manages models with just now.
+
+    Newer ComfyUI's main.py puts the class of its dynamic VRAM into ``CoreModelPatcher``, older has none.
+
+    Args:
+        disable_dynamic: the plain class all the same.
+    """
+    current = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
+    patcher = (ModelPatcher if disable_dynamic else current)(model, load_device, offload_device)
+    manage_strays(patcher)
+    return patcher
 
 
 def manage_strays(patcher: ModelPatcher) -> None:

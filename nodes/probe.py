@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
-from .compat import schema
+from .compat import Schema
 from .limits import check, problem
 from .sampling import guidance_input, image_only_input, seed_input
 
@@ -29,7 +29,7 @@ class LadderProbe(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return schema(
+        return Schema(
             node_id="TBACUniImageProbe",
             display_name="Ladder Probe",
             category="TBAC-UniImage",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
-from .compat import schema
+from .compat import Schema
 from .display import from_pil
 from .ladders import GAINS, gains_of, ladder_of, mix_conditioning, with_gains
 from .limits import check, problem
@@ -21,7 +21,7 @@ class LadderRungGains(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return schema(
+        return Schema(
             node_id="TBACUniImageRungGains",
             display_name="Rung Gains",
             category="TBAC-UniImage",
@@ -95,7 +95,7 @@ class LadderRungMix(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return schema(
+        return Schema(
             node_id="TBACUniImageRungMix",
             display_name="Rung Mix",
             category="TBAC-UniImage",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .compat import ADVANCED, schema
+from .compat import ADVANCED, Schema
 from .ladders import GAINS
 from .limits import check, problem
 
@@ -101,7 +101,7 @@ class LadderEmptyLatent(io.ComfyNode):
             for name in ("width", "height")
         ]
         batch = io.Int.Input("batch_size", default=1, min=1, max=256, tooltip="How many pictures to draw.")
-        return schema(
+        return Schema(
             node_id="TBACUniImageEmptyLatent",
             display_name="Empty Ladder Latent",
             category="TBAC-UniImage",
@@ -127,7 +127,7 @@ class LadderSampler(io.ComfyNode):
         """The node's face."""
         from comfy.samplers import KSampler
 
-        return schema(
+        return Schema(
             node_id="TBACUniImageSampler",
             display_name="Ladder Sampler",
             category="TBAC-UniImage",
@@ -269,7 +269,7 @@ class LadderScheduler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return schema(
+        return Schema(
             node_id="TBACUniImageScheduler",
             display_name="Ladder Scheduler",
             category="TBAC-UniImage",

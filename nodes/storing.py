@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import folder_paths
 from comfy_api.latest import io, ui
 
-from .compat import schema
+from .compat import Schema
 from .display import text_display
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class LadderSaveConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return schema(
+        return Schema(
             node_id="TBACUniImageSaveConditioning",
             display_name="Save Conditioning",
             category="TBAC-UniImage",
@@ -123,7 +123,7 @@ class LadderLoadConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        return schema(
+        return Schema(
             node_id="TBACUniImageLoadConditioning",
             display_name="Load Conditioning",
             category="TBAC-UniImage",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import os
@@ -58,6 +59,46 @@ def test_metadata_is_what_the_registry_reads():
     # one classifier that the registry does not know drops all of them
     known = re.findall(r'"((?:Operating System|Environment) ::[^"]*)"', text)
     assert known == ["Operating System :: OS Independent"]
+
+
+def ids_in(text: str) -> set[str]:
+    """Node ids by the rule of ComfyUI-Manager 2.0.13's scanner.py, which runs nothing.
+
+    A class counts if ``ComfyNode`` is among its bases as written; its id is the literal ``node_id`` of a call
+    named ``Schema`` in ``define_schema``, or else the name of the class.
+    """
+
+    def named(node: ast.expr, name: str) -> bool:
+        return getattr(node, "id", getattr(node, "attr", None)) == name
+
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.ClassDef) or not any(named(base, "ComfyNode") for base in node.bases):
+            continue
+        literals = [
+            keyword.value.value
+            for method in node.body
+            if isinstance(method, ast.FunctionDef) and method.name == "define_schema"
+            for call in ast.walk(method)
+            if isinstance(call, ast.Call) and named(call.func, "Schema")
+            for keyword in call.keywords
+            if keyword.arg == "node_id" and isinstance(keyword.value, ast.Constant)
+        ]
+        found.add(literals[0] if literals else node.name)
+    return found
+
+
+def test_the_managers_scanner_finds_our_nodes_and_no_others():
+    """It reads the whole repository, tests too; "install missing nodes" goes by what it found."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    files = [ROOT / name for name in listed.stdout.split()]
+    assert len(files) > 100
+    texts = [path.read_text(encoding="utf-8") for path in files if path.exists()]
+    found = [name for text in texts for name in ids_in(text)]
+    assert sorted(found) == sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))
+    assert not any(re.search(r"_CLASS_MAPPINGS\s*[\[=:.]", text) for text in texts), "nodes of the old kind"
 
 
 @pytest.fixture(scope="module")

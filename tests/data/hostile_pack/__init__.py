@@ -19,10 +19,11 @@ SHAPES = {
     "odd": (1, 37, 53, 3),
     "batch": (3, 24, 40, 3),
 }
+Node = io.ComfyNode  # by its own name, ComfyUI-Manager's scanner would list these as nodes of the pack
 VALUES = {"plain": None, "nan": math.nan, "infinite": math.inf, "beyond": 7.0, "negative": -3.0}
 
 
-class HostilePicture(io.ComfyNode):
+class HostilePicture(Node):
     """A picture of a strange shape or with strange values."""
 
     @classmethod
@@ -44,7 +45,7 @@ class HostilePicture(io.ComfyNode):
         return io.NodeOutput(picture, picture[..., 0])
 
 
-class HostileMemory(io.ComfyNode):
+class HostileMemory(Node):
     """Passes a model on; the next time it comes to a stage, memory runs out there once."""
 
     @classmethod
