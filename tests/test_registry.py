@@ -21,7 +21,7 @@ FLAGGED = re.compile(
     r"|marshal|b64decode|zlib\.decompress|\.(bind|connect)\(|import (requests|socket|httpx|aiohttp|pip)\b"
     r"|from (requests|socket|httpx|aiohttp|pip)\b|(pickle|torch|joblib)\.load\(|shell=True"
 )
-KINDS = {".py", ".md", ".json", ".toml", ".txt", ".png", ".jpg", ".safetensors", ".jinja", ""}
+KINDS = {".py", ".js", ".md", ".json", ".toml", ".txt", ".png", ".jpg", ".safetensors", ".jinja", ""}
 # what requirements.txt of ComfyUI 0.3.75 names (the tree of the tests comes without it)
 COMFYUI_NEEDS = [
     *("comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-embedded-docs", "torch", "torchsde"),
