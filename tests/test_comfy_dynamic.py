@@ -62,7 +62,7 @@ def dynamic(comfy, monkeypatch) -> type:
         buffers = patchers.comfy_aimdo.host_buffer
         monkeypatch.setattr(buffers, "HostBuffer", lambda *_: SimpleNamespace(size=0))
         monkeypatch.setattr(found, "_vbar_get", lambda *_, **__: None)
-        # it moves parameters beside submodules through .data, which cannot become meta: that is left to us here
+        # it moves parameters beside submodules through .data, which cannot become meta: here we do it alone
         listed = patchers.ModelPatcher._load_list
         monkeypatch.setattr(found, "_load_list", lambda self, **_: listed(self, for_dynamic=True))
     monkeypatch.setattr(patchers, "CoreModelPatcher", found, raising=False)
