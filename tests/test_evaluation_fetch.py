@@ -1,5 +1,6 @@
 """`evaluate fetch`: what is brought, what is checked, what is refused; nothing half-fetched stays."""
 
+import errno
 import hashlib
 import io
 import json
@@ -156,6 +157,21 @@ def test_the_digest_tells_the_prompts_apart(checkout, tmp_path):
     assert fetch.fetch(benchmark, tmp_path / "b", [checkout]).digest == first
     (checkout / "prompts/evaluation.jsonl").write_text(LINES + LINES)
     assert fetch.fetch(benchmark, tmp_path / "c", [checkout]).digest != first
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_what_is_there(checkout, tmp_path, monkeypatch):
+    benchmark = made_up(pinned())
+    before = fetch.fetch(benchmark, tmp_path / "cache", [checkout])
+
+    def full(source, target):
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(ValueError, match="geneval cannot be kept in .*No space left"):
+        fetch.fetch(benchmark, tmp_path / "cache", [checkout])
+    assert fetch.load(benchmark, tmp_path / "cache") == before
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["geneval"]
 
 
 # the command

@@ -46,10 +46,8 @@ def values(found: scoring.Score) -> dict[str, float]:
 
 def test_every_set_is_found_by_being_there_and_is_whole():
     found = sets.all_sets()
-    assert list(found) == [
-        *("dpg", "gedit", "geneval", "geneval-rewritten", "geneval2", "imgedit"),
-        *("tiif", "tiif-test", "wise", "wise-verified"),
-    ]
+    wanted = "dpg gedit geneval geneval-rewritten geneval2 imgedit tiif tiif-test wise wise-verified"
+    assert set(wanted.split()) <= set(found)
     for name, benchmark in found.items():
         assert benchmark.name == name and benchmark.title and benchmark.unit and benchmark.official
         assert benchmark.modes[0] == AS_PUBLISHED

@@ -89,6 +89,8 @@ def test_bad_input_of_score_is_one_sentence(judged, tmp_path):
         call(score, "imgedit", *options, "--results", tmp_path / "none.json")
     with pytest.raises(ValueError, match="Nobody judged imgedit in .*; first: tbac-uniimage evaluate judge"):
         call(score, "imgedit", "--out", tmp_path / "other", "--sets", judged / "sets")
+    with pytest.raises(ValueError, match="results of one set"):
+        call(score, "imgedit", "geneval", *options, "--results", judged / "result.json")
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(ValueError, match="holds no results of the official scorer"):
         call(score, "imgedit", *options, "--results", tmp_path / "list.json", "--judge", "other")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``evaluate score``."""
-    parser.add_argument("name", metavar="SET", help="geneval, dpg, tiif, imgedit, …")
+    parser.add_argument("names", nargs="+", metavar="SET", help="geneval, dpg, tiif, imgedit, …")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the pictures")
     parser.add_argument("--judge", metavar="NAME", help="one of those who judged (default: all)")
     parser.add_argument(
@@ -35,22 +35,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Score a set, write the scores beside the answers, print them. Raises ValueError."""
-    benchmark = sets.find(options.name)
-    checkout = fetch.load(benchmark, options.sets)
-    items = benchmark.items(checkout)
-    if options.results:
-        imported(benchmark, items, options.results, options.out, options.judge or benchmark.official)
-    found = folders.judges(options.out, benchmark.name)
-    if options.judge:
-        if options.judge not in found:
-            raise ValueError(f"{options.judge} did not judge {benchmark.name}; {', '.join(found)} did.")
-        found = {options.judge: found[options.judge]}
-    elif options.results:
-        found = {benchmark.official: found[benchmark.official]}
-    for judge, folder in found.items():
-        scores, unable = scored(benchmark, items, checkout, folder, judge, options.partial)
-        print("\n\n".join([*map(told, scores), *unable]), end="\n\n")
+    """Score sets, write the scores beside the answers, print them. Raises ValueError."""
+    chosen = [sets.find(name) for name in dict.fromkeys(options.names)]
+    if options.results and len(chosen) > 1:
+        raise ValueError("--results holds the results of one set; name that one alone.")
+    for benchmark in chosen:
+        checkout = fetch.load(benchmark, options.sets)
+        items = benchmark.items(checkout)
+        judge = options.judge or (benchmark.official if options.results else None)
+        if options.results:
+            imported(benchmark, items, options.results, options.out, judge)
+        found = folders.judges(options.out, benchmark.name)
+        if judge and judge not in found:
+            raise ValueError(f"{judge} did not judge {benchmark.name}; {', '.join(found)} did.")
+        for name in [judge] if judge else found:
+            scores, unable = scored(benchmark, items, checkout, found[name], name, options.partial)
+            print("\n\n".join([*map(told, scores), *unable]), end="\n\n")
 
 
 def scored(
