@@ -264,10 +264,19 @@ def test_nothing_to_index(tmp_path, files, sentence):
     assert os.listdir(tmp_path / "out") == []
 
 
-def test_a_link_to_nothing(tmp_path):
-    write(tmp_path / "d", pairs(1))
+def test_a_link_to_nothing_costs_its_sample(tmp_path):
+    write(tmp_path / "d", pairs(2))
     (tmp_path / "d/x.png").symlink_to(tmp_path / "gone.png")
-    with pytest.raises(ValueError, match=r"d/x\.png cannot be read \(No such file"):
+    (tmp_path / "d/x.txt").write_text("lost")
+    (tmp_path / "d/LICENSE").symlink_to(tmp_path / "gone")
+    found, report = index(tmp_path / "d", tmp_path / "out")
+    assert len(found) == 2 and report.refused_first == {"picture file is missing": ["x.png"]}
+
+
+def test_a_link_to_where_it_lies(tmp_path):
+    write(tmp_path / "d/sub", pairs(1))
+    (tmp_path / "d/sub/again").symlink_to(tmp_path / "d")
+    with pytest.raises(ValueError, match=r"sub/again leads back to a folder that it lies in"):
         index(tmp_path / "d", tmp_path / "out")
 
 
@@ -286,7 +295,7 @@ def test_bad_indexes(tmp_path):
         Index(found.folder)
     manifest = found.manifest | {"format": 99}
     (found.folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="is an index of format 99, not 1"):
+    with pytest.raises(ValueError, match="is an index of format 99, not 2"):
         Index(found.folder)
     (found.folder / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json is damaged"):

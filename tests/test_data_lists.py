@@ -10,7 +10,7 @@ import pytest
 from data_files import BLUE, GREEN, RED, index, pack, picture, samples, write
 from hypothesis import given
 from hypothesis import strategies as st
-from tbac_uniimage.training.data.records import Broken, Named, parse_record, read_records
+from tbac_uniimage.training.data.records import Broken, parse_record, read_records
 
 
 def test_sharegpt_4o_image(tmp_path):
@@ -199,21 +199,25 @@ def test_a_list_that_data_txt_names_must_be_there(tmp_path):
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        ({"image": "a", "text": " t "}, Named("t", "a", ())),
-        ({"src_img": "a", "edited_img": "b", "edited_prompt_list": ["x", "y"]}, Named("y", "b", ("a",))),
+        ({"image": "a", "text": " t "}, (("t",), "a", ())),
+        ({"src_img": "a", "edited_img": "b", "edited_prompt_list": ["x", "y"]}, (("x", "y"), "b", ("a",))),
         (
             {"source_img": {"path": "a"}, "target_img": {"path": "b"}, "instruction": "i"},
-            Named("i", "b", ("a",)),
+            (("i",), "b", ("a",)),
         ),
-        ({"image": ["a", "b", "c"], "prompt": "p"}, Named("p", "c", ("a", "b"))),
         ({"image": 3, "text": "t"}, "record names no picture"),
         ({"image": "a", "input_image": [None], "text": "t"}, "record names no picture"),
-        ({"image": "a", "conversations": [{"from": "gpt", "value": "x"}]}, "record has no text"),
+        ({"image": "https://x.org/a.jpg", "text": "t"}, "pictures are URLs; fetch them first"),
+        (
+            {"image": ["a", "b", "c"], "prompt": "p"},
+            "several pictures in image; say which with --columns target=image[-1] input=image[:-1] text=…",
+        ),
         (["a"], "record is no JSON object"),
     ],
 )
 def test_parse_record(record, expected):
-    assert parse_record(record) == expected
+    named = parse_record(record)
+    assert (named if isinstance(named, str) else (named.texts, named.target, named.inputs)) == expected
 
 
 JSON = st.recursive(

@@ -82,7 +82,7 @@ def test_bytes_lists_and_gaps(tmp_path):
     )
     found, report = index(write(tmp_path / "d", {"x.parquet": parquet(table)}), tmp_path / "out")
     assert samples(found) == {"x/0": ("a", RED, GREEN, BLUE), "x/1": ("b", BLUE)}
-    assert report.refused_first == {"no text": ["x/2"], "cannot be read": ["x/3"]}
+    assert report.refused_first == {"no text": ["x/2"], "no target picture": ["x/3"]}
 
 
 def test_one_parquet_file_and_an_unnamed_picture(tmp_path):
@@ -97,9 +97,10 @@ def test_one_parquet_file_and_an_unnamed_picture(tmp_path):
     [
         (
             {"one": [b"x"], "two": [b"y"], "text": ["t"]},
-            "has columns one, two, text: none that is certainly the",
+            "has the columns one, two, text: of the pictures one, two it is not clear what one, two are; say "
+            "which is which with --columns target=two input=one text=text",
         ),
-        ({"image": [b"x"], "label": [3]}, "has columns image, label: none of texts; rename one to caption"),
+        ({"image": [b"x"], "label": [3]}, "has the columns image, label: nothing of it is a text"),
     ],
 )
 def test_columns_that_cannot_be_told(tmp_path, table, sentence):
@@ -148,7 +149,9 @@ def test_save_to_disk_with_splits(tmp_path):
     found, _ = index(tmp_path / "d", tmp_path / "out")
     assert len(found) == 5
     saved(tmp_path / "e", splits="validation")
-    with pytest.raises(ValueError, match="has the splits test, validation; give the folder of one"):
+    with pytest.raises(
+        ValueError, match="has the splits test, validation, but not train; choose one with --split test"
+    ):
         index(tmp_path / "e", tmp_path / "out")
 
 

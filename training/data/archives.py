@@ -1,4 +1,4 @@
-"""Tar archives read in place: plain, compressed, and split into parts. Nothing is ever unpacked."""
+"""Tars and zips read in place: plain, compressed, and split into parts. Nothing is ever unpacked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import gzip
 import hashlib
 import json
 import re
+import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +17,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .paths import join
-from .storage import Ref, Storage, open_gzip
+from .storage import DEFLATED, Ref, Storage, open_gzip
 
-# "hqedit.tar.gz.part001", "x.tar.gz.aa", "x.tar.002"
+# "hqedit.tar.gz.part001", "x.tar.gz.aa", "x.tar.002", "x.tar.split.000", "x.zip.001"
 PART = re.compile(
-    r"(?P<whole>.+\.(?:tar|tar\.gz|tgz))[._-]?(?:part)?[._-]?(?:\d+|(?!gz|xz)[a-z]{2})", re.IGNORECASE
+    r"(?P<whole>.+\.(?:tar|tar\.gz|tgz|zip))[._-]?(?:part|split|chunk)?[._-]?(?:\d+|(?!gz|xz)[a-z]{2})",
+    re.IGNORECASE,
 )
-ARCHIVE = re.compile(r".+\.(tar|tar\.gz|tgz)", re.IGNORECASE)
+ARCHIVE = re.compile(r".+\.(tar|tar\.gz|tgz|zip)", re.IGNORECASE)
+LOCAL_HEADER = struct.Struct("<26xHH")  # of a member of a zip: lengths of its name and of what follows that
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,12 @@ class Archive:
     @property
     def compressed(self) -> bool:
         """Whether it is gzip."""
-        return not self.name.lower().endswith(".tar")
+        return self.name.lower().endswith((".gz", ".tgz"))
+
+    @property
+    def is_zip(self) -> bool:
+        """Whether it is a zip."""
+        return self.name.lower().endswith(".zip")
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ def check_numbers(name: str, parts: list[str]) -> None:
 
 
 def members(archive: Archive, storage: Storage, description: Path) -> Iterator[tuple[Member, Ref]]:
-    """Every regular file of an archive with its place, in the order of the archive.
+    """Every regular file of an archive with its place, in the order of the archive; hidden ones are left out.
 
     A plain tar is walked from header to header. A compressed one is decompressed twice from end to end: for
     the seek points by which it is read at random later, and for its headers. That is 4 times as fast as once
@@ -106,7 +115,49 @@ def members(archive: Archive, storage: Storage, description: Path) -> Iterator[t
 
     Raises:
         Torn: after the last whole member.
+        ValueError: a zip that is encrypted, or compressed otherwise than by deflate.
     """
+    find = zip_members if archive.is_zip else tar_members
+    for member, ref in find(archive, storage, description):
+        if not any(part.startswith((".", "__MACOSX")) for part in member.name.split("/")):
+            yield member, ref
+
+
+def zip_members(archive: Archive, storage: Storage, description: Path) -> Iterator[tuple[Member, Ref]]:
+    """The members of a zip as its directory lists them; the ``Ref.size`` of a deflated one is compressed."""
+    parts = list(archive.parts)
+    names = [(path.rpartition("/")[2], length) for path, length in parts]
+    deflated = description.with_name(f"{description.stem}-{DEFLATED}")
+    stored = description if len(parts) > 1 else None
+    if stored:
+        describe_archive(str(stored), names, None)
+    try:
+        whole = storage.open_parts(parts)
+        listing = zipfile.ZipFile(whole).infolist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise Torn(0, f"no whole zip: {error}") from error
+    for info in listing:
+        if info.is_dir():
+            continue
+        if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            kind = "encrypted" if info.flag_bits & 1 else "compressed otherwise than by deflate"
+            raise ValueError(f"{archive.name} is {kind}; unpack it, or pack it again with `zip -0`.")
+        whole.seek(info.header_offset)
+        start = (
+            info.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(whole.read(LOCAL_HEADER.size)))
+        )
+        packed = info.compress_type == zipfile.ZIP_DEFLATED
+        if packed and not deflated.exists():
+            describe_archive(str(deflated), names, None)
+        told = str(deflated) if packed else str(stored or "")
+        yield (
+            Member(info.filename, start, info.file_size),
+            Ref(archive.path, start, info.compress_size, archive=told),
+        )
+
+
+def tar_members(archive: Archive, storage: Storage, description: Path) -> Iterator[tuple[Member, Ref]]:
+    """The members of a tar; see :func:`members`."""
     if len(archive.parts) == 1 and not archive.compressed:
         path, size = archive.parts[0]
         with storage.open(Ref(path, 0, size)) as file:

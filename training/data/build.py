@@ -16,11 +16,23 @@ from typing import Any
 
 from .index import Entry, IndexWriter
 from .layouts import arrow, folders, lists, parquet, tars
-from .layouts.findings import MAX_INPUTS, Found, Ignored, Layout, Note, Place, Refused
+from .layouts.findings import (
+    MAX_INPUTS,
+    Finding,
+    Found,
+    Ignored,
+    Layout,
+    LeftOut,
+    Note,
+    Place,
+    Reading,
+    Refused,
+)
 from .paths import absolute, is_url, list_files, parent
 from .pictures import BadPicture, Facts, examine
 from .report import Examined, Report
 from .storage import Ref, Storage
+from .texts import choose_captions
 
 LAYOUTS: dict[str, Layout] = {module.NAME: module for module in (arrow, lists, parquet, tars, folders)}
 STORAGE = Storage()  # one per process
@@ -33,6 +45,7 @@ def build(
     name: str | None = None,
     layout: str | None = None,
     images: str | None = None,
+    reading: Reading = Reading(),  # noqa: B008
     check: str = "decode",
     workers: int = 1,
     progress: Callable[[int], Any] = lambda count: None,
@@ -48,6 +61,7 @@ def build(
         name: of this one; default: the last part of ``source``.
         layout: a key of :data:`LAYOUTS`; default: what is recognised.
         images: where the pictures lie that a list names; default: beside it.
+        reading: columns, encoding, splits and captions.
         check: ``decode`` decodes every picture, ``header`` only reads its head.
         workers: processes; 1 = this one.
         progress: called with the number of samples that were just looked at.
@@ -68,10 +82,17 @@ def build(
     started = time.monotonic()
     scratch = make_scratch(out, name)
     try:
-        place = Place(source, files, absolute(images) if images else None, scratch, say)
+        place = Place(source, files, absolute(images) if images else None, scratch, say, reading)
         module = LAYOUTS[layout] if layout else recognise(place)
         writer = IndexWriter(scratch, source if files else parent(source))
-        report = Report(name=name, source=source, layout=module.NAME, check=check, folder=str(target))
+        report = Report(
+            name=name,
+            source=source,
+            layout=module.NAME,
+            check=check,
+            folder=str(target),
+            given=as_given(reading),
+        )
         with open(scratch / "refused.jsonl", "w", encoding="utf-8") as refused:
             for examined in examine_all(module, place, check == "decode", workers):
                 for entry in examined.entries:
@@ -89,6 +110,16 @@ def build(
     return report
 
 
+def as_given(reading: Reading) -> dict[str, Any]:
+    """What was said by hand about how to read a data set, for its manifest."""
+    return {
+        "columns": reading.columns.words(),
+        "encoding": reading.encoding,
+        "splits": list(reading.splits),
+        "captions": reading.captions,
+    }
+
+
 def name_of(source: str) -> str:
     """What the index of a data set is called: the last part of its path, without suffixes."""
     return os.path.basename(absolute(source)).partition(".")[0] or "data"
@@ -102,7 +133,11 @@ def recognise(place: Place) -> Layout:
     kinds = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name, _ in place.files)
     found = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(6)) or "no files"
     known = "; ".join(f"{module.NAME}: {module.SUMMARY}" for module in LAYOUTS.values())
-    raise ValueError(f"{place.source} is no data set of a known layout (found: {found}). Known are {known}.")
+    seen = "; ".join(lists.columns_seen(place))
+    hint = f" {seen}: name the column of pictures with --columns target=… text=…." if seen else ""
+    raise ValueError(
+        f"{place.source} is no data set of a known layout (found: {found}).{hint} Known are {known}."
+    )
 
 
 def make_scratch(out: Path, name: str) -> Path:
@@ -135,7 +170,7 @@ def current_umask() -> int:
 
 def examine_all(layout: Layout, place: Place, full: bool, workers: int) -> Iterator[Examined]:
     """Every unit of a data set, examined, in order."""
-    jobs = ((layout.NAME, unit, full) for unit in layout.units(place))
+    jobs = ((layout.NAME, unit, full, place.reading) for unit in layout.units(place))
     if workers <= 1:
         yield from (examine_unit(*job) for job in jobs)
         return
@@ -164,41 +199,48 @@ def in_order(pool: ProcessPoolExecutor, jobs: Iterable[tuple], ahead: int) -> It
         yield waiting.popleft().result()
 
 
-def examine_unit(layout: str, unit: Any, full: bool) -> Examined:
+def examine_unit(layout: str, unit: Any, full: bool, reading: Reading) -> Examined:
     """Scan one unit and look at its pictures."""
     examined = Examined()
-    for finding in LAYOUTS[layout].scan(unit, STORAGE):
+    for finding in [unit] if isinstance(unit, Finding) else LAYOUTS[layout].scan(unit, STORAGE, reading):
         if isinstance(finding, Note):
             examined.notes.append(finding.text)
         elif isinstance(finding, Ignored):
             examined.ignored.update(finding.counts)
+        elif isinstance(finding, LeftOut):
+            examined.left_out.update(finding.counts)
         elif isinstance(finding, Refused):
             examined.refused.append(finding)
         else:
-            judge(finding, full, examined)
+            judge(finding, full, reading.captions, examined)
     return examined
 
 
-def judge(found: Found, full: bool, examined: Examined) -> None:
-    """Put a sample where it belongs."""
+def judge(found: Found, full: bool, captions: str, examined: Examined) -> None:
+    """Put a sample where it belongs; with all captions it is as many samples."""
     try:
         facts = check_sample(found, full)
     except BadPicture as error:
         examined.refused.append(Refused(found.key, error.reason, error.detail))
         return
     examined.converted.update(conversion for fact in facts for conversion in fact.conversions)
-    entry = Entry(found.key, found.text, found.target, found.inputs, facts[0].width, facts[0].height)
-    examined.entries.append(entry)
+    examined.columns[str(found.roles or "of the conversation")] += 1
+    examined.several += len(found.texts) > 1
+    texts = tuple(text for text in found.texts if text)
+    for number, chosen in enumerate(choose_captions(texts, captions)):
+        key = f"{found.key}~{number + 1}" if number else found.key
+        entry = Entry(key, chosen, found.target, found.inputs, facts[0].width, facts[0].height)
+        examined.entries.append(entry)
 
 
 def check_sample(found: Found, full: bool) -> list[Facts]:
     """Look at all pictures of a sample, the target first. Raises BadPicture."""
-    if not found.text:
+    if not any(found.texts):
         raise BadPicture("empty text")
     if len(found.inputs) > MAX_INPUTS:
         raise BadPicture(f"more than {MAX_INPUTS} input pictures", len(found.inputs))
     try:
-        f"{found.key}{found.text}{found.target.path}".encode()
+        f"{found.key}{''.join(found.texts)}{found.target.path}".encode()
     except UnicodeEncodeError as error:
         raise BadPicture("name or text is not Unicode", ascii(error.object[:60])) from error
     return [check_picture(ref, full) for ref in (found.target, *found.inputs)]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 LAYOUTS = ("datasets", "lists", "parquet", "tars", "folder")
+CAPTIONS = ("last", "first", "random", "all")  # as texts.CAPTION_RULES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +27,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     index.add_argument("--name", help="of the index, if only one is made (default: that of the data set)")
     index.add_argument("--format", choices=LAYOUTS, help="layout of the data (default: as recognised)")
     index.add_argument("--images", metavar="DIR", help="where the pictures of a list lie, if not beside it")
+    index.add_argument(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="ROLE=NAMES",
+        help="what is what, where names do not say it: target=NAME input=NAME,NAME text=NAME, by columns, "
+        "JSON fields, endings such as .2.jpg, folders such as after/, or items such as images[-1]",
+    )
+    index.add_argument(
+        "--split",
+        default="",
+        metavar="NAMES",
+        help="such as train,validation or all (default: train, if marked)",
+    )
+    index.add_argument(
+        "--captions",
+        choices=CAPTIONS,
+        default=CAPTIONS[0],
+        help="which of several texts of a picture; random = the position in training chooses, all = a sample "
+        "each (default: %(default)s)",
+    )
+    index.add_argument(
+        "--encoding", metavar="NAME", help="of texts without a byte order mark, such as gbk (default: utf-8)"
+    )
     index.add_argument(
         "--check",
         choices=["decode", "header"],
@@ -69,7 +94,13 @@ def index_all(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .build import build, name_of
+    from .layouts.findings import Reading
+    from .roles import parse_columns
+    from .texts import check_encoding
 
+    check_encoding(options.encoding)
+    splits = tuple(name.strip() for name in options.split.split(",") if name.strip())
+    reading = Reading(parse_columns(options.columns), options.encoding, splits, options.captions)
     names = [options.name or name_of(source) for source in options.datasets]
     for name in names:
         if names.count(name) > 1:
@@ -82,6 +113,7 @@ def index_all(options: argparse.Namespace) -> None:
                 name=name,
                 layout=options.format,
                 images=options.images,
+                reading=reading,
                 check=options.check,
                 workers=options.workers,
                 progress=bar.update,

@@ -22,12 +22,12 @@ import pyarrow.compute as pc
 from .paths import join
 from .storage import Ref, Storage
 
-FORMAT = 1
+FORMAT = 2
 BATCH = 8192  # rows of a record batch
 SAMPLES = pa.schema(
     {
         "key": pa.string(),
-        "text": pa.string(),
+        "text": pa.list_(pa.string()),  # its wordings, one but where the position in training chooses
         "width": pa.int32(),
         "height": pa.int32(),
         # one item per picture, the target first
@@ -48,7 +48,7 @@ class Entry:
 
     Attributes:
         key: its name, unique in the data set; globs of ``exclude`` are matched against it.
-        text: caption or instruction.
+        texts: caption or instruction; several if the position in training chooses one.
         target: picture to learn.
         inputs: pictures to start from; none for text-to-image.
         width: of the target, pixels, after EXIF rotation.
@@ -56,11 +56,16 @@ class Entry:
     """
 
     key: str
-    text: str
+    texts: tuple[str, ...]
     target: Ref
     inputs: tuple[Ref, ...]
     width: int
     height: int
+
+    @property
+    def text(self) -> str:
+        """The first of its texts."""
+        return self.texts[0]
 
 
 class Index:
@@ -93,7 +98,8 @@ class Index:
         sample = self._table("samples.arrow").row(number)
         places = zip(sample["file"], sample["offset"], sample["size"], sample["row"], strict=True)
         target, *inputs = (self._ref(*place) for place in places)
-        return Entry(sample["key"], sample["text"], target, tuple(inputs), sample["width"], sample["height"])
+        texts = tuple(sample["text"])
+        return Entry(sample["key"], texts, target, tuple(inputs), sample["width"], sample["height"])
 
     def sizes(self) -> np.ndarray:
         """Width and height of every target, ``[n, 2]`` int32."""
@@ -219,7 +225,7 @@ class IndexWriter:
         refs = (entry.target, *entry.inputs)
         numbers = [self._file_number(ref) for ref in refs]
         offsets, sizes, rows = zip(*((ref.offset, ref.size, ref.row) for ref in refs), strict=True)
-        row = (entry.key, entry.text, entry.width, entry.height, numbers, offsets, sizes, rows)
+        row = (entry.key, entry.texts, entry.width, entry.height, numbers, offsets, sizes, rows)
         self._hash.update(repr(row).encode("utf-8"))
         self._samples.add(row)
 

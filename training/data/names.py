@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import posixpath
 import sqlite3
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .archives import Archive, Torn, description_path, find_archives, members
 from .paths import is_url, join
+from .pictures import SUFFIXES
 from .storage import Ref, Storage
 
-INSERT = "INSERT INTO names VALUES (?, ?, ?, ?)"
+TABLE = "names (name TEXT, base TEXT, actual TEXT, archive INTEGER, start INTEGER, size INTEGER)"
+INSERT = "INSERT INTO names VALUES (?, ?, ?, ?, ?, ?)"
 SAY_EVERY = 10_000  # members
+Row = tuple[str, str | None, int, int, int]  # name, as it is written if not composed, archive, start, size
 
 
 class Names:
@@ -41,61 +45,91 @@ class Names:
         self._archives: list[tuple[Archive, str]] = []
         self.notes: list[str] = []
         self._database = sqlite3.connect("")  # on disk, deleted when closed
-        self._database.execute("CREATE TABLE names (name TEXT, archive INTEGER, start INTEGER, size INTEGER)")
-        self._database.executemany(INSERT, ((name, -1, 0, -1) for name, _ in files))
+        self._database.execute(f"CREATE TABLE {TABLE}")
+        self._database.executemany(INSERT, (entry(name, -1, 0, -1) for name, _ in files))
         for archive in find_archives(root, files):
             self._database.executemany(INSERT, self._members(archive, scratch, storage, say))
         self._database.execute("CREATE INDEX by_name ON names (name)")
+        self._database.execute("CREATE INDEX by_base ON names (base)")
 
     def _members(
         self, archive: Archive, scratch: Path, storage: Storage, say: Callable[[str], None]
-    ) -> Iterator[tuple[str, int, int, int]]:
+    ) -> Iterator[tuple]:
         """Rows of the members of one archive; a tear is noted."""
         description = description_path(scratch, archive)
-        number, count = len(self._archives), 0
-        self._archives.append((archive, ""))
+        numbers: dict[str, int] = {}  # a zip may hold deflated and stored members
+        count = 0
         say(archive.name)
         try:
             for member, ref in members(archive, storage, description):
-                self._archives[number] = (archive, ref.archive)
-                yield normal(member.name), number, ref.offset, ref.size
+                if ref.archive not in numbers:
+                    numbers[ref.archive] = len(self._archives)
+                    self._archives.append((archive, ref.archive))
+                yield entry(member.name, numbers[ref.archive], ref.offset, ref.size)
                 count += 1
                 if count % SAY_EVERY == 0:
                     say(f"{archive.name}: {count:,} names")
         except Torn as error:
             self.notes.append(f"{archive.name}: {error}; {count:,} files before that were found.")
 
-    def find(self, name: str) -> Ref | None:
+    def find(self, name: str, below: str = "") -> Ref | None:
         """The picture of this name, or None.
 
-        ``images/1.png`` is a file of that name, or else the member ``images/1.png`` of an archive, or else
-        the member ``1.png`` of ``images.tar``. Two archives that both hold the name give None, for nothing
-        says which one is meant.
+        ``images/1.png`` is a file of that name beside the list, or else below the data set's folder, or else
+        the member ``images/1.png`` of an archive, or else the member ``1.png`` of ``images.tar``, or else the
+        one file or member whose path ends with ``/images/1.png``. Where two of a kind fit it is none, for
+        nothing says which one is meant. A name without the suffix of a picture is tried with each.
+
+        Args:
+            name: as the list gives it.
+            below: folder of the list, relative to the data set.
         """
         name = normal(name)
-        rows = self._select(name)
-        lone = [row for row in rows if row[0] < 0]
-        if lone:
-            return Ref(join(self._root, name))
+        ref = self._look(name, below)
+        if ref is None and posixpath.splitext(name)[1].lower() not in SUFFIXES:
+            found = {ref for suffix in SUFFIXES if (ref := self._look(name + suffix, below))}
+            ref = found.pop() if len(found) == 1 else None
+        return ref
+
+    def _look(self, name: str, below: str) -> Ref | None:
+        rows = self._select(normal(f"{below}/{name}")) if below else []
+        rows = rows or self._select(name)
         if not rows and "/" in name:
             folder, _, rest = name.partition("/")
-            rows = [row for row in self._select(rest) if row[0] >= 0 and self._stem(row[0]) == folder]
-        if len({row[0] for row in rows}) == 1:
-            number, start, size = rows[-1]  # of a member that was stored twice the last one counts
+            rows = [row for row in self._select(rest) if row[2] >= 0 and self._stem(row[2]) == folder]
+        rows = rows or self._select_ending(name)
+        lone = {row[:2] for row in rows if row[2] < 0}
+        if lone:
+            return Ref(join(self._root, next(row[1] or row[0] for row in lone))) if len(lone) == 1 else None
+        if len({(self._archives[row[2]][0].name, row[0]) for row in rows}) == 1:
+            _, _, number, start, size = rows[-1]  # of a member that was stored twice the last one counts
             archive, description = self._archives[number]
             return Ref(archive.path, start, size, archive=description)
         if not rows and not is_url(self._root) and os.path.isfile(join(self._root, name)):
             return Ref(join(self._root, name))  # outside of the folder
         return None
 
-    def _select(self, name: str) -> list[tuple[int, int, int]]:
-        query = "SELECT archive, start, size FROM names WHERE name = ? ORDER BY rowid"
+    def _select(self, name: str) -> list[Row]:
+        query = "SELECT name, actual, archive, start, size FROM names WHERE name = ? ORDER BY rowid"
         return self._database.execute(query, (name,)).fetchall()
+
+    def _select_ending(self, name: str) -> list[Row]:
+        query = "SELECT name, actual, archive, start, size FROM names WHERE base = ? ORDER BY rowid"
+        rows = self._database.execute(query, (posixpath.basename(name),))
+        return [row for row in rows if row[0].endswith(f"/{name}")]
 
     def _stem(self, number: int) -> str:
         return posixpath.basename(self._archives[number][0].name).partition(".")[0]
 
 
+def entry(name: str, archive: int, start: int, size: int) -> tuple:
+    """The row of a file or member; one whose name is no Unicode has a name that nothing asks for."""
+    name = name.encode("utf-8", "backslashreplace").decode()
+    composed = normal(name)
+    actual = name if composed != name else None
+    return composed, posixpath.basename(composed), actual, archive, start, size
+
+
 def normal(name: str) -> str:
-    """A name as all of them are compared: ``./a//b.png`` and ``a\\b.png`` are ``a/b.png``."""
-    return posixpath.normpath(name.replace("\\", "/"))
+    """A name as all of them are compared: composed; ``./a//b.png`` and ``a\\b.png`` are ``a/b.png``."""
+    return posixpath.normpath(unicodedata.normalize("NFC", name.replace("\\", "/")))

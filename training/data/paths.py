@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -65,19 +66,47 @@ def list_files(root: str) -> list[tuple[str, int]]:
 
 
 def walk_folder(root: str) -> Iterator[tuple[str, int]]:
-    """Files below a local folder, in no order. Raises ValueError for what cannot be looked at."""
+    """Files below a local folder, in no order; a link to nothing has no bytes, and is found when it is read.
+
+    Raises:
+        ValueError: a folder cannot be looked at, or a link leads back to one that it lies in.
+    """
 
     def refuse(error: OSError) -> None:
         raise ValueError(f"{error.filename} cannot be read ({error.strerror}).") from error
 
-    for folder, _, names in os.walk(root, followlinks=True, onerror=None if os.path.isfile(root) else refuse):
-        below = os.path.relpath(folder, root).replace(os.sep, "/")
-        start = "" if below == "." else f"{below}/"
+    for folder, below, names in os.walk(
+        root, followlinks=True, onerror=None if os.path.isfile(root) else refuse
+    ):
+        for name in below:
+            link = os.path.join(folder, name)
+            if os.path.islink(link) and is_within(folder, os.path.realpath(link)):
+                raise ValueError(f"{link} leads back to a folder that it lies in; take the link away.")
+        start = "" if folder == root else os.path.relpath(folder, root).replace(os.sep, "/") + "/"
         for name in names:
             try:
                 yield start + name, os.path.getsize(os.path.join(folder, name))
-            except OSError as error:  # such as a link to nothing
-                refuse(error)
+            except OSError:
+                yield start + name, 0
+
+
+def is_within(path: str, folder: str) -> bool:
+    """Whether a path is ``folder`` or lies in it."""
+    path = os.path.realpath(path)
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def check_apart(names: Iterable[str], suffix: re.Pattern[str]) -> None:
+    """Raise ValueError if two files would give their samples the same keys, as ``a.tar`` and ``a.tgz`` do."""
+    seen: dict[str, str] = {}
+    for name in names:
+        stem = suffix.sub("", name)
+        if stem in seen:
+            raise ValueError(
+                f"{seen[stem]} and {name} would give their samples the same keys; take one of them away, or "
+                "rename it if it holds other samples."
+            )
+        seen[stem] = name
 
 
 def absolute(source: str) -> str:

@@ -16,7 +16,15 @@ from ...core.rgb import BadPicture, conversions, load, orientation, to_rgb
 
 MIN_SIDE = 16  # pixels
 # How names of pictures end; what is in them, their first bytes say.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".jpe", ".pjpeg", ".pjp", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif",
+    ".tiff", ".avif", ".jp2", ".j2k",
+)  # fmt: skip
+# pictures too, and nothing here reads them
+UNREADABLE = (
+    ".heic", ".heif", ".hif", ".jxl", ".svg", ".psd", ".exr", ".hdr", ".ico", ".tga", ".ppm", ".pgm", ".pnm",
+    ".eps", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".apng",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from .layouts.findings import INPUTS, PICTURES, TARGETS, first, text_of
+from .chats import is_chat, parse_chat
+from .pictures import SUFFIXES, UNREADABLE
+from .roles import CAPTIONS, INSTRUCTIONS, PICTURE, Columns, Roles, kind_of, roles_of, simple, words_of
+from .texts import captions_of, is_text
 
 BLOCK = 2**20  # characters that are read at once
 LONGEST = 2**24  # characters of one record; beyond that the file is taken for broken
+WHOLE = 2**31  # characters of a file that is one JSON object
 GAP = re.compile(r"[\s,]*")
+TABLES = {".csv": ",", ".tsv": "\t"}
+PICTURE_WORDS = PICTURE - frozenset("name names local ground file files path paths".split())
+TEXT_NAMES = frozenset((*CAPTIONS, *INSTRUCTIONS))
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,7 @@ class Broken:
     """A record that is none, with what is wrong; ``last`` if nothing after it can be read."""
 
     reason: str
+    detail: str = ""
     last: bool = False
 
 
@@ -28,25 +36,97 @@ class Broken:
 class Named:
     """A sample whose pictures are named, not yet found."""
 
-    text: str
+    texts: tuple[str, ...]
     target: str
-    inputs: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+    roles: Roles | None = None
 
 
 def read_records(file: TextIO, name: str) -> Iterator[Any | Broken]:
-    """The records of a list in order, never all in memory.
+    """The records of a list in order; but for one JSON object never all in memory.
 
     Args:
         file: opened with ``newline=""``.
-        name: of the file; ``.csv`` is one, anything else is a JSON array if it starts with ``[``, else lines.
+        name: of the file; ``.csv`` and ``.tsv`` are tables, anything else is a JSON array if it starts with
+            ``[``, else lines, or one object that holds the records.
     """
-    if name.lower().endswith(".csv"):
-        yield from csv.DictReader(file)
+    delimiter = next((mark for suffix, mark in TABLES.items() if name.lower().endswith(suffix)), None)
+    if delimiter:
+        yield from read_table(file, name, delimiter)
         return
     start = file.read(1)
     while start.isspace():
         start = file.read(1)
-    yield from read_array(file) if start == "[" else read_lines(file, start)
+    if start == "[":
+        yield from read_array(file)
+    elif name.lower().endswith(".json"):
+        yield from read_object(file, start)
+    else:
+        yield from read_lines(file, start)
+
+
+def read_table(file: TextIO, name: str, delimiter: str) -> Iterator[dict[str, str] | Broken]:
+    """Rows of a CSV file by column. One that does not fit its header costs itself and none of the next.
+
+    A quote that is not closed would make one cell of all rows down to the next quote, so the rows that it
+    took are read again.
+
+    Raises:
+        ValueError: two columns have one name.
+    """
+    waiting: list[str] = []
+    header: list[str] = []
+    while True:
+        line = waiting.pop() if waiting else file.readline()
+        if not line:
+            return
+        if not line.strip():
+            continue
+        lines = [line]
+        row = parse_row(lines, delimiter)
+        while row is None and (more := waiting.pop() if waiting else file.readline()):
+            lines.append(more)
+            row = parse_row(lines, delimiter)
+        if row is None:
+            row = Broken("a quote is not closed")
+        elif not header:
+            header = [] if isinstance(row, Broken) else [cell.strip() for cell in row]
+            for column in header:
+                if header.count(column) > 1:
+                    raise ValueError(f"{name}: two columns are called {column!r}; rename one.")
+            continue
+        elif not isinstance(row, Broken) and len(row) != len(header):
+            row = Broken("row has more or fewer cells than columns", f"{len(row)} for {len(header)}")
+        elif not isinstance(row, Broken) and any(resembles(more, row, delimiter) for more in lines[1:]):
+            row = Broken("a quote is not closed")
+        if isinstance(row, Broken):
+            waiting += reversed(lines[1:])
+            yield row
+        else:
+            yield dict(zip(header, row, strict=True))
+
+
+def parse_row(lines: list[str], delimiter: str) -> list[str] | Broken | None:
+    """The cells of lines that are one row; None if a quote is still open."""
+    if sum(map(len, lines)) > LONGEST:
+        return Broken("a quote is not closed")
+    try:
+        return next(csv.reader(lines, delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            return None
+        if "field limit" in str(error):
+            return Broken(f"cell is longer than {csv.field_size_limit():,} characters")
+        return Broken("a quote is not closed", str(error))
+
+
+def resembles(line: str, row: list[str], delimiter: str) -> bool:
+    """Whether a line within a row is a row of its own: as many cells, and pictures where that has them."""
+    other = parse_row([line], delimiter)
+    if not isinstance(other, list) or len(other) != len(row):
+        return False
+    named = [place for place, cell in enumerate(row) if is_picture_name(cell)]
+    return bool(named) and all(is_picture_name(other[place]) for place in named)
 
 
 def read_lines(file: TextIO, start: str) -> Iterator[Any | Broken]:
@@ -57,7 +137,72 @@ def read_lines(file: TextIO, start: str) -> Iterator[Any | Broken]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                yield Broken(f"no JSON: {error}")
+                yield Broken("record is no JSON", str(error))
+
+
+def read_object(file: TextIO, start: str) -> Iterator[Any | Broken]:
+    """The records in one JSON object; JSON lines that have a name for it."""
+    line = start + file.readline()
+    try:
+        value, more = json.loads(line), file.readline()
+    except ValueError:
+        rest = file.read(WHOLE)
+        try:
+            yield from unwrapped(json.loads(line + rest))
+        except ValueError as error:
+            yield Broken("record is no JSON", str(error), last=True)
+        return
+    if more.strip():
+        yield value
+        yield from read_lines(file, more)
+    else:
+        yield from unwrapped(value)
+
+
+def unwrapped(value: Any) -> list[Any]:
+    """The records in a JSON object: those of its one list, or of COCO, or by the names of their pictures."""
+    if not isinstance(value, Mapping) or is_chat(value):
+        return [value]
+    lists = {name: items for name, items in value.items() if is_records(items)}
+    if {"images", "annotations"} <= lists.keys():
+        return joined(lists["images"], lists["annotations"])
+    if len(lists) == 1:
+        return [with_sentences(item) for item in next(iter(lists.values()))]
+    if value and all(is_picture_name(name) for name in value):
+        return [
+            {"file_name": name, **(item if isinstance(item, Mapping) else {"caption": item})}
+            for name, item in value.items()
+        ]
+    return [value]
+
+
+def is_records(items: Any) -> bool:
+    """Whether a value is a list of objects."""
+    return isinstance(items, list) and bool(items) and isinstance(items[0], Mapping)
+
+
+def joined(images: list[Any], annotations: list[Any]) -> list[Any]:
+    """COCO's pictures with the captions that were given to each; none if the annotations are no captions."""
+    captions: dict[Any, list[Any]] = {}
+    for item in annotations:
+        if isinstance(item, Mapping) and "caption" in item:
+            captions.setdefault(item.get("image_id"), []).append(item["caption"])
+    if not captions:
+        return []
+    return [
+        {**image, "captions": captions.get(image.get("id"), [])} if isinstance(image, Mapping) else image
+        for image in images
+    ]
+
+
+def with_sentences(item: Any) -> Any:
+    """A record of Karpathy's lists of COCO and Flickr: its folder, and sentences with their tokens."""
+    if not isinstance(item, Mapping) or not is_records(item.get("sentences")):
+        return item
+    kept = {name: value for name, value in item.items() if name not in ("sentences", "filepath")}
+    if isinstance(item.get("filepath"), str) and isinstance(item.get("filename"), str):
+        kept["filename"] = f"{item['filepath']}/{item['filename']}"
+    return {**kept, "captions": [sentence.get("raw") for sentence in item["sentences"]]}
 
 
 def read_array(file: TextIO) -> Iterator[Any | Broken]:
@@ -80,42 +225,105 @@ def read_array(file: TextIO) -> Iterator[Any | Broken]:
         yield value
 
 
-def parse_record(record: Any) -> Named | str:
+def parse_record(record: Any, columns: Columns = Columns()) -> Named | str:  # noqa: B008
     """What a record names, or in words what it lacks.
 
-    ``conversations`` with a list ``image`` is the layout of GPT-Image-Edit: the last picture is the target,
-    the first thing that the human says is the text, with ``<image>`` where the pictures go.
+    Raises:
+        UnclearRoles: it cannot be told what its pictures are.
+        UnclearText: it cannot be told what its text is.
     """
     if not isinstance(record, Mapping):
         return "record is no JSON object"
-    target, inputs = first(record, TARGETS), names_of(first(record, INPUTS))
-    if target is None:
-        *more, target = names_of(first(record, PICTURES)) or (None,)
-        inputs = inputs + tuple(more)
-    else:
-        target = (names_of(target) or (None,))[-1]
-    if target is None or None in inputs:
+    if is_chat(record) and not columns:
+        chat = parse_chat(record, lambda value: list(picture_names(value)))
+        if isinstance(chat, str):
+            return chat
+        return Named((chat.text,), chat.target, chat.inputs)
+    if any(lacks_one(name, value) for name, value in record.items()):
         return "record names no picture"
-    text = spoken(record["conversations"]) if "conversations" in record else text_of(record, bool(inputs))
-    if text is None:
+    named = {field.name for field in (*columns.target, *columns.inputs)}
+    pictures = {
+        name: names
+        for name, value in record.items()
+        if (name in named or looks_like_pictures(name, value)) and (names := picture_names(value))
+    }
+    texts = tuple(name for name, value in record.items() if name not in pictures and is_words(value))
+    if not pictures:
+        return (
+            "pictures are URLs; fetch them first"
+            if any(map(is_url, record.values()))
+            else "record names no picture"
+        )
+    if not texts:
         return "record has no text"
-    return Named(text, target, inputs)
+    roles = roles_of(tuple(pictures), texts, columns)
+    if len(roles.inputs) < len(columns.inputs):
+        return "no picture to start from"
+    targets = roles.target.pick(pictures[roles.target.name])
+    if len(targets) != 1:
+        return several(roles.target.name)
+    inputs = tuple(name for field in roles.inputs for name in field.pick(pictures[field.name]))
+    captions = captions_of(record, roles.texts)
+    return Named(tuple(captions), targets[0], inputs, roles) if captions else "empty text"
 
 
-def names_of(value: Any) -> tuple[str | None, ...]:
-    """File names in a field: one, several, or as ``{"path": …}``; None for what is no name."""
-    if value is None:
-        return ()
+def several(name: str) -> str:
+    """That a field holds more than the one picture to learn, and what to type."""
+    return f"several pictures in {name}; say which with --columns target={name}[-1] input={name}[:-1] text=…"
+
+
+def picture_names(value: Any) -> tuple[str, ...]:
+    """File names in a field: one, several, or as ``{"path": …}``; what is empty or a URL is none."""
     items = value if isinstance(value, (list, tuple)) else (value,)
-    items = (item.get("path") if isinstance(item, Mapping) else item for item in items)
-    return tuple(item if isinstance(item, str) and item.strip() else None for item in items)
+    names = []
+    for item in items:
+        if isinstance(item, Mapping):
+            item = next((item[key] for key in ("path", "file_name", "image") if item.get(key)), None)
+        item = str(item) if isinstance(item, int) and not isinstance(item, bool) else item
+        if isinstance(item, str) and item.strip() and not is_url(item):
+            names.append(item.strip())
+    return tuple(names)
 
 
-def spoken(turns: Any) -> str | None:
-    """The first thing that the human says, without the marks of pictures."""
-    if not isinstance(turns, list):
-        return None
-    said = [turn.get("value") for turn in turns if isinstance(turn, Mapping) and turn.get("from") == "human"]
-    if not said or not isinstance(said[0], str):
-        return None
-    return said[0].replace("<image>", "").strip()
+def lacks_one(name: str, value: Any) -> bool:
+    """Whether a list of pictures has a gap."""
+    return (
+        isinstance(value, (list, tuple))
+        and any(item is None or item == "" for item in value)
+        and kind_of(name) in ("input", "target", "plain")
+        and bool(set(words_of(name)[0]) & PICTURE_WORDS)
+    )
+
+
+def looks_like_pictures(name: str, value: Any) -> bool:
+    """Whether a field holds names of pictures, by their suffix or, without one, by the field's name."""
+    if simple(name) in TEXT_NAMES:
+        return False
+    names = picture_names(value)
+    if not names or isinstance(value, int):
+        return False
+    words = set(words_of(name)[0])
+    return (
+        all(map(is_picture_name, names)) or bool(words & PICTURE_WORDS) and all(" " not in n for n in names)
+    )
+
+
+def is_picture_name(name: Any) -> bool:
+    """Whether a value ends like a picture's file."""
+    return (
+        isinstance(name, str)
+        and len(name) < 4096
+        and "\n" not in name
+        and name.strip().lower().endswith((*SUFFIXES, *UNREADABLE))
+    )
+
+
+def is_url(value: Any) -> bool:
+    """Whether a value is an address on the web."""
+    return isinstance(value, str) and value.lstrip().startswith(("http://", "https://"))
+
+
+def is_words(value: Any) -> bool:
+    """Whether a value may be a text or several, and is no address."""
+    items: Sequence[Any] = value if isinstance(value, (list, tuple)) else (value,)
+    return is_text(value) and not any(map(is_url, items))

@@ -13,6 +13,13 @@ from .layouts.findings import Refused
 
 FIRST_NAMES = 5
 SHOWN_NOTES = 20
+SHOWN_ROLES = 6
+CAPTIONS_TAKEN = {
+    "last": "the last is taken",
+    "first": "the first is taken",
+    "random": "the position chooses",
+    "all": "a sample each",
+}
 SIDES = (256, 512, 768, 1024, 2048)  # limits of the size classes, pixels of the shorter side
 
 
@@ -25,6 +32,9 @@ class Examined:
     notes: list[str] = field(default_factory=list)
     converted: Counter[str] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)
+    several: int = 0
 
 
 @dataclass
@@ -45,6 +55,10 @@ class Report:
         sides: samples by the size class of the target's shorter side.
         shapes: samples by tall, square and wide (within 5 %).
         ignored: other files by suffix.
+        left_out: files or rows of other splits.
+        columns: samples by what their fields were taken for.
+        several: samples with several captions.
+        given: what was said by hand about how to read it.
         notes: torn files and the like.
         seconds: it took.
     """
@@ -54,6 +68,7 @@ class Report:
     layout: str
     check: str
     folder: str
+    given: dict[str, Any] = field(default_factory=dict)
     samples: int = 0
     inputs: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -62,6 +77,9 @@ class Report:
     sides: Counter[str] = field(default_factory=Counter)
     shapes: Counter[str] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)
+    several: int = 0
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -81,11 +99,15 @@ class Report:
             refused.write(json.dumps(asdict(item)) + "\n")
         self.converted += examined.converted
         self.ignored += examined.ignored
+        self.left_out += examined.left_out
+        self.columns += examined.columns
+        self.several += examined.several
         self.notes += examined.notes
 
     def facts(self) -> dict[str, Any]:
         """What the manifest keeps: nothing that depends on time or place of the index."""
-        kept = ("name", "layout", "check", "inputs", "refused", "converted", "ignored", "notes")
+        kept = ("name", "layout", "check", "given", "inputs", "refused", "converted", "ignored", "left_out")
+        kept += ("columns", "several", "notes")
         return {key: getattr(self, key) for key in kept}
 
     def write(self, folder: Path) -> None:
@@ -103,11 +125,17 @@ class Report:
             f"{reason} ({count:,}, first {self.refused_first[reason][0]})"
             for reason, count in self.refused.most_common(3)
         ]
+        if self.left_out:
+            names = ", ".join(f"{split} ({count:,})" for split, count in self.left_out.most_common())
+            reasons.append(f"left out are the splits {names}, see --split")
         return "; ".join(reasons + self.notes[:3]).rstrip(".") or "there is no sample"
 
     def table(self) -> str:
         """For people."""
         lines = [f"{self.name}: {self.samples:,} samples ({self.layout}, {self.source})"]
+        lines += [
+            f"  {'read as':15}{what}  {count:,}" for what, count in self.columns.most_common(SHOWN_ROLES)
+        ]
         lines += rows("input pictures", sorted(self.inputs.items()))
         order = [side_class(side) for side in (1, *SIDES)]
         lines += rows("shorter side", [(name, self.sides[name]) for name in order if self.sides[name]])
@@ -116,6 +144,12 @@ class Report:
         for reason, count in self.refused.most_common():
             names = ", ".join(self.refused_first[reason])
             lines += rows("refused", [(reason, count)], f"  {names}{', …' if count > FIRST_NAMES else ''}")
+        if self.several:
+            rule = CAPTIONS_TAKEN[self.given["captions"]]
+            lines += rows("captions", [(f"several: {rule}", self.several)], "  see --captions")
+        lines += rows(
+            "left out", [(f"split {name}", n) for name, n in self.left_out.most_common()], "  see --split"
+        )
         lines += rows("other files", self.ignored.most_common())
         lines += [f"  note: {note}" for note in self.notes[:SHOWN_NOTES]]
         if len(self.notes) > SHOWN_NOTES:
@@ -130,7 +164,7 @@ def read_report(folder: Path) -> Report:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         facts.pop("samples_per_second")
-        counted = ("inputs", "refused", "converted", "ignored", "sides", "shapes")
+        counted = ("inputs", "refused", "converted", "ignored", "left_out", "columns", "sides", "shapes")
         return Report(**facts | {name: Counter(facts[name]) for name in counted} | {"folder": str(folder)})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); index the data set again.") from error

@@ -65,7 +65,7 @@ class UnclearRoles(ValueError):
         return type(self), (self.sentence, self.command)
 
     def __str__(self) -> str:
-        return f"{self.sentence}; say which is which with {self.command}"
+        return f"{self.sentence}; say which is which with {self.command}" if self.command else self.sentence
 
 
 class UnclearText(UnclearRoles):
@@ -133,6 +133,10 @@ class Columns:
 
     def __bool__(self) -> bool:
         return bool(self.target or self.inputs or self.texts)
+
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*(field.name for field in (*self.target, *self.inputs)), *self.texts)
 
     def words(self) -> list[str]:
         """As they were typed."""
@@ -335,7 +339,7 @@ def told_texts(texts: tuple[str, ...], target: Field, inputs: tuple[Field, ...])
         if like:
             raise UnclearText(f"{listed(like)} could each be the text", typed(target, inputs, like[0]))
     if not texts:
-        raise UnclearText("there is no text", typed(target, inputs, "…"))
+        raise UnclearText("nothing of it is a text", "")
     raise UnclearText(
         f"of the texts {listed(texts)} it is not clear which is to be learned",
         typed(target, inputs, texts[0]),

@@ -131,8 +131,8 @@ class MicroBatches(Dataset):
         draws = [uniform(self.seed, self.stage, position, "timestep") for position in positions]
         samples = []
         for position in positions:
-            drop = uniform(self.seed, self.stage, position, "drop")
-            samples.append(self.sample(self.order.place(position), drop, self.crop(position)))
+            drop, wording = (uniform(self.seed, self.stage, position, what) for what in ("drop", "wording"))
+            samples.append(self.sample(self.order.place(position), drop, self.crop(position), wording))
         size = self.sizes[self.order.bucket(first // self.batch)]
         return self.collate(positions, samples, size, draws)
 
@@ -170,20 +170,23 @@ class MicroBatches(Dataset):
         x, y = (uniform(self.seed, self.stage, position, f"crop {axis}") for axis in "xy")
         return x, y
 
-    def sample(self, place: Place, drop: float | None, crop: tuple[float, float]) -> Sample:
+    def sample(
+        self, place: Place, drop: float | None, crop: tuple[float, float], wording: float = 0.0
+    ) -> Sample:
         """Read one sample; one whose pictures cannot be read comes back with ``bad`` and nothing else.
 
         Args:
             place: which one.
             drop: draw in [0, 1) that decides which conditions it loses; None keeps all.
             crop: where it is cut.
+            wording: draw in [0, 1) that chooses one of several texts.
         """
         data, row = self.locate(place)
         entry = data.index[row]
         name = f"{data.index.name}/{entry.key}"
         width, height = self.sizes[place.bucket]
         no_text, black = dropped(drop, bool(entry.inputs), self.drop)
-        sample = Sample(name, "" if no_text else entry.text)
+        sample = Sample(name, "" if no_text else entry.texts[int(wording * len(entry.texts))])
         try:
             sample.target = self.read_target(data.index, entry, name, (width, height), crop)
             if entry.inputs and self.vision:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 SPLITS = {
     "train": ("train", "training", "trn"),
@@ -46,19 +47,22 @@ def canonical(name: str) -> str:
     return split_of(name) or name.strip().lower()
 
 
-def wanted(found: Iterable[str | None], asked: Sequence[str], place: str) -> set[str | None]:
+def wanted(
+    found: Iterable[str | None], asked: Sequence[str], place: str, rows: bool = False
+) -> set[str | None]:
     """Which of the splits that a data set has are taken; None stands for what has no mark.
 
     Args:
         found: splits that there are.
         asked: what ``--split`` names; empty: train.
         place: the data set, for the error.
+        rows: whether a column may tell the splits where names do not.
 
     Raises:
         ValueError: there are splits, but none of those.
     """
     there = set(found)
-    if ALL in asked:
+    if ALL in asked or rows and there == {None}:
         return there
     names = {canonical(name) for name in asked} or {"train"}
     taken = there & names
@@ -81,9 +85,27 @@ def listed(names: Iterable[str]) -> str:
 
 
 def choose(
-    files: Sequence[tuple[str, str | None]], asked: Sequence[str], place: str
+    files: Sequence[tuple[str, str | None]], asked: Sequence[str], place: str, rows: bool = False
 ) -> tuple[list[str], Counter[str]]:
-    """Of (name, split) the names to take, and how many of each other split not. Raises ValueError."""
-    taken = wanted((split for _, split in files), asked, place)
+    """Of (name, split) the names to take, and how many there are of every other split. Raises ValueError."""
+    taken = wanted((split for _, split in files), asked, place, rows)
     left = Counter(str(split or "no split") for _, split in files if split not in taken)
     return [name for name, split in files if split in taken], left
+
+
+def is_left_out(row: Mapping[str, Any], file: str, asked: Sequence[str]) -> str:
+    """The split that a row is left out for, or "".
+
+    Args:
+        row: with the column of splits, if it has one.
+        file: name of the list or table.
+        asked: what ``--split`` names.
+    """
+    if ALL in asked:
+        return ""
+    names = {canonical(name) for name in asked} or {"train"}
+    values = (value for name, value in row.items() if name.lower() in COLUMNS)
+    split = next((value for value in values if isinstance(value, str) and value.strip()), None)
+    if split is not None:
+        return "" if canonical(split) in names else canonical(split)
+    return "" if not asked or split_of_file(file, shard=True) else "no split"

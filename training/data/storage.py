@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ OPEN_FILES = 64  # per process; the oldest is closed
 TABLE_CACHE = 256 * 2**20  # bytes of decoded row groups that one process keeps
 HEADER = 32 * 2**10  # bytes read at once where only the head of a picture is wanted
 GZIP_BUFFER = 2**20
+DEFLATED = "deflate.json"  # end of the description of an archive whose members are compressed one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +77,13 @@ class Storage:
             return self._read_cell(ref)
         if ref.size < 0:
             return self._read_file(ref.path)
-        return self.read_range(ref, 0, ref.size)
+        data = self.read_range(ref, 0, ref.size)
+        return inflate(data, ref.path) if ref.archive.endswith(DEFLATED) else data
 
     def open(self, ref: Ref) -> BinaryIO:
-        """A picture as a seekable file that is read piece by piece; a table's cell is read at once."""
-        if ref.row >= 0:
-            return io.BytesIO(self._read_cell(ref))
+        """A picture as a seekable file that is read piece by piece; a cell or what is deflated at once."""
+        if ref.row >= 0 or ref.archive.endswith(DEFLATED):
+            return io.BytesIO(self.read(ref))
         size = self.size(ref.path) if ref.size < 0 else ref.size
         whole = Ref(ref.path, ref.offset, size, archive=ref.archive)
         return io.BufferedReader(
@@ -268,6 +271,14 @@ def read_fully(file: BinaryIO, count: int) -> bytes:
     while len(data) < count and (more := file.read(count - len(data))):
         data += more
     return data
+
+
+def inflate(data: bytes, path: str) -> bytes:
+    """What a member of a zip holds. Raises OSError."""
+    try:
+        return zlib.decompress(data, -zlib.MAX_WBITS)
+    except zlib.error as error:
+        raise OSError(f"{path} is damaged ({error}).") from error
 
 
 def open_gzip(file: BinaryIO, seek_points: str | None = None) -> IndexedGzipFile:

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from .layouts.findings import CAPTIONS, INPUTS, INSTRUCTIONS, PICTURES, TARGETS, Found, Refused, text_of
+from . import splits
+from .layouts.findings import Found, Reading, Refused
+from .roles import Columns, Roles, UnclearRoles, roles_of
 from .storage import Ref
+from .texts import captions_of
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which columns hold what."""
-
-    target: str
-    inputs: tuple[str, ...]
-    texts: tuple[str, ...]
-
-
-def find_columns(schema: pa.Schema, path: str) -> Columns:
+def find_columns(schema: pa.Schema, path: str, columns: Columns) -> Roles:
     """What the columns of a table hold, by name and type.
 
     Raises:
-        ValueError: no picture or no text.
+        ValueError: it cannot be told.
     """
-    pictures = [field.name for field in schema if holds_pictures(field.type)]
-    texts = [name for name in (*CAPTIONS, *INSTRUCTIONS) if name in schema.names]
-    inputs = [name for name in INPUTS if name in pictures][:1]
-    targets = [name for name in (*TARGETS, *PICTURES) if name in pictures]
-    rest = [name for name in pictures if name not in inputs]
-    target = targets[0] if targets else rest[0] if len(rest) == 1 else None
-    if target is None or not texts:
-        raise ValueError(
-            f"{path} has columns {', '.join(schema.names)}: "
-            f"{'none of texts' if target else 'none that is certainly the picture to learn'}; "
-            f"rename one to {'caption' if target else 'image, or for edits output_image'}."
-        )
-    return Columns(target, tuple(inputs), tuple(dict.fromkeys(texts)))
+    pictures = tuple(field.name for field in schema if holds_pictures(field.type))
+    texts = tuple(field.name for field in schema if holds_texts(field.type))
+    try:
+        return roles_of(pictures, texts, columns)
+    except UnclearRoles as error:
+        raise ValueError(f"{path} has the columns {', '.join(schema.names)}: {error}") from error
 
 
 def holds_pictures(kind: pa.DataType) -> bool:
@@ -50,14 +37,48 @@ def holds_pictures(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
+def holds_texts(kind: pa.DataType) -> bool:
+    """Whether a column of this type may hold texts, or lists of them."""
+    if is_list(kind):
+        kind = kind.value_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
 def is_list(kind: pa.DataType) -> bool:
     """Whether a cell holds several values."""
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def make_sample(key: str, record: dict[str, Any], target: Ref | None, inputs: list[Ref]) -> Found | Refused:
-    """A sample from the texts of a row."""
-    if target is None:
-        return Refused(key, "no target picture")
-    text = text_of(record, bool(inputs))
-    return Refused(key, "no text") if text is None else Found(key, text, target, tuple(inputs))
+def read_columns(schema: pa.Schema, roles: Roles) -> list[str]:
+    """Names of the columns that are read at once: texts and splits."""
+    return [*roles.texts, *(name for name in schema.names if name.lower() in splits.COLUMNS)]
+
+
+def make_sample(
+    key: str, record: dict[str, Any], cells: dict[str, Sequence[Ref]], roles: Roles, reading: Reading
+) -> Found | Refused | str:
+    """A sample of a row, or the split that it is left out for.
+
+    Args:
+        key: of the sample.
+        record: the row's texts and splits.
+        cells: its pictures by column.
+        roles: of the columns.
+        reading: how.
+    """
+    if split := splits.is_left_out(record, key.rpartition("/")[0], reading.splits):
+        return split
+    targets = roles.target.pick(cells[roles.target.name])
+    if len(targets) != 1:
+        name = roles.target.name
+        command = f"--columns target={name}[-1] input={name}[:-1] text={roles.texts[0]}"
+        return Refused(
+            key, f"several pictures in {name}; say which with {command}" if targets else "no target picture"
+        )
+    inputs = tuple(ref for field in roles.inputs for ref in field.pick(cells[field.name]))
+    if reading.columns.inputs and not inputs:
+        return Refused(key, "no picture to start from")
+    texts = captions_of(record, roles.texts)
+    return Found(key, tuple(texts), targets[0], inputs, roles) if texts else Refused(key, "no text")

@@ -138,3 +138,22 @@ def captions_of(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
         chosen += [text for item in values if isinstance(item, str) and (text := clean(item))]
         family = simple(name)
     return chosen
+
+
+def is_text(value: object) -> bool:
+    """Whether a value may be a text, or a list of its wordings."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and any(isinstance(item, str) for item in value)
+    return isinstance(value, str)
+
+
+def choose_captions(texts: tuple[str, ...], rule: str) -> list[tuple[str, ...]]:
+    """The wordings of each sample that one picture becomes.
+
+    Args:
+        texts: all of them, at least one.
+        rule: ``last``, ``first``, ``random`` (the position in training chooses), or ``all``: a sample each.
+    """
+    if rule == "all":
+        return [(text,) for text in texts]
+    return [texts if rule == "random" else texts[:1] if rule == "first" else texts[-1:]]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .. import splits
 from ..paths import filesystem, is_url, join, parent
 from ..storage import Ref, Storage
-from ..tables import find_columns, is_list, make_sample
-from .findings import Found, Note, Place, Refused
+from ..tables import find_columns, is_list, make_sample, read_columns
+from .findings import Finding, LeftOut, Note, Place, Reading
 
 NAME = "datasets"
 SUMMARY = "a folder that Dataset.save_to_disk wrote"
@@ -20,55 +22,58 @@ SUMMARY = "a folder that Dataset.save_to_disk wrote"
 
 def recognise(place: Place) -> bool:
     """Whether the files that save_to_disk writes are there."""
-    return bool(arrow_files(place))
+    names = {name for name, _ in place.files}
+    return "state.json" in names or "dataset_dict.json" in names
 
 
-def arrow_files(place: Place) -> list[tuple[str, str]]:
-    """(name, path) of the Arrow files of a saved data set, of ``train`` if it was saved with splits.
-
-    Raises:
-        ValueError: splits, but none is called train.
-    """
-    names = [name for name, _ in place.files]
-    start = ""
-    if "dataset_dict.json" in names:
-        splits = json.loads(Storage().read(Ref(join(place.source, "dataset_dict.json"))))["splits"]
-        if "train" not in splits:
-            raise ValueError(f"{place.source} has the splits {', '.join(splits)}; give the folder of one.")
-        start = "train/"
-    if f"{start}state.json" not in names:
-        return []
-    listed = json.loads(Storage().read(Ref(join(place.source, f"{start}state.json"))))["_data_files"]
-    return [(start + item["filename"], join(place.source, start + item["filename"])) for item in listed]
+def folders_of(place: Place) -> tuple[list[str], LeftOut]:
+    """The folders of the splits that are read, and which splits are not. Raises ValueError."""
+    if "dataset_dict.json" not in {name for name, _ in place.files}:
+        return [""], LeftOut({})
+    names = json.loads(Storage().read(Ref(join(place.source, "dataset_dict.json"))))["splits"]
+    marked = [(name, splits.canonical(name)) for name in names]
+    taken, left = splits.choose(marked, place.reading.splits, place.source)
+    return [f"{name}/" for name in taken], LeftOut(dict(left))
 
 
-def units(place: Place) -> Iterator[tuple[str, str]]:
+def units(place: Place) -> Iterator[tuple[str, str] | LeftOut]:
     """Name and path of one Arrow file each."""
-    for name, path in arrow_files(place):
-        yield name.removesuffix(".arrow"), path
+    folders, left = folders_of(place)
+    yield left
+    for folder in folders:
+        listed = json.loads(Storage().read(Ref(join(place.source, f"{folder}state.json"))))["_data_files"]
+        for item in listed:
+            name = folder + item["filename"]
+            yield name.removesuffix(".arrow"), join(place.source, name)
 
 
-def scan(unit: tuple[str, str], storage: Storage) -> Iterator[Found | Refused | Note]:
+def scan(unit: tuple[str, str], storage: Storage, reading: Reading) -> Iterator[Finding]:
     """The samples of an Arrow file.
 
     Nothing in it is compressed, so a picture is a range of bytes of the file, read like a tar's member.
     """
     name, path = unit
-    row = 0
+    row, left = 0, Counter()
     try:
         mapped = map_file(path)
         with pa.ipc.open_stream(mapped) as stream:
-            columns = find_columns(stream.schema, path)
+            roles = find_columns(stream.schema, path, reading.columns)
+            pictures = {field.name for field in (roles.target, *roles.inputs)}
+            columns = read_columns(stream.schema, roles)
             for batch in stream:
-                pictures = (columns.target, *columns.inputs)
                 cells = {column: byte_ranges(batch.column(column), mapped, path) for column in pictures}
-                for i, record in enumerate(batch.select(list(columns.texts)).to_pylist()):
-                    targets = cells[columns.target][i]
-                    inputs = [ref for column in columns.inputs for ref in cells[column][i]]
-                    yield make_sample(f"{name}/{row}", record, targets[-1] if targets else None, inputs)
+                for i, record in enumerate(batch.select(columns).to_pylist()):
+                    own = {column: cells[column][i] for column in pictures}
+                    sample = make_sample(f"{name}/{row}", record, own, roles, reading)
                     row += 1
+                    if isinstance(sample, str):
+                        left[sample] += 1
+                    else:
+                        yield sample
     except (pa.ArrowException, OSError) as error:
         yield Note(f"{name}: torn after row {row:,} ({error}).")
+    if left:
+        yield LeftOut(dict(left))
 
 
 def map_file(path: str) -> pa.Buffer:

@@ -1,41 +1,37 @@
-"""What a layout hands over while a data set is indexed, and the fields in which published sets keep it."""
+"""What a layout hands over while a data set is indexed, and how it is told to read."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..roles import Columns, Roles
+from ..splits import choose, split_of_file
 from ..storage import Ref, Storage
 
 CHUNK = 256  # samples that are handed to a worker at once
 MAX_INPUTS = 4  # as core.prompts.MAX_IMAGES, which costs an import of torch
 
-# in the order in which they are looked for
-CAPTIONS = ("caption", "text", "prompt", "input_prompt", "long_caption", "description")
-INSTRUCTIONS = (
-    "edited_prompt_list",
-    "instruction",
-    "edit_instruction",
-    "edit_prompt",
-    "input_prompt",
-    "edit",
-)
-INPUTS = ("input_image", "input_images", "src_img", "source_img", "source_image", "original_image", "source")
-TARGETS = ("output_image", "edited_img", "edited_image", "target_img", "target_image", "output", "target")
-PICTURES = ("image", "img", "jpg", "jpeg", "png", "webp", "file_name", "image_path", "image_file", "picture")
-
 
 @dataclass(frozen=True)
 class Found:
-    """A sample whose pictures nobody has looked at yet."""
+    """A sample whose pictures nobody has looked at yet.
+
+    Attributes:
+        key: its name.
+        texts: its wordings; the first is empty if there is none.
+        target: picture to learn.
+        inputs: pictures to start from.
+        roles: which fields these are from.
+    """
 
     key: str
-    text: str
+    texts: tuple[str, ...]
     target: Ref
     inputs: tuple[Ref, ...] = ()
+    roles: Roles | None = None
 
 
 @dataclass(frozen=True)
@@ -62,12 +58,36 @@ class Note:
 
 @dataclass(frozen=True)
 class Ignored:
-    """Files that are neither pictures nor texts, by suffix."""
+    """Files that are in no sample, by suffix."""
 
     counts: dict[str, int]
 
 
-Finding = Found | Refused | Note | Ignored
+@dataclass(frozen=True)
+class LeftOut:
+    """Files or rows of splits that were not asked for, by split."""
+
+    counts: dict[str, int]
+
+
+Finding = Found | Refused | Note | Ignored | LeftOut
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a data set is read.
+
+    Attributes:
+        columns: fields that were named by hand.
+        encoding: of texts without a byte order mark, None for UTF-8.
+        splits: which are taken; empty for train and what has no split.
+        captions: which of several texts is taken, one of :data:`~..texts.CAPTION_RULES`.
+    """
+
+    columns: Columns = Columns()
+    encoding: str | None = None
+    splits: tuple[str, ...] = ()
+    captions: str = "last"
 
 
 @dataclass(frozen=True)
@@ -80,6 +100,7 @@ class Place:
         images: folder or URL where pictures lie that a list names, or None: beside the list.
         scratch: folder of the index that is being written.
         say: told what is being read where that may take long.
+        reading: how.
     """
 
     source: str
@@ -87,10 +108,28 @@ class Place:
     images: str | None
     scratch: Path
     say: Callable[[str], Any] = field(default=lambda text: None, repr=False)
+    reading: Reading = Reading()
+
+    def of_splits(
+        self, names: Iterable[str], shards: bool = True, rows: bool = False
+    ) -> tuple[set[str], LeftOut]:
+        """Which of these files are of the splits that are read, and how many are not. Raises ValueError.
+
+        Args:
+            names: relative paths.
+            shards: whether a file holds many samples, so that its own name counts.
+            rows: whether its rows may tell of splits where no name does.
+        """
+        marked = [(name, split_of_file(name, shards)) for name in names]
+        taken, left = choose(marked, self.reading.splits, self.source, rows)
+        return set(taken), LeftOut(dict(left))
 
 
 class Layout(Protocol):
-    """A module that knows one layout. Units are small, can be pickled, and are scanned in any process."""
+    """A module that knows one layout. Units are small, can be pickled, and are scanned in any process.
+
+    ``units`` may hand over findings among them, which are taken as they are.
+    """
 
     NAME: str
     SUMMARY: str
@@ -99,39 +138,7 @@ class Layout(Protocol):
 
     def units(self, place: Place) -> Iterable[Any]: ...
 
-    def scan(self, unit: Any, storage: Storage) -> Iterator[Finding]: ...
-
-
-def first(record: Mapping[str, Any], names: Iterable[str]) -> Any:
-    """The first of the named fields that holds something, or None."""
-    values = (record.get(name) for name in names)
-    return next((value for value in values if value is not None and value != []), None)
-
-
-def text_of(record: Mapping[str, Any], edits: bool) -> str | None:
-    """Caption or instruction of a record, or None. Of a list of wordings the last is taken, as published."""
-    names = (*INSTRUCTIONS, *CAPTIONS) if edits else (*CAPTIONS, *INSTRUCTIONS)
-    value = first(record, names)
-    if isinstance(value, (list, tuple)):
-        value = value[-1]
-    return value.strip() if isinstance(value, str) else None
-
-
-def load_text(key: str, ref: Ref, is_json: bool, edits: bool, storage: Storage) -> str | Refused:
-    """The text of sample ``key``, without surrounding blanks, from a text file or a JSON object."""
-    try:
-        text = storage.read(ref).decode("utf-8-sig").strip()
-        if not is_json:
-            return text
-        record = json.loads(text)
-    except UnicodeDecodeError:
-        return Refused(key, "text is not UTF-8", ref.path)
-    except OSError as error:
-        return Refused(key, "text cannot be read", str(error))
-    except ValueError as error:
-        return Refused(key, "text is no JSON", f"{ref.path}: {error}")
-    found = text_of(record, edits) if isinstance(record, dict) else None
-    return Refused(key, "JSON without a text", ref.path) if found is None else found
+    def scan(self, unit: Any, storage: Storage, reading: Reading) -> Iterator[Finding]: ...
 
 
 def chunked(items: Iterable[Any], size: int = CHUNK) -> Iterator[list[Any]]:

@@ -1,68 +1,59 @@
 """A plain folder: ``cat.jpg`` beside ``cat.txt``, in sub-folders too; what most people have of their own.
 
 For edits ``cat.input.jpg`` (several: ``cat.input0.jpg`` …) lies beside them, and ``cat.output.jpg`` may take
-the place of ``cat.jpg``. A ``.caption`` or ``.json`` file may take that of ``cat.txt``.
+the place of ``cat.jpg``; or there is a folder of sources beside one of targets. A ``.caption`` or ``.json``
+file may take the place of ``cat.txt``. :mod:`.pairs` has the rules.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from ..paths import join
-from ..pictures import SUFFIXES
+from ..pictures import SUFFIXES, UNREADABLE
 from ..storage import Ref, Storage
-from .findings import Found, Place, Refused, chunked, load_text
-from .tars import MEMBER
+from .findings import Finding, Found, Ignored, Place, Reading, Refused, chunked
+from .pairs import TEXTS, Group, is_edit, leftovers, pair, samples_of
 
 NAME = "folder"
 SUMMARY = "pictures, each with a .txt, .caption or .json file of the same name beside it"
-TEXTS = (".txt", ".caption", ".json")
+Unit = tuple[list[Group], bool]
 
 
 def recognise(place: Place) -> bool:
     """Whether a picture has a text beside it."""
-    texts = {name.rpartition(".")[0] for name, _ in place.files if name.lower().endswith(TEXTS)}
-    return any(stem_of(name) in texts for name, _ in place.files if name.lower().endswith(SUFFIXES))
+    if not any(name.lower().endswith(TEXTS) for name, _ in place.files):
+        return False
+    groups, _, _ = pair(files_of(place, {name for name, _ in place.files}), place.reading.columns)
+    return any(group.pictures and group.texts for group in groups)
 
 
-def stem_of(name: str) -> str:
-    """The name that the text beside a picture has, without its suffix."""
-    return MEMBER.fullmatch(name)["key"]
+def files_of(place: Place, taken: set[str]) -> Iterator[tuple[str, Ref]]:
+    """Name and place of these files."""
+    return ((name, Ref(join(place.source, name))) for name, _ in place.files if name in taken)
 
 
-def units(place: Place) -> Iterator[list[dict[str, Any]]]:
-    """Some samples each: key, and the paths of target, inputs and text."""
-    texts: dict[str, str] = {}
-    inputs: dict[str, list[tuple[int, str]]] = {}
-    targets: list[tuple[str, str]] = []
-    for kind in reversed(TEXTS):  # so that of several texts .txt is the one that stays
-        texts |= {name[: -len(kind)]: name for name, _ in place.files if name.lower().endswith(kind)}
-    for name, _ in place.files:
-        if name.lower().endswith(SUFFIXES):
-            match = MEMBER.fullmatch(name)
-            if match["role"] in ("input", "source"):
-                inputs.setdefault(match["key"], []).append((int(match["number"] or 0), name))
-            else:
-                targets.append((match["key"], name))
-    samples = (
-        {
-            "key": name,  # with its suffix: cat.jpg and cat.png are two samples that may share a text
-            "target": join(place.source, name),
-            "inputs": [join(place.source, path) for _, path in sorted(inputs.get(stem, []))],
-            "text": join(place.source, texts[stem]) if stem in texts else None,
-        }
-        for stem, name in targets
-    )
-    yield from chunked(samples)
+def units(place: Place) -> Iterator[Unit | Finding]:
+    """Some samples each, and whether there are edits among all of them."""
+    pictures = [name for name, _ in place.files if name.lower().endswith((*SUFFIXES, *UNREADABLE))]
+    taken, left = place.of_splits(pictures, shards=False)
+    yield left
+    out = set(pictures) - taken
+    files = files_of(place, {name for name, _ in place.files} - out)
+    groups, unreadable, others = pair(files, place.reading.columns)
+    yield from leftovers(unreadable, others, "")
+    # a text without a picture is likely a README, or that of a picture of another split
+    lone = Counter(name[name.rindex(".") :] for group in groups if not group.pictures for name in group.texts)
+    if lone and not left.counts:
+        yield Ignored(dict(lone))
+    samples = [group for group in groups if group.pictures]
+    edits = any(is_edit(group, place.reading.columns) for group in samples)
+    for chunk in chunked(samples):
+        yield chunk, edits
 
 
-def scan(unit: list[dict[str, Any]], storage: Storage) -> Iterator[Found | Refused]:
+def scan(unit: Unit, storage: Storage, reading: Reading) -> Iterator[Found | Refused]:
     """The samples with their texts."""
-    for sample in unit:
-        key, path, inputs = sample["key"], sample["text"], tuple(Ref(path) for path in sample["inputs"])
-        if path is None:
-            yield Refused(key, "no text")
-            continue
-        text = load_text(key, Ref(path), path.lower().endswith(".json"), bool(inputs), storage)
-        yield text if isinstance(text, Refused) else Found(key, text, Ref(sample["target"]), inputs)
+    groups, edits = unit
+    yield from samples_of(groups, reading, storage, edits, loose=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..paths import join
+from ..paths import check_apart, join
+from ..roles import Roles
 from ..storage import Ref, Storage
-from ..tables import Columns, find_columns, is_list, make_sample
-from .findings import Found, Note, Place, Refused
+from ..tables import find_columns, holds_pictures, is_list, make_sample, read_columns
+from .findings import Finding, LeftOut, Note, Place, Reading
 
 NAME = "parquet"
 SUMMARY = "Parquet files with a column of pictures and one of texts"
+SUFFIX = re.compile(r"\.(parquet|pq)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -23,62 +27,85 @@ class Unit:
 
     name: str
     path: str
-    columns: Columns
+    roles: Roles
+    columns: tuple[str, ...]
     group: int
     first_row: int
 
 
 def recognise(place: Place) -> bool:
-    """Whether there are Parquet files."""
+    """Whether there are Parquet files with pictures inside; what only tells of pictures is none."""
+    storage = Storage()
+    for _, path in parquet_files(place):
+        try:
+            return any(holds_pictures(field.type) for field in storage.table(path).schema_arrow)
+        except OSError:
+            continue
     return bool(parquet_files(place))
 
 
 def parquet_files(place: Place) -> list[tuple[str, str]]:
     """(name, path) of the Parquet files."""
-    if not place.files and place.source.endswith(".parquet"):
+    if not place.files and SUFFIX.search(place.source):
         return [(place.source.rpartition("/")[2], place.source)]
-    return [(name, join(place.source, name)) for name, _ in place.files if name.endswith(".parquet")]
+    return [(name, join(place.source, name)) for name, _ in place.files if SUFFIX.search(name)]
 
 
-def units(place: Place) -> Iterator[Unit | Note]:
+def units(place: Place) -> Iterator[Unit | Finding]:
     """The row groups of all files; the texts of a group and its pictures are read once."""
     storage = Storage()
-    for name, path in parquet_files(place):
+    files = parquet_files(place)
+    check_apart([name for name, _ in files], SUFFIX)
+    if place.files:
+        taken, left = place.of_splits((name for name, _ in files), rows=True)
+        yield left
+        files = [(name, path) for name, path in files if name in taken]
+    for name, path in files:
         try:
             table = storage.table(path)
         except OSError as error:
             yield Note(f"{name}: {error}")
             continue
-        columns = find_columns(table.schema_arrow, path)
+        roles = find_columns(table.schema_arrow, path, place.reading.columns)
+        columns = tuple(read_columns(table.schema_arrow, roles))
         row = 0
         for group in range(table.num_row_groups):
-            yield Unit(name.removesuffix(".parquet"), path, columns, group, row)
+            yield Unit(SUFFIX.sub("", name), path, roles, columns, group, row)
             row += table.metadata.row_group(group).num_rows
 
 
-def scan(unit: Unit | Note, storage: Storage) -> Iterator[Found | Refused | Note]:
+def scan(unit: Unit, storage: Storage, reading: Reading) -> Iterator[Finding]:
     """The samples of a row group."""
-    if isinstance(unit, Note):
-        yield unit
-        return
-    columns = unit.columns
+    roles, left = unit.roles, Counter()
+    pictures = {field.name for field in (roles.target, *roles.inputs)}
     try:
         # the texts and not the pictures, which are read when they are looked at
-        records = storage.table(unit.path).read_row_group(unit.group, columns=list(columns.texts)).to_pylist()
-        counts = {name: cell_counts(storage.group(unit.path, unit.group, name)) for name in columns.inputs}
-    except (OSError, pa.ArrowException) as error:
+        table = storage.table(unit.path).read_row_group(unit.group, columns=list(unit.columns))
+        records = table.select(list(unit.columns)).to_pylist()
+        counts = {name: cell_counts(storage.group(unit.path, unit.group, name)) for name in pictures}
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         yield Note(f"{unit.name}: row group {unit.group} cannot be read ({error}).")
         return
     for i, record in enumerate(records):
         row = unit.first_row + i
-        inputs = [
-            Ref(unit.path, item, -1, row, name) for name in columns.inputs for item in range(counts[name][i])
-        ]
-        yield make_sample(f"{unit.name}/{row}", record, Ref(unit.path, 0, -1, row, columns.target), inputs)
+        cells = {
+            name: [Ref(unit.path, item, -1, row, name) for item in range(counts[name][i])]
+            for name in pictures
+        }
+        sample = make_sample(f"{unit.name}/{row}", record, cells, roles, reading)
+        if isinstance(sample, str):
+            left[sample] += 1
+        else:
+            yield sample
+    if left:
+        yield LeftOut(dict(left))
 
 
 def cell_counts(column: pa.ChunkedArray) -> list[int]:
     """Number of pictures in every cell: 0 where there is none, more than 1 in lists only."""
     if is_list(column.type):
         return [count or 0 for count in pc.list_value_length(column).to_pylist()]
+    if pa.types.is_struct(column.type):  # such as a picture that could not be fetched
+        filled = pc.and_(column.is_valid(), pc.is_valid(pc.struct_field(column, "bytes")))
+        return [int(valid) for valid in filled.to_pylist()]
     return [int(valid) for valid in column.is_valid().to_pylist()]

@@ -1,0 +1,553 @@
+"""Layouts in use, each in small and as it is published: right, or refused by a sentence that says why.
+
+Those that have a writer are written with it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import unicodedata
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data_files import BLUE, GREEN, RED, index, pack, picture, samples, write
+from tbac_uniimage.training.data.layouts.findings import Reading
+from tbac_uniimage.training.data.roles import parse_columns
+
+RED_PNG, GREEN_PNG, BLUE_PNG = picture(RED), picture(GREEN), picture(BLUE)
+EDIT = ("do it", RED, BLUE)  # text, target, input
+PICTURES = {"1.png": RED_PNG, "2.png": BLUE_PNG}
+
+
+def lines(*records: dict) -> str:
+    return "\n".join(map(json.dumps, records))
+
+
+def parquet(**columns: list) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+def packed_zip(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def read(tmp_path, files: dict, *columns: str, **reading):
+    """Texts and colours by key, and the report."""
+    options = Reading(parse_columns(columns), **reading)
+    found, report = index(write(tmp_path / "d", files), tmp_path / "out", reading=options)
+    return samples(found), report
+
+
+IMG_EDIT = pack({"action/1_in.png": BLUE_PNG, "action/1_out.png": RED_PNG})
+EDITS = {
+    "diffsynth": {"metadata.csv": "image,prompt,edit_image\n1.png,do it,2.png\n", **PICTURES},
+    "musubi-tuner": {
+        "m.jsonl": lines({"image_path": "1.png", "control_path": "2.png", "caption": "do it"}),
+        **PICTURES,
+    },
+    "controlnet of diffusers": {
+        "metadata.jsonl": lines({"file_name": "1.png", "conditioning_image": "2.png", "text": "do it"}),
+        **PICTURES,
+    },
+    "imagefolder with several file names": {
+        "train/metadata.csv": "input_image_file_name,edited_image_file_name,edit_prompt\n2.png,1.png,do it\n",
+        "train/1.png": RED_PNG,
+        "train/2.png": BLUE_PNG,
+    },
+    "pico-banana": {
+        "jsonl/sft.jsonl": lines(
+            {
+                "local_input_image": "openimage/2.png",
+                "open_image_input_url": "https://x.org/2.jpg",
+                "output_image": "images/1.png",
+                "text": "do it",
+                "summarized_text": "do",
+            }
+        ),
+        "openimage/2.png": BLUE_PNG,
+        "images/1.png": RED_PNG,
+    },
+    "anyedit": {
+        "x.parquet": parquet(image_file=[BLUE_PNG], edited_file=[RED_PNG], edit_instruction=["do it"])
+    },
+    "instruct-pix2pix": {
+        "x.parquet": parquet(
+            original_image=[BLUE_PNG],
+            edited_image=[RED_PNG],
+            original_prompt=["a"],
+            edit_prompt=["do it"],
+            edited_prompt=["b"],
+        )
+    },
+    "parquet of image and edited_image": {
+        "x.parquet": parquet(image=[BLUE_PNG], edited_image=[RED_PNG], instruction=["do it"])
+    },
+    "magicbrush": {
+        "x.parquet": parquet(
+            source_img=[BLUE_PNG], mask_img=[GREEN_PNG], instruction=["do it"], target_img=[RED_PNG]
+        )
+    },
+    "hq-edit": {
+        "x.parquet": parquet(
+            input=["a"], input_image=[BLUE_PNG], edit=["do it"], output=["b"], output_image=[RED_PNG]
+        )
+    },
+    "imgedit": {
+        "Singleturn/a.tar.split.000": IMG_EDIT[:1300],
+        "Singleturn/a.tar.split.001": IMG_EDIT[1300:],
+        "Parquet/a.parquet": parquet(
+            input_images=[["action/1_in.png"]], output_images=[["action/1_out.png"]], prompt=["do it"]
+        ),
+    },
+    "ai-toolkit": {"target/1.png": RED_PNG, "target/1.txt": "do it", "control/1.png": BLUE_PNG},
+    "images and conditioning_images": {
+        "images/1.png": RED_PNG,
+        "conditioning_images/1.png": BLUE_PNG,
+        "captions/1.txt": "do it",
+    },
+    "start and end": {"1_start.png": BLUE_PNG, "1_end.png": RED_PNG, "1.txt": "do it"},
+    "source and target with its text": {
+        "1-source.png": BLUE_PNG,
+        "1-target.png": RED_PNG,
+        "1-target.txt": "do it",
+    },
+    "original and edited in tars": {
+        "x.tar": pack({"1.original.png": BLUE_PNG, "1.edited.png": RED_PNG, "1.caption.txt": b"do it"})
+    },
+    "start and end in zips": {
+        "x.zip": packed_zip({"1_start.png": BLUE_PNG, "1_end.png": RED_PNG, "1.txt": b"do it"})
+    },
+    "gpt-image-edit": {
+        "x.json": json.dumps(
+            [
+                {
+                    "image": ["2.png", "1.png"],
+                    "conversations": [
+                        {"from": "human", "value": "<image>\ndo it"},
+                        {"from": "gpt", "value": "<image>"},
+                    ],
+                }
+            ]
+        ),
+        **PICTURES,
+    },
+    "messages": {
+        "x.jsonl": lines(
+            {
+                "messages": [
+                    {"role": "system", "content": "Help."},
+                    {"role": "user", "content": "<image>do it"},
+                    {"role": "assistant", "content": "<image>"},
+                ],
+                "images": ["2.png", "1.png"],
+            }
+        ),
+        **PICTURES,
+    },
+    "marks within X2I": {
+        "x.jsonl": lines(
+            {
+                "instruction": "<img><|image_1|></img> do it",
+                "input_images": ["2.png"],
+                "output_image": "1.png",
+            }
+        ),
+        **PICTURES,
+    },
+}
+
+
+@pytest.mark.parametrize("layout", EDITS)
+def test_edits(tmp_path, layout):
+    found, report = read(tmp_path, EDITS[layout])
+    assert list(found.values()) == [EDIT]
+    assert report.refused == {} and report.left_out == {}
+
+
+CAPTIONED = {
+    "simpletuner by file name": {
+        "m.parquet": parquet(filename=["1.png"], caption=["red"]),
+        "pics/1.png": RED_PNG,
+    },
+    "simpletuner by id": {
+        "m.parquet": parquet(id=[1], cogvlm_caption=["red"], tags=["x"]),
+        "1.png": RED_PNG,
+    },
+    "imagefolder with parquet": {
+        "train/metadata.parquet": parquet(file_name=["1.png"], text=["red"]),
+        "train/1.png": RED_PNG,
+    },
+    "llava": {
+        "x.json": json.dumps(
+            [
+                {
+                    "id": "1",
+                    "image": "1.png",
+                    "conversations": [
+                        {"from": "human", "value": "<image>\nWhat is it?"},
+                        {"from": "gpt", "value": "red"},
+                    ],
+                }
+            ]
+        ),
+        "1.png": RED_PNG,
+    },
+    "messages with parts": {
+        "x.jsonl": lines(
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image", "image": "1.png"}, {"type": "text", "text": "?"}],
+                    },
+                    {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
+                ]
+            }
+        ),
+        "1.png": RED_PNG,
+    },
+    "zip, deflated": {"x.zip": packed_zip({"1.png": RED_PNG, "1.txt": b"red"}, zipfile.ZIP_DEFLATED)},
+    "list beside a zip": {
+        "x.zip": packed_zip({"a/1.png": RED_PNG}, zipfile.ZIP_DEFLATED),
+        "m.jsonl": lines({"file_name": "a/1.png", "text": "red"}),
+    },
+    "split zip": {
+        f"x.zip.{part + 1:03}": packed_zip({"1.png": RED_PNG, "1.txt": b"red"})[part * 150 : (part + 1) * 150]
+        for part in range(3)
+    },
+    "names as keys": {"m.json": json.dumps({"1.png": {"caption": "red"}}), "1.png": RED_PNG},
+    "tab-separated": {"m.tsv": "file_name\tcaption\n1.png\tred\n", "1.png": RED_PNG},
+    "decomposed file name": {
+        unicodedata.normalize("NFD", "café.png"): RED_PNG,
+        "m.jsonl": lines({"image": "café.png", "text": "red"}),
+    },
+    "decomposed beside its text": {unicodedata.normalize("NFD", "café.png"): RED_PNG, "café.txt": "red"},
+    "utf-16 with a mark": {"m.csv": "image,text\n1.png,red\n".encode("utf-16"), "1.png": RED_PNG},
+    "caption that is empty beside one that is not": {
+        "m.jsonl": lines({"image": "1.png", "caption": "", "text": "red"}),
+        "1.png": RED_PNG,
+    },
+}
+
+
+@pytest.mark.parametrize("layout", CAPTIONED)
+def test_captions(tmp_path, layout):
+    found, report = read(tmp_path, CAPTIONED[layout])
+    assert list(found.values()) == [("red", RED)]
+    assert report.refused == {}
+
+
+COCO = {
+    "annotations/captions_train2017.json": json.dumps(
+        {
+            "images": [{"id": 7, "file_name": "007.png", "coco_url": "http://x.org/7.jpg"}],
+            "annotations": [{"image_id": 7, "caption": "one"}, {"image_id": 7, "caption": "two"}],
+        }
+    ),
+    "annotations/captions_val2017.json": json.dumps(
+        {"images": [{"id": 8, "file_name": "008.png"}], "annotations": [{"image_id": 8, "caption": "x"}]}
+    ),
+    "annotations/instances_train2017.json": json.dumps(
+        {
+            "images": [{"id": 7, "file_name": "007.png"}],
+            "annotations": [{"image_id": 7, "bbox": [0, 0, 1, 1]}],
+        }
+    ),
+    "train2017/007.png": RED_PNG,
+    "val2017/008.png": BLUE_PNG,
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "texts"), [("last", ["two"]), ("first", ["one"]), ("all", ["one", "two"]), ("random", ["one"])]
+)
+def test_several_captions_of_coco(tmp_path, rule, texts):
+    found, report = read(tmp_path, COCO, captions=rule)
+    assert [text for text, *_ in found.values()] == texts
+    assert len(found) == len(texts) and report.several == 1
+    assert report.left_out == {"validation": 1} and "see --captions" in report.table()
+
+
+X2EDIT_TEXT = b'{"instruction": "do it", "zh": "x"}'
+X2EDIT = {
+    "x.tar": pack({"1.1.png": BLUE_PNG, "1.2.png": RED_PNG, "1.json": b'{"instruction": "do it", "zh": "x"}'})
+}
+UNCLEAR = {
+    "X2Edit": (
+        X2EDIT,
+        r"x/1: of the pictures \.1\.png, \.2\.png it is not clear what \.1\.png, \.2\.png are; say which is "
+        r"which with --columns target=\.2\.png input=\.1\.png text=\.json",
+    ),
+    "two pictures in a table": (
+        {"x.parquet": parquet(jpg_0=[RED_PNG], jpg_1=[BLUE_PNG], caption=["x"])},
+        "what jpg_0, jpg_1 are; .*--columns target=jpg_1 input=jpg_0 text=caption",
+    ),
+    "a picture beside source and target": (
+        {
+            "m.jsonl": lines(
+                {"input_image": "1.png", "output_image": "2.png", "image": "1.png", "text": "x"}
+            ),
+            **PICTURES,
+        },
+        "it is not clear what image is",
+    ),
+    "a source alone": (
+        {"x.parquet": parquet(source_image=[RED_PNG], caption=["x"])},
+        "source_image is a picture to start from, and none is to be learned",
+    ),
+    "two captions of equal rank": (
+        {"x.parquet": parquet(image=[RED_PNG], blip_caption=["x"], llava_caption=["y"])},
+        "blip_caption, llava_caption could each be the text; .*--columns target=image text=blip_caption",
+    ),
+    "captions of both sides of an edit": (
+        {"x.parquet": parquet(source_img=[RED_PNG], target_img=[BLUE_PNG], target_caption=["x"])},
+        "of the texts target_caption it is not clear which is to be learned",
+    ),
+    "several pictures in a field": (
+        {"m.jsonl": lines({"images": ["2.png", "1.png"], "text": "x"}), **PICTURES},
+        r"several pictures in images; .*--columns target=images\[-1\] input=images\[:-1\]",
+    ),
+    "another ending": (
+        {"cat.png": RED_PNG, "cat.v2.png": BLUE_PNG, "cat.txt": "x"},
+        r"it is not clear what \.v2\.png is; .*--columns target=\.png input=\.v2\.png text=\.txt",
+    ),
+    "folders of pairs": (
+        {"first/1.png": BLUE_PNG, "second/1.png": RED_PNG, "second/1.txt": "do it"},
+        "first/ and second/ hold pictures .*--columns target=second/ input=first/ text=.txt",
+    ),
+    "conversation of many turns": (
+        {
+            "m.json": json.dumps(
+                [{"image": "1.png", "conversations": 2 * [{"from": "human", "value": "<image>a"},
+                                                          {"from": "gpt", "value": "b"}]}]
+            ),
+            **PICTURES,
+        },
+        "conversation is not one question and its answer",
+    ),
+    "urls": (
+        {"m.jsonl": lines({"image": "http://x.org/1.png", "text": "x"})},
+        "m.jsonl has image, text: name the column of pictures with --columns",
+    ),
+    "latin-1": (
+        {"m.csv": "image,text\n1.png,café\n".encode("latin-1"), **PICTURES},
+        r"m\.csv: text is not UTF-8; say what it is with --encoding",
+    ),
+    "utf-16 without a mark": (
+        {"m.csv": "image,text\n1.png,x\n".encode("utf-16-le"), **PICTURES},
+        r"m\.csv: text is not UTF-8, but perhaps UTF-16 \(--encoding utf-16-le\)",
+    ),
+    "tar and zip of one name": (
+        {
+            "a.tar": pack({"1.png": RED_PNG, "1.txt": b"x"}),
+            "a.zip": packed_zip({"1.png": RED_PNG, "1.txt": b"x"}),
+        },
+        r"a\.tar and a\.zip would give their samples the same keys",
+    ),
+    "two lists of one name": (
+        {
+            "a.json": json.dumps([{"image": "1.png", "text": "x"}]),
+            "a.jsonl": lines({"image": "1.png", "text": "x"}),
+            **PICTURES,
+        },
+        r"a\.json and .*a\.jsonl would give their samples the same keys",
+    ),
+    "a column that comes twice": (
+        {"a.csv": "image,text,text\n1.png,x,y\n", **PICTURES},
+        "two columns are called 'text'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", UNCLEAR)
+def test_what_is_unclear_is_an_error(tmp_path, layout):
+    files, sentence = UNCLEAR[layout]
+    with pytest.raises(ValueError, match=sentence):
+        read(tmp_path, files)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("files", "columns"),
+    [
+        (X2EDIT, ["input=.1.png", "target=.2.png"]),
+        (X2EDIT, ["input=.1.png", "target=.2.png", "text=instruction"]),
+        (
+            {"x.parquet": parquet(a=[RED_PNG], b=[BLUE_PNG], words=["do it"])},
+            ["target=a", "input=b", "text=words"],
+        ),
+        (
+            {"m.csv": "nr,other,say\n1.png,2.png,do it\n", **PICTURES},
+            ["target=nr", "input=other", "text=say"],
+        ),
+        (
+            {"m.jsonl": lines({"images": ["2.png", "1.png"], "text": "do it"}), **PICTURES},
+            ["target=images[-1]", "input=images[:-1]"],
+        ),
+        (
+            {"first/1.png": BLUE_PNG, "second/1.png": RED_PNG, "second/1.txt": "do it"},
+            ["target=second/", "input=first/", "text=.txt"],
+        ),
+        (
+            {"c.png": RED_PNG, "c.v1.png": BLUE_PNG, "c.txt": "do it", "c.v2.png": GREEN_PNG},
+            ["target=.png", "input=.v1.png"],
+        ),
+    ],
+)
+def test_columns_that_are_named(tmp_path, files, columns):
+    found, _ = read(tmp_path, files, *columns)
+    assert list(found.values()) == [EDIT]
+    kept = json.loads((tmp_path / "out/set/manifest.json").read_text())["given"]["columns"]
+    assert sorted(kept) == sorted(columns)
+
+
+@pytest.mark.parametrize("words", ["a=b", "target", "target=", "target=a,b", "input=a,,b"])
+def test_columns_that_cannot_be_understood(words):
+    with pytest.raises(ValueError, match="--columns"):
+        parse_columns([words])
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16-le", "gbk"])
+def test_a_named_encoding(tmp_path, encoding):
+    text = "猫" if encoding == "gbk" else "café"
+    files = {"a.csv": f"image,text\n1.png,{text}\n".encode(encoding), "1.png": RED_PNG}
+    found, _ = read(tmp_path / "list", files, encoding=encoding)
+    assert list(found.values()) == [(text, RED)]
+    found, _ = read(
+        tmp_path / "folder", {"1.png": RED_PNG, "1.txt": text.encode(encoding)}, encoding=encoding
+    )
+    assert list(found.values()) == [(text, RED)]
+
+
+def test_rows_of_a_csv_cost_none_but_themselves(tmp_path):
+    rows = [
+        "1.png,a dog, asleep",
+        '1.png,"open',
+        "1.png,fine",
+        '1.png,"two\nlines"',
+        "1.png",
+        "1.png," + "x" * 140_000,
+    ]
+    files = {"m.csv": "\n".join(["image,text", *rows, "1.png,last", ""]), "1.png": RED_PNG}
+    found, report = read(tmp_path, files)
+    assert [text for text, _ in found.values()] == ["fine", "two\nlines", "last"]
+    assert report.refused == {
+        "row has more or fewer cells than columns": 2,
+        "a quote is not closed": 1,
+        "cell is longer than 131,072 characters": 1,
+    }
+
+
+SPLITS = ("train", "test", "dev")
+SPLIT = {
+    "parquet": {f"data/{split}-00000-of-1.parquet": parquet(image=[RED_PNG], text=[split]) for split in SPLITS},
+    "tars": {f"{split}/0.tar": pack({"1.png": RED_PNG, "1.txt": split.encode()}) for split in SPLITS},
+    "lists": {f"{split}.jsonl": lines({"image": "1.png", "text": split}) for split in SPLITS} | PICTURES,
+    "folder": {f"{split}/1.txt": split for split in SPLITS} | {f"{split}/1.png": RED_PNG for split in SPLITS},
+    "imagefolder": {f"{split}/metadata.csv": f"file_name,text\n1.png,{split}\n" for split in SPLITS}
+    | {f"{split}/1.png": RED_PNG for split in SPLITS},
+    "column of a list": {
+        "m.jsonl": lines(*({"image": "1.png", "text": split, "split": split} for split in SPLITS)),
+        **PICTURES,
+    },
+    "column of a table": {"x.parquet": parquet(image=[RED_PNG] * 3, text=[*SPLITS], split=[*SPLITS])},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", SPLIT)
+def test_splits(tmp_path, layout):
+    def texts(number: int, *splits: str) -> list[str]:
+        found, report = read(tmp_path / str(number), SPLIT[layout], splits=splits)
+        assert report.left_out.total() == 3 - len(found)
+        return sorted(text for text, *_ in found.values())
+
+    assert texts(0) == ["train"]
+    assert texts(1, "val") == ["dev"]
+    assert texts(2, "train", "test") == ["test", "train"]
+    assert texts(3, "all") == ["dev", "test", "train"]
+    rest = {
+        name: data for name, data in SPLIT[layout].items() if not name.startswith(("train", "data/train"))
+    }
+    if "column" not in layout:
+        with pytest.raises(
+            ValueError, match="has the splits test, validation, but not train; choose one with --split"
+        ):
+            read(tmp_path / "4", rest)
+
+
+def test_an_edit_whose_source_is_missing_is_no_picture_from_text(tmp_path):
+    files = {"target/1.png": RED_PNG, "target/1.txt": "do it", "control/1.png": BLUE_PNG}
+    files |= {"target/2.png": RED_PNG, "target/2.txt": "lost"}
+    found, report = read(tmp_path / "a", files)
+    assert len(found) == 1 and report.refused == {"no picture to start from": 1}
+    tar = pack(
+        {f"{i}.{name}": data for i in (1, 2) for name, data in (("output.png", RED_PNG), ("txt", b"x"))}
+        | {"1.input.png": BLUE_PNG}
+    )
+    found, report = read(tmp_path / "b", {"x.tar": tar})
+    assert list(found) == ["x/1"] and report.refused_first == {"no picture to start from": ["x/2"]}
+
+
+def test_pictures_that_are_not_read_are_counted(tmp_path):
+    files = {
+        "a.jfif": picture(RED, kind="JPEG"),
+        "a.txt": "x",
+        "b.HEIC": b"ftypheic",
+        "b.txt": "y",
+        "c.mp4": b"z",
+    }
+    found, report = read(tmp_path, files)
+    assert list(found) == ["a.jfif"]
+    assert report.refused_first == {".heic is not read; convert it to .jpg or .png": ["b.HEIC"]}
+    assert report.ignored == {".mp4": 1, ".txt": 1}
+
+
+def test_img2dataset(tmp_path):
+    """As its writers leave it: a table of metadata beside each shard, also of what could not be fetched."""
+    meta = parquet(
+        url=["http://x.org/1.jpg", "http://x.org/2.jpg"],
+        caption=["red", "gone"],
+        key=["000000000", "000000001"],
+        status=["success", "failed_to_download"],
+        width=[24, None],
+    )
+    beside = {"00000.parquet": meta, "00000_stats.json": json.dumps({"count": 2, "successes": 1})}
+    one = {"0.jpg": RED_PNG, "0.txt": b"red", "0.json": b'{"caption": "red", "url": "http://x.org/1.jpg"}'}
+    found, report = read(tmp_path / "tars", {"00000.tar": pack(one), **beside})
+    assert found == {"00000/0": ("red", RED)} and report.layout == "tars"
+    found, report = read(tmp_path / "files", {f"00000/{name}": data for name, data in one.items()} | beside)
+    assert found == {"00000/0.jpg": ("red", RED)} and report.layout == "folder"
+    table = parquet(url=["u", "v"], key=["0", "1"], caption=["red", "x"], jpg=[RED_PNG, None])
+    found, report = read(tmp_path / "parquet", beside | {"00000.parquet": table})
+    assert found == {"00000/0": ("red", RED)} and report.refused == {"no target picture": 1}
+
+
+def test_webdataset_writes_what_is_read(tmp_path):
+    writer = pytest.importorskip("webdataset")
+    (tmp_path / "d").mkdir()
+    with writer.ShardWriter(str(tmp_path / "d/shard-%03d.tar"), maxcount=2, verbose=0) as sink:
+        for i in range(3):
+            sink.write(
+                {"__key__": f"s{i}", "png": picture((i, 0, 0)), "txt": f"text {i}", "json": {"seed": i}}
+            )
+            sink.write(
+                {
+                    "__key__": f"e{i}",
+                    "input.png": BLUE_PNG,
+                    "output.png": RED_PNG,
+                    "json": {"instruction": "do it"},
+                }
+            )
+    found, _ = read(tmp_path, {})
+    assert found == {f"shard-{i:03}/s{i}": (f"text {i}", (i, 0, 0)) for i in range(3)} | {
+        f"shard-{i:03}/e{i}": EDIT for i in range(3)
+    }
