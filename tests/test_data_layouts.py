@@ -449,7 +449,7 @@ def test_rows_of_a_csv_cost_none_but_themselves(tmp_path):
 
 SPLITS = ("train", "test", "dev")
 SPLIT = {
-    "parquet": {f"data/{split}-00000-of-1.parquet": parquet(image=[RED_PNG], text=[split]) for split in SPLITS},
+    "parquet": {f"data/{split}-0-of-1.parquet": parquet(image=[RED_PNG], text=[split]) for split in SPLITS},
     "tars": {f"{split}/0.tar": pack({"1.png": RED_PNG, "1.txt": split.encode()}) for split in SPLITS},
     "lists": {f"{split}.jsonl": lines({"image": "1.png", "text": split}) for split in SPLITS} | PICTURES,
     "folder": {f"{split}/1.txt": split for split in SPLITS} | {f"{split}/1.png": RED_PNG for split in SPLITS},
