@@ -188,8 +188,13 @@ def test_several_folders_stand_in_one_table(tmp_path):
     published(tmp_path)
     for name, value in (("a/run", 0.8), ("b/run", 0.9), ("other", 0.7)):
         scored(tmp_path / name, overall=value)
+    write(tmp_path / "other" / "geneval", {"manifest.json": json.dumps({"model": "nano"})})
     (found,) = made(tmp_path, tmp_path / "a/run", tmp_path / "b/run", tmp_path / "other")
-    assert [line.model for line in found.ours] == [str(tmp_path / "a/run"), str(tmp_path / "b/run"), "other"]
+    assert [line.model for line in found.ours] == [
+        f"run in {tmp_path / 'a/run'}",
+        f"run in {tmp_path / 'b/run'}",
+        "nano",
+    ]
     assert len(table.as_json(found)["published"][0]["differences"]) == 3
 
 

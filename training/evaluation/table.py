@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ class Line:
     """A row of a table.
 
     Attributes:
-        model: a name, or the folder of ours.
+        model: its name.
         figures: by name.
         judge, rewriting, source: as stated; empty: not stated.
         errors: standard errors of ours, by name; None: a published row.
-        folder: of ours, where its answers are.
+        folder: of ours, as it was given.
     """
 
     model: str
@@ -92,7 +93,7 @@ def make(given: Sequence[Path], published: Path = PUBLISHED) -> list[Table]:
     Raises:
         ValueError: there are none, or a file is none of ours.
     """
-    scores = [score for folder in given for score in scores_of(folder, given)]
+    scores = [score for folder in given for score in scores_of(folder)]
     if not scores:
         raise ValueError(
             f"{', '.join(map(str, given))}: no scores; first: tbac-uniimage evaluate score SET --out DIR"
@@ -100,8 +101,8 @@ def make(given: Sequence[Path], published: Path = PUBLISHED) -> list[Table]:
     known = json_of(published)["rows"]
     tables = []
     for name in dict.fromkeys(found["name"] for found, _ in scores):
-        mine = [(found, line) for found, line in scores if found["name"] == name]
-        first = mine[0][0]
+        first = next(found for found, _ in scores if found["name"] == name)
+        mine = told_apart([line for found, line in scores if found["name"] == name])
         alike = [] if first["modified"] else known
         beside = [r for r in alike if r["set"] == first["benchmark"] and r["mode"] == first["mode"]]
         theirs = tuple(
@@ -114,25 +115,34 @@ def make(given: Sequence[Path], published: Path = PUBLISHED) -> list[Table]:
                 first["mode"],
                 first["unit"],
                 columns(list(first["figures"]), theirs),
-                tuple(line for _, line in mine),
+                tuple(mine),
                 theirs,
             )
         )
     return tables
 
 
-def scores_of(folder: Path, given: Sequence[Path]) -> list[tuple[dict[str, Any], Line]]:
-    """Scores below a folder, as they were written and as rows."""
-    names = [path.name for path in given]
-    label = folder.name if names.count(folder.name) == 1 and folder.name else str(folder)
+def told_apart(lines: Sequence[Line]) -> list[Line]:
+    """Rows of which no two have the same model and judge: then their folders are named."""
+    seen = Counter((line.model, line.judge) for line in lines)
+    return [
+        replace(line, model=f"{line.model} in {line.folder}") if seen[line.model, line.judge] > 1 else line
+        for line in lines
+    ]
+
+
+def scores_of(folder: Path) -> list[tuple[dict[str, Any], Line]]:
+    """Scores below a folder, as they were written and as rows; the manifest names the model."""
     found = []
     for path in sorted(folder.glob(f"*/*/{folders.SCORE}")):
+        manifest = path.parent.parent / folders.MANIFEST
         try:
+            label = json_of(manifest)["model"] if manifest.is_file() else folder.name
             for score in json_of(path)["scores"]:
                 values = {name: figure["value"] for name, figure in score["figures"].items()}
                 errors = {name: figure["error"] for name, figure in score["figures"].items()}
                 rewriting = "BAGEL's file" if score["benchmark"].endswith("-rewritten") else "none"
-                line = Line(label, values, score["judge"], rewriting, "here", errors, path.parent)
+                line = Line(label, values, score["judge"], rewriting, "here", errors, folder)
                 found.append((score, line))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is no score of ours; score the set again.") from error

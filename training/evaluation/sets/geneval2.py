@@ -21,6 +21,7 @@ from ..benchmark import (
     Row,
     Shown,
     Source,
+    Unreadable,
 )
 from ..reading import json_of, lines_of
 
@@ -124,6 +125,10 @@ class GenEval2(Benchmark):
             Request(f"{item.key}/{n}", item.key, (shown, asked(question)), choices=accepted(question, answer))
             for n, (question, answer) in enumerate(item.data["vqa_list"])
         ]
+
+    def read(self, request: Request, text: str, mode: str = AS_PUBLISHED) -> float:
+        """Raises Unreadable: a text says nothing of the probability that it had."""
+        raise Unreadable("no probability of the answer")
 
     def imported(self, path: Path, items: Sequence[Item]) -> list[Answer]:
         """The list of lists that ``evaluation.py`` writes, in the order of the prompts. Raises ValueError."""
