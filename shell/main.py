@@ -7,14 +7,14 @@ input ends with one sentence and exit code 2; anything else is a bug and shows i
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..training import export as exporter
 from ..training import train
+from ..training.arguments import guidance, positive, seed
 from ..training.data import command as data_command
 from ..training.data.cache import command as cache
 from ..training.exits import Parser, parse, run_command
@@ -161,31 +161,3 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
         "--scheduler", choices=["recipe", "euler"], default="recipe", help="default %(default)s"
     )
     add_model(parser)
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    return number(text, int, lambda value: value >= 1, "a whole number of at least 1")
-
-
-def seed(text: str) -> int:
-    """What torch takes as a seed."""
-    return number(text, int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
-
-
-def guidance(text: str) -> float:
-    """A guidance scale."""
-    return number(
-        text, float, lambda value: math.isfinite(value) and value >= 0, "a finite number of at least 0"
-    )
-
-
-def number(text: str, kind: type, is_good: Callable[[Any], bool], wanted: str) -> Any:
-    """``text`` as a number. Raises ArgumentTypeError, to which argparse adds the option's name."""
-    try:
-        value = kind(text)
-    except ValueError:
-        value = None
-    if value is None or not is_good(value):
-        raise argparse.ArgumentTypeError(f"{text} is not possible; give {wanted}")
-    return value

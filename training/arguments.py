@@ -1,0 +1,36 @@
+"""Numbers on command lines: what cannot be is said by argparse, which adds the option's name."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    return number(text, int, lambda value: value >= 1, "a whole number of at least 1")
+
+
+def seed(text: str) -> int:
+    """What torch takes as a seed."""
+    return number(text, int, lambda value: 0 <= value < 2**63, "a whole number from 0 to 2^63 - 1")
+
+
+def guidance(text: str) -> float:
+    """A guidance scale."""
+    return number(
+        text, float, lambda value: math.isfinite(value) and value >= 0, "a finite number of at least 0"
+    )
+
+
+def number(text: str, kind: type, is_good: Callable[[Any], bool], wanted: str) -> Any:
+    """``text`` as a number. Raises ArgumentTypeError."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not is_good(value):
+        raise argparse.ArgumentTypeError(f"{text} is not possible; give {wanted}")
+    return value
