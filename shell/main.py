@@ -1,4 +1,5 @@
-"""The shell command ``tbac-uniimage``: generate, edit, ask, info, data, train, export, score.
+"""The shell command ``tbac-uniimage``: generate, edit, ask, info, data, train, export, evaluate,
+score.
 
 Whatever can be checked without torch is checked first, so that help and most mistakes answer at once. Bad
 input ends with one sentence and exit code 2; anything else is a bug and shows its traceback.
@@ -17,6 +18,7 @@ from ..training import train
 from ..training.arguments import guidance, positive, seed
 from ..training.data import command as data_command
 from ..training.data.cache import command as cache
+from ..training.evaluation import command as evaluation
 from ..training.exits import Parser, parse, run_command
 from ..training.report import plot
 from . import commands
@@ -82,6 +84,9 @@ def make_parser(for_score: bool = False) -> Parser:
     export = subparsers.add_parser("export", help="turn a checkpoint of a run into a model")
     exporter.add_arguments(export)
     export.set_defaults(run=exporter.run)
+
+    evaluate = subparsers.add_parser("evaluate", help="benchmarks: fetch, draw, judge, score, table")
+    evaluation.add_arguments(evaluate)
 
     score = subparsers.add_parser("score", help="score a nano model on held-out scenes")
     if for_score:

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -103,7 +104,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def body(argv: list[str], environment: dict[str, str], output: str, prepare: str | None) -> None:
+def body(
+    argv: list[str],
+    environment: dict[str, str],
+    output: str,
+    prepare: str | None,
+    module: str = "training.train",
+) -> None:
     """What a process of a run does: the command, its output in a file."""
     os.environ.update(environment)
     with open(output, "a", buffering=1) as file:
@@ -113,12 +120,16 @@ def body(argv: list[str], environment: dict[str, str], output: str, prepare: str
         import faults
 
         getattr(faults, prepare)()
-    from tbac_uniimage.training.train import main
-
-    sys.exit(main(argv))
+    sys.exit(import_module(f"tbac_uniimage.{module}").main(argv))
 
 
-def start(argv: Sequence[str], output: Path, world: int = 1, prepare: str | None = None) -> list[BaseProcess]:
+def start(
+    argv: Sequence[str],
+    output: Path,
+    world: int = 1,
+    prepare: str | None = None,
+    module: str = "training.train",
+) -> list[BaseProcess]:
     """Start the processes of a run. ``prepare`` names a function of ``faults`` that each calls first."""
     common = {"OMP_NUM_THREADS": "1"}
     if world > 1:
@@ -127,7 +138,7 @@ def start(argv: Sequence[str], output: Path, world: int = 1, prepare: str | None
     processes = []
     for rank in range(world):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-        arguments = ([str(a) for a in argv], common | own, str(output), prepare)
+        arguments = ([str(a) for a in argv], common | own, str(output), prepare, module)
         process = FORKS.Process(target=body, args=arguments)
         process.start()
         processes.append(process)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ...core.pipeline import LadderPipeline
     from .painting import Way
 
-SUMMARY = "draw the pictures of sets, as their official scorers want them"
 PARTIALS = ".partial"
 END = b"IEND\xaeB`\x82"  # of a whole PNG
 
@@ -63,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("names", nargs="+", metavar="SET", help="geneval, dpg, tiif, imgedit, …")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder or file of a model")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder per set is made in it")
-    parser.add_argument("--sets", type=Path, metavar="DIR", help="where `evaluate fetch` put the sets")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets a folder per set")
+    fetch.add_cache(parser)
     parser.add_argument("--steps", type=positive, default=30, metavar="N", help="default %(default)s")
     parser.add_argument(
         "--guidance", type=guidance, default=4.5, metavar="X", help="of the text (default %(default)s)"
@@ -160,7 +159,7 @@ def run(options: argparse.Namespace) -> None:
 
 def job_of(benchmark: Benchmark, options: argparse.Namespace) -> Job:
     """What is to be drawn of a set. Raises ValueError: it was not fetched, or has changed since."""
-    checkout = fetch.load(benchmark, options.sets or fetch.default_cache())
+    checkout = fetch.load(benchmark, options.sets)
     items = benchmark.items(checkout)
     return Job(benchmark, checkout, spread(items, options.limit), options.out / benchmark.name)
 
@@ -258,11 +257,11 @@ def chunk_in(path: Path) -> dict[str, Any]:
 
     try:
         with Image.open(path) as picture:
-            said = json.loads(picture.text[CHUNK])
+            said = json.loads(picture.info[CHUNK])
         with open(path, "rb") as file:
             file.seek(-len(END), os.SEEK_END)
             whole = file.read() == END
-    except (OSError, SyntaxError, ValueError, AttributeError, KeyError) as error:
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no picture that was drawn here; remove it.") from error
     if not whole:
         raise ValueError(f"{path} is torn; remove it.")
