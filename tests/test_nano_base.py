@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from nano_drawings import drawings, needs_art  # noqa: F401  a fixture
 from nano_pictures import stored_picture, stored_scenes
 from safetensors.torch import load_file
+from tbac_uniimage.core.checkpoints import load_parts
 from tbac_uniimage.core.prompts import encode_text
 from tbac_uniimage.training.nano.base import (
+    assemble,
     autoencoder,
     grounding,
     language,
@@ -129,6 +131,26 @@ def test_an_autoencoder_of_every_size_has_latents_of_8_by_8(size, channels, tmp_
     assert autoencoder.trained_size(tmp_path) == size
 
 
+@torch.no_grad()
+def test_a_trained_model_gets_another_autoencoder(drawings, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(assemble, "NORMALISED_ON", 32)
+    torch.manual_seed(0)
+    vae = autoencoder.build(128)
+    stage.save_state(tmp_path, {"vae": vae}, torch.optim.AdamW(vae.parameters()), {}, {"steps": 1})
+    model = JUDGE.parents[1]
+    pipeline, old = assemble.with_autoencoder(tmp_path, model, 0), load_parts(model, dtype=torch.float32)
+    kept, were = pipeline.transformer.state_dict(), old.transformer.state_dict()
+    changed = {name for name in kept if not torch.equal(kept[name], were[name])}
+    assert changed == {"patch_embed.proj.weight", "proj_out.weight", "proj_out.bias"}
+    assert torch.equal(pipeline.connector.queries, old.connector.queries)
+    embedding = pipeline.mllm.get_input_embeddings().weight
+    assert torch.equal(embedding, old.mllm.get_input_embeddings().weight)
+    latents = pipeline.vae.encode(autoencoder.draw_batch("some", 32, 128)).latent
+    assert latents.std((0, 2, 3)).sub(1).abs().max() < 0.5  # normalised, on other pictures
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a cat", num_inference_steps=1).images[0].size == (128, 128)
+
+
 def test_pixels_and_back():
     picture = stored_picture("dog")
     assert np.array_equal(autoencoder.pictures_of(autoencoder.pixels([picture]))[0], picture)
@@ -141,6 +163,16 @@ def test_losses_of_known_differences():
     stripes = torch.tensor([0.5, -0.5]).repeat(4).expand(1, 3, 8, 8)  # edges of 1 across, none down
     assert autoencoder.reconstruction_loss(flat, stripes).item() == pytest.approx(0.5 + 0.25 + 0.5 * 1)
     assert autoencoder.psnr(flat, lighter).item() == pytest.approx(-20 * math.log10(0.25), abs=1e-4)
+
+
+def test_the_language_model_sees_a_larger_picture_at_64_pixels(drawings):  # noqa: F811
+    """As many tokens, and nearly the same patches, whichever size the picture has."""
+    processor = mllm.build_image_processor()
+    scene = Scene("flat", "blue", (Item("dog", 20, 41, 27),), Word("HI", 12))
+    small, large = (processor(images=[render(scene, size)], return_tensors="pt") for size in (64, 128))
+    assert large["image_grid_thw"].tolist() == small["image_grid_thw"].tolist() == [[1, 8, 8]]
+    apart = (large["pixel_values"] - small["pixel_values"]).abs()
+    assert apart.mean() < 0.05 * small["pixel_values"].std()
 
 
 # --- what the language model learns

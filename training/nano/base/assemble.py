@@ -1,6 +1,9 @@
 """The base models and an untrained ladder as a pipeline folder, which stage 1 starts from.
 
 python -m tbac_uniimage.training.nano.base.assemble OUT --autoencoder RUN --language RUN --tokenizer DIR
+python -m tbac_uniimage.training.nano.base.assemble OUT --autoencoder RUN --model DIR
+
+The second gives a trained model another autoencoder: what of its transformer fits the new latents stays.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderDC
 
+from ....core.checkpoints import load_parts
 from ....core.pipeline import LadderPipeline
 from ....core.schedulers import recipe_scheduler
 from ....core.transformer import LadderTransformer2DModel
@@ -78,6 +82,26 @@ def assemble(
     )
 
 
+def with_autoencoder(vae_run: str | Path, model: str | Path, seed: int) -> LadderPipeline:
+    """A trained model for the latents of another trained autoencoder, float32.
+
+    MLLM, queries and connector stay, and so does all of the transformer but its first and last layer where
+    the number of channels is another one.
+
+    Raises:
+        ValueError: no such model, or the autoencoder was not trained yet.
+    """
+    parts = load_parts(model, dtype=torch.float32)
+    parts.vae = load_vae(vae_run).to(memory_format=torch.contiguous_format)
+    torch.manual_seed(seed)
+    trained, transformer = parts.transformer, build_transformer(parts.vae.config.latent_channels)
+    shapes = {name: tensor.shape for name, tensor in transformer.state_dict().items()}
+    fits = {name: t for name, t in trained.state_dict().items() if t.shape == shapes[name]}
+    transformer.load_state_dict(fits, strict=False)
+    parts.transformer = transformer.eval()
+    return LadderPipeline(**vars(parts))
+
+
 def main() -> None:
     """Write the folder; one that is there is replaced as a whole."""
     parser = argparse.ArgumentParser(
@@ -85,12 +109,19 @@ def main() -> None:
     )
     parser.add_argument("target", type=Path)
     parser.add_argument("--autoencoder", required=True, help="run of the autoencoder")
-    parser.add_argument("--language", required=True, help="run of the language model")
-    parser.add_argument("--tokenizer", required=True, help="folder of the tokenizer")
+    parser.add_argument("--language", help="run of the language model")
+    parser.add_argument("--tokenizer", help="folder of the tokenizer")
+    parser.add_argument("--model", help="folder of a trained model, in place of these two")
     parser.add_argument("--seed", type=int, default=0, help="of the untrained parts")
     options = parser.parse_args()
+    apart = (options.language, options.tokenizer)
+    if not (all(apart) and not options.model or options.model and not any(apart)):
+        parser.error("give --model, or --language and --tokenizer")
     try:
-        pipeline = assemble(options.autoencoder, options.language, options.tokenizer, options.seed)
+        if options.model:
+            pipeline = with_autoencoder(options.autoencoder, options.model, options.seed)
+        else:
+            pipeline = assemble(options.autoencoder, options.language, options.tokenizer, options.seed)
     except ValueError as error:
         sys.exit(str(error))
     partial = options.target.with_name(options.target.name + ".partial")
