@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -30,20 +30,61 @@ from .versions import causal_mask, image_features, layer_output
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
+    from .guidance import Guidance
+
 VISION_CACHE_SIZE = 16  # images; one of the released model is 256 x 2048 values
 
 
 @dataclass
 class LadderCondition:
-    """One condition per transformer block.
+    """One condition per transformer block, and what it was made for.
 
     Attributes:
         states: caption states ``[layers, batch, queries, dim]``.
         mask: ``[batch, queries]`` int64, 1 = attend.
+        branches: of the guidance; the batch holds all prompts of the first, then of the second, and so on.
+        image_size: width and height of the first picture in pixels; None without pictures.
     """
 
     states: torch.Tensor
     mask: torch.Tensor
+    branches: int = 1
+    image_size: tuple[int, int] | None = None
+
+    def to(self, *place: Any, **options: Any) -> LadderCondition:
+        """The same with its states elsewhere or in another type; arguments of ``torch.Tensor.to``."""
+        states = self.states.to(*place, **options)
+        return replace(self, states=states, mask=self.mask.to(states.device))
+
+
+def check_condition(condition: LadderCondition, guidance: Guidance, layers: int, width: int) -> None:
+    """Raise ValueError unless a condition was made for this guidance, and for a model of these rungs.
+
+    Args:
+        condition: what a pipeline's ``encode_prompt`` returned.
+        guidance: with which it shall be used.
+        layers: rungs of the model.
+        width: of its caption states.
+    """
+    if not isinstance(condition, LadderCondition):
+        raise ValueError(f"The condition is a {type(condition).__name__}; give what encode_prompt returned.")
+    branches = guidance.num_branches(condition.image_size is not None)
+    if condition.branches != branches:
+        raise ValueError(
+            f"The condition was made for guidance of {condition.branches} branches, these scales need "
+            f"{branches}; encode it with the same guidance scales."
+        )
+    shape = tuple(condition.states.shape)
+    if len(shape) != 4 or shape[0] != layers or shape[-1] != width:
+        raise ValueError(
+            f"The condition has the shape {list(shape)}, this model needs {layers} rungs of {width} values; "
+            "encode the prompt with the same model."
+        )
+    if shape[1] % branches or tuple(condition.mask.shape) != shape[1:3]:
+        raise ValueError(
+            f"The condition has {shape[1]} rows for {branches} branches and a mask of shape "
+            f"{list(condition.mask.shape)}; give it as encode_prompt returned it."
+        )
 
 
 def fold_condition(states: torch.Tensor) -> torch.Tensor:

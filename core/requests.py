@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,15 +25,46 @@ class Request:
     negatives: list[str]
     images: list[list[Image.Image]] | None
 
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Width and height of the first picture, if there are pictures."""
+        return self.images[0][0].size if self.images else None
+
+
+def check_options(steps: int, per_prompt: int, output_type: str) -> None:
+    """Raise ValueError for numbers and words that no call can have."""
+    if steps < 1:
+        raise ValueError(f"num_inference_steps is {steps}; give at least 1.")
+    if per_prompt < 1:
+        raise ValueError(f"num_images_per_prompt is {per_prompt}; give at least 1.")
+    if output_type not in ("pil", "np", "pt", "latent"):
+        raise ValueError(f"output_type is {output_type!r}; choose pil, np, pt or latent.")
+
+
+def check_generator(generator: Any, results: int) -> Any:
+    """One generator, a list of one for each result, or None. Raises ValueError for anything else."""
+    if not isinstance(generator, Sequence):
+        found = [] if generator is None else [generator]
+    else:
+        generator = found = list(generator)
+        if len(found) != results:
+            raise ValueError(f"{len(found)} generators were given for {results} results; give one for each.")
+    for one in found:
+        if not hasattr(one, "initial_seed"):
+            raise ValueError(f"A generator is a {type(one).__name__}; give torch.Generator().manual_seed(…).")
+    return generator
+
 
 def check_request(
-    prompt: str | Sequence[str], image: ImageInput = None, negative_prompt: str | Sequence[str] = ""
+    prompt: str | Sequence[str] | None, image: ImageInput = None, negative_prompt: str | Sequence[str] = ""
 ) -> Request:
     """Bring prompts, negatives and images into one shape.
 
     Raises:
         ValueError: no prompt, an empty prompt without an image, numbers that do not match, bad images.
     """
+    if prompt is None:
+        raise ValueError("Give either a prompt or a condition that was made of one.")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise ValueError("No prompt was given; give at least one.")

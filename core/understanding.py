@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 ANSWER_SYSTEM_PROMPT = "You are a helpful assistant."  # the one Qwen2.5-VL was tuned with
 MAX_QUESTION_TOKENS = 2048
+GENERATING = threading.RLock()  # the model keeps where an answer's positions begin: one answer at a time
 
 
 @dataclass
@@ -122,21 +124,25 @@ def ask(
         inputs = {"pixel_values": patches["pixel_values"].to(device), "image_grid_thw": grid.to(device)}
     ids = torch.tensor([build_chat(tokenizer, ANSWER_SYSTEM_PROMPT, question, counts)], device=device)
     mend_positions(mllm)
-    output = mllm.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        # all said here, so that a generation_config.json beside one copy of a model changes nothing
-        generation_config=GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            repetition_penalty=1.0,
-            eos_token_id=[control_token(tokenizer, "<|im_end|>"), control_token(tokenizer, "<|endoftext|>")],
-            pad_token_id=tokenizer.pad_token_id,
-        ),
-        streamer=None if on_text is None else TextStream(tokenizer, on_text),
-        **inputs,
-        **image_arguments(ids, mllm.config.image_token_id),
-    )
+    with GENERATING:
+        output = mllm.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            # all said here, so that a generation_config.json beside one copy of a model changes nothing
+            generation_config=GenerationConfig(
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                repetition_penalty=1.0,
+                eos_token_id=[
+                    control_token(tokenizer, "<|im_end|>"),
+                    control_token(tokenizer, "<|endoftext|>"),
+                ],
+                pad_token_id=tokenizer.pad_token_id,
+            ),
+            streamer=None if on_text is None else TextStream(tokenizer, on_text),
+            **inputs,
+            **image_arguments(ids, mllm.config.image_token_id),
+        )
     text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
     return Answer(text, "checkpoint" if vocabulary_rows is None else "qwen")
 

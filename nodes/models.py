@@ -68,7 +68,9 @@ def is_model(folder: Path) -> bool:
             return True  # damaged: listed, so that loading it can say so
         if not isinstance(config, dict):
             return True
-        return bool({config.get("_class_name"), config.get("model_type")} & KINDS)
+        kind = config.get("_class_name")  # of a pipeline a name, or a module and a name
+        kinds = {str(part) for part in kind} if isinstance(kind, list) else {kind}
+        return bool((kinds | {config.get("model_type")}) & KINDS)
     return False
 
 

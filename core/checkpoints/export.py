@@ -20,6 +20,12 @@ from .released import RELEASED_SANA_ID, ROW_NAMES
 from .tokenizers import RELEASED_MLLM_ID
 from .weights import read_json
 
+PIPELINE_MODULE = "pipeline"
+PIPELINE_CODE = '''"""For DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)."""
+
+from tbac_uniimage.core import {name}  # noqa: F401
+'''
+
 
 def save_released(
     parts: LadderParts,
@@ -87,6 +93,16 @@ def forget_origin(folder: Path) -> None:
         config = read_json(path)
         if config.pop("_name_or_path", None) is not None:
             _write_json(path, config)
+
+
+def name_class(folder: Path, name: str) -> None:
+    """Let diffusers alone load a pipeline folder: put a module into it that imports the class, and name it.
+
+    Whoever loads it so allows the module to run (``trust_remote_code``) and has this package installed.
+    """
+    (folder / f"{PIPELINE_MODULE}.py").write_text(PIPELINE_CODE.format(name=name), encoding="utf-8")
+    index = read_json(folder / "model_index.json")
+    _write_json(folder / "model_index.json", {**index, "_class_name": [PIPELINE_MODULE, name]})
 
 
 def released_tensors(parts: LadderParts) -> dict[str, torch.Tensor]:

@@ -74,6 +74,7 @@ def check_layout(path: Path) -> None:
         refuse_pickle(path)
     elif is_pipeline_folder(path):
         kind = read_json(path / "model_index.json").get("_class_name")
+        kind = kind[-1] if isinstance(kind, list) and kind else kind  # a module and a name
         if kind != PIPELINE_CLASS:
             raise ValueError(
                 f"{path} is a {kind} folder and not a TBAC-UniImage model; if it is the SANA model to start "

@@ -1,0 +1,152 @@
+"""What a pipeline is made of: its components as they are now, read from folders and written to them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from .checkpoints import is_pipeline_folder, load_parts
+from .checkpoints.export import complete_folder, forget_origin, name_class
+from .checkpoints.load import check_layout
+from .hub import find_model
+from .versions import IS_4, name_image_processor
+
+MOVING = threading.RLock()
+HUB_OPTIONS = ("subfolder", "revision", "cache_dir", "token", "local_files_only", "force_download")
+
+
+class LadderComponents(DiffusionPipeline):
+    """A pipeline that is at every moment what its components and its configuration say.
+
+    Any component may be exchanged, set to None or deleted; nothing else holds it. What is missing is asked
+    for when it is needed.
+    """
+
+    _optional_components = [
+        "mllm",
+        "tokenizer",
+        "image_processor",
+        "connector",
+        "transformer",
+        "vae",
+        "scheduler",
+    ]
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Everything that another pipeline of the same model is made of, its settings too."""
+        _, settings = self._get_signature_keys(self)
+        return {**super().components, **{name: self.config[name] for name in settings}}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Nothing: the settings are among the components."""
+        return {}
+
+    def require(self, use: str, *names: str) -> None:
+        """Raise ValueError unless these components are there; ``use`` is what for."""
+        missing = [name for name in names if getattr(self, name) is None]
+        if missing:
+            raise ValueError(
+                f"This pipeline has no {', '.join(missing)}, without which it cannot {use}; load it with all "
+                f"its components, or set pipeline.{missing[0]}."
+            )
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """The components where they compute, for as long as the ``with`` block needs them.
+
+        Where they are moved in and out of a device, one call at a time has them: another's would be taken
+        away while it computes.
+        """
+        moved = any(hasattr(part, "_hf_hook") for part in self.components.values())
+        with MOVING if moved else nullcontext():
+            yield
+            self.maybe_free_model_hooks()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Exchange a component; where offloading is on, it is for the new one too and lets go of the old."""
+        super().__setattr__(name, value)
+        exchanged = name in self._optional_components and (value is None or isinstance(value, nn.Module))
+        if exchanged and self.__dict__.get("_all_hooks"):
+            self.maybe_free_model_hooks()
+
+    def __delattr__(self, name: str) -> None:
+        """Let go of a component: the pipeline is one without it from then on."""
+        if name in self._optional_components:
+            setattr(self, name, None)
+        else:
+            super().__delattr__(name)
+
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple[type, ...]]:
+        """What each argument may be, for diffusers before 0.39, which reads no annotations that are text."""
+        hints = get_type_hints(cls.__init__)
+        return {name: get_args(hint) or (hint,) for name, hint in hints.items() if name != "return"}
+
+    @classmethod
+    def load_config(cls, *args: Any, **options: Any) -> Any:
+        """The configuration of a folder. The module that it names for others is not run: this class is it."""
+        config = super().load_config(*args, **options)
+        if isinstance(config, dict) and isinstance(config.get("_class_name"), list):
+            config["_class_name"] = config["_class_name"][-1]
+        return config
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load a pipeline folder, a checkpoint in the released layout, or either from the hub.
+
+        Args:
+            pretrained_model_name_or_path: a path or ``owner/model``.
+            kwargs: ``revision``, ``subfolder``, ``cache_dir``, ``token``, ``local_files_only`` and
+                ``force_download`` say what of the hub is meant, see :func:`.hub.find_model`. Components
+                and settings replace those of the model; None leaves a component out. A pipeline folder takes
+                all others of :meth:`DiffusionPipeline.from_pretrained`, a released checkpoint
+                ``torch_dtype`` and those of :func:`.checkpoints.load_parts`; with transformers 4 so does a
+                pipeline folder.
+
+        Raises:
+            ValueError: no model, or one that is not whole or of another kind, one sentence.
+        """
+        if kwargs.pop("use_safetensors", None) is False:
+            raise ValueError("use_safetensors is False, but only safetensors files are opened; leave it out.")
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        path = find_model(pretrained_model_name_or_path, variant=kwargs.get("variant"), **hub)
+        check_layout(path)
+        if is_pipeline_folder(path) and not IS_4:  # it reads no tokenizer that transformers 5 saved
+            name_image_processor()
+            return super().from_pretrained(path, use_safetensors=True, **kwargs)
+        given = {
+            name: kwargs.pop(name)
+            for names in cls._get_signature_keys(cls)
+            for name in names
+            if name in kwargs
+        }
+        dtype = kwargs.pop("torch_dtype", kwargs.pop("dtype", None))
+        return cls(**{**vars(load_parts(path, dtype=dtype, **kwargs)), **given})
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write a pipeline folder, whole or not at all; arguments as in diffusers.
+
+        Raises:
+            ValueError: ``save_directory`` is there already and not empty.
+        """
+        names, _ = self._get_signature_keys(self)
+        self.register_modules(**{name: getattr(self, name) for name in names})
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", Path(save_directory).name)
+        with complete_folder(save_directory) as unfinished:
+            super().save_pretrained(str(unfinished), **kwargs)
+
+    def save_config(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write ``model_index.json``, and the module by which diffusers alone finds this class."""
+        super().save_config(save_directory, *args, **kwargs)
+        forget_origin(Path(save_directory))
+        name_class(Path(save_directory), type(self).__name__)
