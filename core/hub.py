@@ -47,8 +47,13 @@ def find_model(
     inner = PurePosixPath(subfolder or ".")
     if inner.is_absolute() or ".." in inner.parts:
         raise ValueError(f"The subfolder {subfolder} leads out of the model; give one inside it.")
-    path = Path(name)
-    if not path.exists():
+    try:
+        path = Path(name).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a folder that is closed, no such home
+        reason = getattr(error, "strerror", error)
+        raise ValueError(f"There is no model at {name} ({reason}); check the path.") from error
+    if not there:
         if not is_hub_name(str(name)):
             raise ValueError(f"There is no model at {path}; check the path.")
         others = [f"*.{other}.*" for other in VARIANTS if other != variant]

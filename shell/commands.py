@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..core.pipeline import LadderPipeline
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "nano"
-HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
 MAX_PICTURES = 4
 RANDOM_SEEDS = 2**32
 
@@ -32,32 +31,22 @@ def read_pictures(paths: Sequence[str], sentence: str) -> list[Image.Image]:
     return [read_picture(path) for path in paths]
 
 
-def find_model(name: str) -> Path:
-    """The path of a model, which is downloaded if its name is one of the hub and no path.
+def model_path(options: argparse.Namespace) -> Path:
+    """The path of the model that the options name; one of the hub is fetched.
 
     Raises:
-        ValueError: neither a path nor on the hub.
+        ValueError: neither a path nor in the hub's reach.
     """
-    path = Path(name)
-    owner, _, model = name.partition("/")
-    if path == EMBEDDED and not path.exists():
-        raise ValueError("This installation has no embedded model; give one with --model.")
-    if path.exists() or not model or "/" in model or name[0] in "./~" or Path(owner).exists():
-        if not path.exists():
-            raise ValueError(f"There is no model at {path}; check the path.")
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from ..core.hub import find_model
 
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"There is no folder {name}, and the hub gives no model of that name.") from error
+    if Path(options.model) == EMBEDDED and not EMBEDDED.exists():
+        raise ValueError("This installation has no embedded model; give one with --model.")
+    return find_model(options.model, revision=options.revision)
 
 
 def load_pipeline(options: argparse.Namespace) -> LadderPipeline:
     """The model that the options name, on its device."""
-    path = find_model(options.model)
+    path = model_path(options)
 
     from ..core.pipeline import LadderPipeline
 
@@ -116,6 +105,8 @@ def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> No
     settings = {name: value for name, value in vars(options).items() if name in keep}
     # names without folders: pictures are passed on, and a path tells whose they are
     settings["model"] = Path(options.model).name
+    if options.revision is not None:
+        settings["revision"] = options.revision
     settings["images"] = [Path(name).name for name in getattr(options, "images", [])]
     for index, prompt in enumerate(prompts):
         # noise is drawn on the CPU and per picture, so that a picture depends on its own seed alone
@@ -160,7 +151,7 @@ def info(options: argparse.Namespace) -> None:
 
         name, parts = "the released 3B model", released_parts_on_meta()
     else:
-        name = find_model(options.model)
+        name = model_path(options)
         parts = load(name, options)
     print(f"TBAC-UniImage, {name}\n{describe(parts)}")
 

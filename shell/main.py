@@ -123,6 +123,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         default=str(commands.EMBEDDED),
         help="folder, file or hub name (default: the embedded nano model)",
     )
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model of the hub")
     for name, what in (
         ("tokenizer", "tokenizer, if the model comes without"),
         ("mllm", "Qwen2.5-VL that a checkpoint of another size than 3B was made from"),

@@ -5,23 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
 from ..core.checkpoints import LadderParts, assemble, load_parts
 from ..core.checkpoints.naming import check_tensors
 from ..core.checkpoints.parts import place
 from ..core.checkpoints.weights import read_json
+from ..core.hub import find_model
 from .recipe.recipe import Recipe, load_recipe
 from .run.checkpoints import folders, shards
 from .run.checkpoints.folders import CHECKPOINTS, COMPLETE, FOLDER_NAME, LAST
 from .step.lora import add_lora, merge_lora
 
 RECIPE_FILE = "recipe.yaml"
-MODEL_FILES = ["*.json", "*.txt", "*.safetensors"]  # no pickles
-SANA_FILES = ["transformer/*.json", "transformer/*.safetensors", "vae/*.json", "vae/*.safetensors"]
-VARIANTS = ["*.fp16.*", "*.bf16.*"]  # second copies of the same weights
+SANA_FILES = ("transformer/*.json", "transformer/*.safetensors", "vae/*.json", "vae/*.safetensors")
 
 
 def load_base(recipe: Recipe, frozen_dtype: torch.dtype | None = None) -> LadderParts:
@@ -103,31 +100,12 @@ def recipe_of(path: Path) -> Recipe:
     return load_recipe(file)
 
 
-def local_folder(name: str, patterns: list[str] | None = None) -> Path:
-    """The path of a model, which is downloaded if its name is one of the hub and no path.
-
-    Raises:
-        ValueError: neither a path nor on the hub.
-    """
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
-    owner, _, model = name.partition("/")
-    if not model or "/" in model or name[0] in "./~" or Path(owner).exists():
-        raise ValueError(f"There is no model at {path}; check the path.")
-    try:
-        folder = snapshot_download(name, allow_patterns=patterns or MODEL_FILES, ignore_patterns=VARIANTS)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"There is no folder {name}, and the hub gives no model of that name.") from error
-    return Path(folder)
-
-
 def base_ids(recipe: Recipe) -> dict[str, str]:
     """Names of the pretrained models at the beginning of a chain of runs, as ``save_released`` takes them."""
     while recipe.init is not None:
         path = find_checkpoint(recipe.init)
         if path is None:
-            return _noted_ids(local_folder(recipe.init))
+            return _noted_ids(find_model(recipe.init))
         recipe = recipe_of(path)
     named = {"mllm_id": recipe.base.mllm, "sana_id": recipe.base.sana}
     return {key: Path(name).name if Path(name).expanduser().exists() else name for key, name in named.items()}
@@ -151,8 +129,8 @@ def _named_by(recipe: Recipe, seen: frozenset[Path], frozen_only: bool) -> Ladde
     if recipe.init is None:
         base = recipe.base
         return assemble(
-            local_folder(base.mllm),
-            local_folder(base.sana, SANA_FILES),
+            find_model(base.mllm),
+            find_model(base.sana, SANA_FILES),
             num_queries=base.num_queries,
             seed=recipe.seed,
             tokenizer_dir=base.tokenizer,
@@ -164,7 +142,7 @@ def _named_by(recipe: Recipe, seen: frozenset[Path], frozen_only: bool) -> Ladde
         raise ValueError(
             f"init_ema is true but init = {recipe.init} is no checkpoint of a run; set it to false."
         )
-    return load_parts(local_folder(recipe.init), tokenizer_dir=recipe.base.tokenizer)
+    return load_parts(find_model(recipe.init), tokenizer_dir=recipe.base.tokenizer)
 
 
 def _load_run(
