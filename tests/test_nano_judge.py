@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nano_drawings import drawings, needs_art  # noqa: F401  a fixture
+from tbac_uniimage.training.nano.base import autoencoder, stage
 from tbac_uniimage.training.nano.domain import edits, facts, prompts
 from tbac_uniimage.training.nano.domain.letters import WORDS
 from tbac_uniimage.training.nano.domain.prompts import Prompt
@@ -165,6 +166,17 @@ def test_weights_round_trip(tmp_path):
     assert torch.allclose(before[0]["thing"], after[0]["thing"], atol=0.02)
     with pytest.raises(FileNotFoundError, match="train it with"):
         detector.load(tmp_path / "none.safetensors")
+
+
+def test_an_autoencoder_is_measured_at_its_own_size(tmp_path):
+    torch.manual_seed(0)
+    vae = autoencoder.build(128)
+    stage.save_state(tmp_path, {"vae": vae}, torch.optim.AdamW(vae.parameters()), {}, {"steps": 1})
+    through, size = accuracy.reconstruction(str(tmp_path))
+    [again] = through([render(Scene("", "blue", ()), size)])
+    assert size == 128 and again.shape == (128, 128, 3) and again.dtype == np.uint8
+    with pytest.raises(ValueError, match="is missing: train that stage first"):
+        accuracy.reconstruction(str(tmp_path / "none"))
 
 
 def test_the_table_has_a_line_per_row():

@@ -2,7 +2,8 @@
 
 On held-out scenes as they are drawn: how often it says yes to the right caption, to the caption of another
 scene ("shuffled"), and to the right one with one property changed. An edit is asked about its own result,
-about the result of another edit ("shuffled"), and about its unchanged source ("changed").
+about the result of another edit ("shuffled"), and about its unchanged source ("changed"). With
+`--autoencoder RUN` the pictures pass that one first: the ceiling of whatever draws in its latents.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from ..domain import edits, prompts
 from ..domain.facts import GENERAL
 from ..domain.render import render
+from ..domain.scene import SIZE
 from .changed import change_general, change_one
 from .detector import Detector, load
 from .pictures import see
@@ -52,7 +54,11 @@ def rotate(values: Sequence) -> list:
 
 
 def measure(
-    eye: Detector, samples: int = 200, seed: int = 0, through: Callable[[Pictures], Pictures] | None = None
+    eye: Detector,
+    samples: int = 200,
+    seed: int = 0,
+    through: Callable[[Pictures], Pictures] | None = None,
+    size: int = SIZE,
 ) -> list[Trust]:
     """A row for every kind of caption and edit, and for facts, letters, style and background.
 
@@ -61,6 +67,7 @@ def measure(
         samples: held-out scenes of each kind, at least 2.
         seed: which scenes.
         through: what is done to the pictures first, such as an autoencoder's reconstruction.
+        size: side of the pictures in pixels.
     """
     rows: list[Trust] = []
     random = Random(f"{seed}/changed")
@@ -76,7 +83,7 @@ def measure(
 
     for kind in prompts.KINDS:
         asked = [prompts.draw(seed, "held out", i, kind) for i in range(samples)]
-        found = look([render(prompt.scene) for prompt in asked])
+        found = look([render(prompt.scene, size) for prompt in asked])
         changed = [change_one(random, prompt) for prompt in asked]
         add(kind, follows, found, asked, changed)
         if kind == "dense":
@@ -92,8 +99,8 @@ def measure(
         add(what, lambda f, p, what=what: general(f, p, what), found, asked, changed)
     for kind in edits.KINDS:
         asked = [edits.draw(seed, "held out", i, kind) for i in range(samples)]
-        found = look([render(edit.target) for edit in asked])
-        source = look([render(edit.source) for edit in asked])
+        found = look([render(edit.target, size) for edit in asked])
+        source = look([render(edit.source, size) for edit in asked])
         pairs = ((found, asked), (found, rotate(asked)), (source, asked))
         shares = (mean(follows_edit, seen, wanted) for seen, wanted in pairs)
         rows.append(Trust(f"edit: {kind}", samples, *shares))
@@ -117,8 +124,25 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="weights of the detector")
     parser.add_argument("--samples", type=int, default=200, help="of each kind (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--autoencoder", metavar="RUN", help="run of an autoencoder to pass first")
     options = parser.parse_args()
-    print(table(measure(load(options.model), options.samples, options.seed)))
+    through, size = reconstruction(options.autoencoder) if options.autoencoder else (None, SIZE)
+    print(table(measure(load(options.model), options.samples, options.seed, through, size)))
+
+
+def reconstruction(run: str) -> tuple[Callable[[Pictures], Pictures], int]:
+    """What a trained autoencoder makes of pictures, and the side of these in pixels.
+
+    Raises:
+        ValueError: it has not been trained yet.
+    """
+    from ..base import autoencoder, stage
+    from ..score.drawing import rebuild
+
+    size = autoencoder.trained_size(run)
+    vae = autoencoder.build(size).eval()
+    stage.load_stage(run, {"vae": vae})
+    return lambda pictures: rebuild(vae, pictures), size
 
 
 if __name__ == "__main__":
