@@ -7,6 +7,7 @@ import pytest
 from data_files import picture, write
 from PIL import Image
 from tbac_uniimage.training.evaluation import fetch, folders, score, sheet, table
+from tbac_uniimage.training.evaluation.benchmark import Answer
 
 EDITS = {str(n): {"id": "a/a.png", "prompt": f"edit {n}", "edit_type": "add"} for n in range(4)}
 BASIC = {
@@ -232,14 +233,25 @@ def test_the_worst_are_shown_with_their_source(judged, tmp_path):
     (path,) = sheet.draw_all([judged / "model"], judged / "sets", tmp_path / "sheets")
     with Image.open(path) as canvas:
         canvas = canvas.convert("RGB")
-    half, left = sheet.CELL // 2, sheet.GAP
+    width = 2 * sheet.CELL + sheet.GAP
+    assert canvas.width == 2 * width + sheet.GAP
+    rows = canvas.height // 2
     for place, n in enumerate((3, 2, 1)):  # the best has nothing wrong and is not shown
-        x = left + place * (sheet.CELL + sheet.GAP)
-        assert canvas.getpixel((x + 20, sheet.GAP + 20)) == (250, 250, 0)
-        assert canvas.getpixel((x + half + 20, sheet.GAP + 20)) == (0, 0, 60 * n)
-    assert canvas.width == 3 * (sheet.CELL + sheet.GAP) + sheet.GAP
-    text = canvas.crop((0, sheet.GAP + sheet.CELL, canvas.width, canvas.height)).getcolors(1 << 24)
+        x, y = sheet.GAP + place % 2 * width, sheet.GAP + place // 2 * rows
+        assert canvas.getpixel((x + 20, y + 20)) == (250, 250, 0)
+        assert canvas.getpixel((x + sheet.CELL + 20, y + 20)) == (0, 0, 60 * n)
+    text = canvas.crop((0, sheet.GAP + sheet.CELL, canvas.width, rows)).getcolors(1 << 24)
     assert {sheet.BLACK, sheet.RED} <= {colour for _, colour in text}
+
+
+def test_what_the_judge_said_stands_with_the_row(judged):
+    rows = json.loads((judged / "model" / "imgedit" / "gpt-4.1" / folders.SCORE).read_text())["rows"]
+    assert rows[1]["said"] == SAID.format(4)
+    many = [Answer(f"a/{n}", "a", text="yes") for n in range(3)] + [
+        Answer("b/0", "b", text="fine"),
+        Answer("c", "c"),
+    ]
+    assert score.words_of(many) == {"b": "fine"}
 
 
 def test_failures_are_the_worst_first_and_no_more_than_fit():
@@ -247,3 +259,17 @@ def test_failures_are_the_worst_first_and_no_more_than_fit():
     found = sheet.failures(rows)
     assert len(found) == sheet.MOST and [row["good"] for row in found] == sorted(row["good"] for row in found)
     assert found[0]["key"] == "000" and all(row["good"] < 1 for row in found)
+
+
+def test_pictures_that_were_drawn_anew_have_no_score(judged):
+    from tbac_uniimage.training.evaluation.manifest import digest_of
+
+    folder = judged / "model" / "imgedit"
+    settings = {"seed": 0}
+    folders.write_json(folder / "manifest.json", {"model": "nano", "settings": settings})
+    about = json.loads((folder / "gpt-4.1" / "judge.json").read_text()) | {"pictures": digest_of(settings)}
+    folders.write_json(folder / "gpt-4.1" / "judge.json", about)
+    call(score, "imgedit", "--out", judged / "model", "--sets", judged / "sets")
+    folders.write_json(folder / "manifest.json", {"model": "nano", "settings": {"seed": 1}})
+    with pytest.raises(ValueError, match="is about other pictures than those in .*; judge them again"):
+        call(score, "imgedit", "--out", judged / "model", "--sets", judged / "sets")

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
             print(f"{benchmark.name}: is there, unchanged, in {options.sets / benchmark.name}")
             continue
         for source in benchmark.sources:
-            print(f"{benchmark.name}: {described(source)}")
+            print(f"{benchmark.name}: {described(source, options.modified)}")
         if not options.checkouts and not options.yes:
             ask(benchmark)
         checkout = fetch(benchmark, options.sets, options.checkouts, options.modified)
@@ -85,12 +85,13 @@ def cost(benchmark: Benchmark, checkout: Checkout) -> str:
     return f"{len(items):,} items, {drawn:,} pictures to draw, {asked}"
 
 
-def described(source: Source) -> str:
+def described(source: Source, modified: bool = False) -> str:
     """Address, licence and size of a source, and by what it is pinned."""
     licence = source.licence or "no licence found"
     size = f"{source.size / 1e6:.2f} MB" if source.size else "size not known here"
     pinned = all(file.digest for file in source.files)
     how = "checked by hash" if pinned else "no hash known here: held to what is fetched first"
+    how = "your own files in their place" if modified else how
     return f"{named(source)}, {licence}, {size}, {how}"
 
 

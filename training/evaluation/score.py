@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from . import fetch, folders, sets
 from .benchmark import AS_PUBLISHED, Answer, Benchmark, Checkout, Item
 from .hashes import sha256
+from .manifest import digest_of
+from .reading import json_of
 
 if TYPE_CHECKING:
     from .scoring import Score
@@ -49,8 +51,17 @@ def run(options: argparse.Namespace) -> None:
         if judge and judge not in found:
             raise ValueError(f"{judge} did not judge {benchmark.name}; {', '.join(found)} did.")
         for name in [judge] if judge else found:
+            check_pictures(found[name])
             scores, unable = scored(benchmark, items, checkout, found[name], name, options.partial)
             print("\n\n".join([*map(told, scores), *unable]), end="\n\n")
+
+
+def check_pictures(folder: Path) -> None:
+    """Raise ValueError if a judge saw other pictures than those that lie there now."""
+    seen = json_of(folder / folders.JUDGE).get("pictures")
+    manifest = folder.parent / folders.MANIFEST
+    if seen and manifest.is_file() and seen != digest_of(json_of(manifest)["settings"]):
+        raise ValueError(f"{folder} is about other pictures than those in {folder.parent}; judge them again.")
 
 
 def scored(
@@ -87,15 +98,24 @@ def scored(
         except ValueError as error:
             unable.append(f"{benchmark.name}, {other}: {error}")
     if not partial:
-        content = {
-            "scores": [found.json() for found, _ in results],
-            "rows": [
-                {name: value for name, value in asdict(row).items() if name != "value"}
-                for row in results[0][1]
-            ],
-        }
+        said = words_of(answers.values())
+        rows = [
+            {name: value for name, value in asdict(row).items() if name != "value"}
+            | {"said": said.get(row.key, "")}
+            for row in results[0][1]
+        ]
+        content = {"scores": [found.json() for found, _ in results], "rows": rows}
         folders.write_json(folder / folders.SCORE, content)
     return [found for found, _ in results], unable
+
+
+def words_of(answers: Iterable[Answer]) -> dict[str, str]:
+    """What the judge said of each item, where that is an answer or two and not yes or no to many questions."""
+    texts: dict[str, list[str]] = {}
+    for answer in answers:
+        if answer.text:
+            texts.setdefault(answer.item, []).append(answer.text)
+    return {key: "\n".join(said) for key, said in texts.items() if len(said) <= 2}
 
 
 def imported(benchmark: Benchmark, items: Sequence[Item], path: Path, out: Path, judge: str) -> Path:

@@ -15,10 +15,10 @@ from .benchmark import Item
 from .reading import json_of
 
 MOST = 24
-COLUMNS = 4
 CELL, GAP, LETTERS, LINE = 256, 12, 13, 16
-ASKED, SEEN = 4, 4  # lines of text
-BLACK, RED, DIM = (20, 20, 20), (204, 32, 32), (95, 95, 95)
+WIDTH = 4 * (CELL + GAP)
+ASKED, SEEN = 4, 6  # lines of text
+BLACK, RED = (20, 20, 20), (204, 32, 32)
 
 
 def draw_all(given: Sequence[Path], cache: Path, out: Path) -> Iterator[Path]:
@@ -46,41 +46,41 @@ def failures(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def sheet(rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item], pictures: Path) -> Image.Image:
-    """Tiles of pictures with texts below.
+    """Tiles of pictures with texts below: what was asked, what was seen, what the judge said.
 
     Args:
         rows: what to show.
         items: of the set, by key.
         pictures: folder of the pictures.
     """
+    tiles = [tile(items[row["key"]], pictures) for row in rows]
+    width = max(shown.width for shown in tiles) + GAP
     height = CELL + (ASKED + SEEN) * LINE + GAP
-    columns = min(COLUMNS, len(rows))
-    canvas = Image.new(
-        "RGB", (columns * (CELL + GAP) + GAP, -(-len(rows) // columns) * height + GAP), "white"
-    )
+    columns = min(WIDTH // width, len(rows))
+    canvas = Image.new("RGB", (columns * width + GAP, -(-len(rows) // columns) * height + GAP), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(LETTERS)
-    for number, row in enumerate(rows):
-        left, top = GAP + number % columns * (CELL + GAP), GAP + number // columns * height
-        canvas.paste(tile(items[row["key"]], pictures), (left, top))
-        texts = [(row["asked"], ASKED, BLACK), (row["seen"] or f"{row['good']:.2f} right", SEEN, RED)]
+    for number, (row, shown) in enumerate(zip(rows, tiles, strict=True)):
+        left, top = GAP + number % columns * width, GAP + number // columns * height
+        canvas.paste(shown, (left, top))
         y = top + CELL + 4
-        for text, most, colour in texts:
-            lines = wrap(text, CELL, font)
-            shown = lines[:most] if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " …"]
-            for line in shown:
+        seen = " | ".join(filter(None, (row["seen"] or f"{row['good']:.2f} right", row.get("said"))))
+        for text, most, colour in ((row["asked"], ASKED, BLACK), (seen, SEEN, RED)):
+            lines = wrap(text, shown.width, font)
+            cut = lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " …"]
+            for line in cut:
                 draw.text((left, y), line, font=font, fill=colour)
                 y += LINE
     return canvas
 
 
 def tile(item: Item, pictures: Path) -> Image.Image:
-    """The pictures of an item in a square, an edit's source before its result."""
+    """The pictures of an item, four in a square; an edit's source and its result are twice as wide."""
     shown = [Image.open(pictures / shot.path) for shot in item.pictures]
     if item.source is not None:
         shown.insert(0, Image.open(BytesIO(item.source())))
-    side = CELL if len(shown) == 1 else CELL // 2
-    canvas = Image.new("RGB", (CELL, CELL), "white")
+    side = CELL if len(shown) <= 2 else CELL // 2
+    canvas = Image.new("RGB", (side * min(len(shown), 2), CELL), "white")
     for number, picture in enumerate(shown[:4]):
         small = ImageOps.contain(ImageOps.exif_transpose(picture).convert("RGB"), (side, side))
         canvas.paste(small, (number % 2 * side, number // 2 * side))

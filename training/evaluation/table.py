@@ -137,7 +137,7 @@ def scores_of(folder: Path) -> list[tuple[dict[str, Any], Line]]:
     for path in sorted(folder.glob(f"*/*/{folders.SCORE}")):
         manifest = path.parent.parent / folders.MANIFEST
         try:
-            label = json_of(manifest)["model"] if manifest.is_file() else folder.name
+            label = json_of(manifest).get("model", folder.name) if manifest.is_file() else folder.name
             for score in json_of(path)["scores"]:
                 values = {name: figure["value"] for name, figure in score["figures"].items()}
                 errors = {name: figure["error"] for name, figure in score["figures"].items()}
