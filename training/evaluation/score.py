@@ -110,7 +110,7 @@ def scored(
 
 
 def words_of(answers: Iterable[Answer]) -> dict[str, str]:
-    """What the judge said of each item, where that is an answer or two and not yes or no to many questions."""
+    """What the judge said of each item: an answer or two, not yes or no to many questions."""
     texts: dict[str, list[str]] = {}
     for answer in answers:
         if answer.text:

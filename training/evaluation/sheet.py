@@ -53,25 +53,33 @@ def sheet(rows: Sequence[Mapping[str, Any]], items: Mapping[str, Item], pictures
         items: of the set, by key.
         pictures: folder of the pictures.
     """
+    font = ImageFont.load_default(LETTERS)
     tiles = [tile(items[row["key"]], pictures) for row in rows]
+    texts = [told(row, shown.width, font) for row, shown in zip(rows, tiles, strict=True)]
     width = max(shown.width for shown in tiles) + GAP
-    height = CELL + (ASKED + SEEN) * LINE + GAP
+    height = CELL + max(map(len, texts)) * LINE + 2 * GAP
     columns = min(WIDTH // width, len(rows))
     canvas = Image.new("RGB", (columns * width + GAP, -(-len(rows) // columns) * height + GAP), "white")
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(LETTERS)
-    for number, (row, shown) in enumerate(zip(rows, tiles, strict=True)):
+    for number, (shown, lines) in enumerate(zip(tiles, texts, strict=True)):
         left, top = GAP + number % columns * width, GAP + number // columns * height
         canvas.paste(shown, (left, top))
-        y = top + CELL + 4
-        seen = " | ".join(filter(None, (row["seen"] or f"{row['good']:.2f} right", row.get("said"))))
-        for text, most, colour in ((row["asked"], ASKED, BLACK), (seen, SEEN, RED)):
-            lines = wrap(text, shown.width, font)
-            cut = lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " …"]
-            for line in cut:
-                draw.text((left, y), line, font=font, fill=colour)
-                y += LINE
+        for place, (line, colour) in enumerate(lines):
+            draw.text((left, top + CELL + 4 + place * LINE), line, font=font, fill=colour)
     return canvas
+
+
+def told(
+    row: Mapping[str, Any], width: int, font: ImageFont.FreeTypeFont
+) -> list[tuple[str, tuple[int, int, int]]]:
+    """Lines below a tile with their colours."""
+    seen = " | ".join(filter(None, (row["seen"] or f"{row['good']:.2f} right", row.get("said"))))
+    found = []
+    for text, most, colour in ((row["asked"], ASKED, BLACK), (seen, SEEN, RED)):
+        lines = wrap(text, width, font)
+        cut = lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " …"]
+        found += [(line, colour) for line in cut]
+    return found
 
 
 def tile(item: Item, pictures: Path) -> Image.Image:
