@@ -187,13 +187,15 @@ def test_layout_of_the_folders(filled):
 def test_filling_goes_on_where_it_was_stopped(data, model, tmp_path):
     recipe = make_recipe(data, tmp_path)
     assert cache.fill(recipe, model, torch.float32, batch=3).written == 10
-    before = {path: path.read_bytes() for path in entries(tmp_path)}
+    before = {path: load_file(path) for path in entries(tmp_path)}
     gone = entries(recipe.data.cache.latents)[:4]
     for path in gone:
         path.unlink()
     again = cache.fill(recipe, model, torch.float32)
     assert (again.written, again.present) == (4, 6)
-    assert {path: path.read_bytes() for path in entries(tmp_path)} == before
+    assert entries(tmp_path) == list(before)
+    for path, tensors in before.items():  # computed in other batches, so equal to rounding
+        torch.testing.assert_close(load_file(path), tensors, rtol=1e-4, atol=1e-5)
 
 
 def test_ranks_share_the_work(data, model, tmp_path):

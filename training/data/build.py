@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -219,22 +221,23 @@ def examine_unit(layout: str, unit: Any, full: bool, reading: Reading) -> Examin
 def judge(found: Found, full: bool, captions: str, examined: Examined) -> None:
     """Put a sample where it belongs; with all captions it is as many samples."""
     try:
-        facts = check_sample(found, full)
+        check_sample(found)
+        (target, facts), *inputs = [check_picture(ref, full) for ref in (found.target, *found.inputs)]
     except BadPicture as error:
         examined.refused.append(Refused(found.key, error.reason, error.detail))
         return
-    examined.converted.update(conversion for fact in facts for conversion in fact.conversions)
+    examined.converted.update(change for _, own in ((target, facts), *inputs) for change in own.conversions)
     examined.columns[str(found.roles or "of the conversation")] += 1
     examined.several += len(found.texts) > 1
     texts = tuple(text for text in found.texts if text)
+    refs = tuple(ref for ref, _ in inputs)
     for number, chosen in enumerate(choose_captions(texts, captions)):
         key = f"{found.key}~{number + 1}" if number else found.key
-        entry = Entry(key, chosen, found.target, found.inputs, facts[0].width, facts[0].height)
-        examined.entries.append(entry)
+        examined.entries.append(Entry(key, chosen, target, refs, facts.width, facts.height))
 
 
-def check_sample(found: Found, full: bool) -> list[Facts]:
-    """Look at all pictures of a sample, the target first. Raises BadPicture."""
+def check_sample(found: Found) -> None:
+    """Look at all of a sample but its pictures. Raises BadPicture."""
     if not any(found.texts):
         raise BadPicture("empty text")
     if len(found.inputs) > MAX_INPUTS:
@@ -243,14 +246,18 @@ def check_sample(found: Found, full: bool) -> list[Facts]:
         f"{found.key}{''.join(found.texts)}{found.target.path}".encode()
     except UnicodeEncodeError as error:
         raise BadPicture("name or text is not Unicode", ascii(error.object[:60])) from error
-    return [check_picture(ref, full) for ref in (found.target, *found.inputs)]
 
 
-def check_picture(ref: Ref, full: bool) -> Facts:
-    """Look at one picture. Raises BadPicture that names where it lies."""
+def check_picture(ref: Ref, full: bool) -> tuple[Ref, Facts]:
+    """Look at one picture; a file of its own gets a stamp. Raises BadPicture that names where it lies."""
     try:
-        with STORAGE.open(ref) as file:
-            return examine(file, full)
+        if ref.size >= 0 or ref.row >= 0:
+            with STORAGE.open(ref) as file:
+                return ref, examine(file, full)
+        data = STORAGE.read(ref) if full else None
+        stamped = replace(ref, stamp=STORAGE.stamp(ref.path, data))
+        with STORAGE.open(ref) if data is None else io.BytesIO(data) as file:
+            return stamped, examine(file, full)
     except BadPicture as error:
         raise BadPicture(error.reason, f"{ref.path}: {error.detail}" if error.detail else ref.path) from error
     except FileNotFoundError as error:

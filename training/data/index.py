@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .paths import join
-from .storage import Ref, Storage
+from .storage import Ref, Stamp, Storage
 
 FORMAT = 2
 BATCH = 8192  # rows of a record batch
@@ -37,8 +38,17 @@ SAMPLES = pa.schema(
         "row": pa.list_(pa.int32()),
     }
 )
-# "bytes": of a file that holds many pictures, else -1
-FILES = pa.schema({"path": pa.string(), "column": pa.string(), "archive": pa.string(), "bytes": pa.int64()})
+FILES = pa.schema(
+    {
+        "path": pa.string(),
+        "column": pa.string(),
+        "archive": pa.string(),
+        "bytes": pa.int64(),  # -1 of an archive that has a description
+        # of a file that holds one picture, see storage.Stamp; else -1 and ""
+        "modified": pa.int64(),
+        "digest": pa.string(),
+    }
+)
 ARROW_FILES = {"samples.arrow": SAMPLES, "files.arrow": FILES}
 
 
@@ -112,39 +122,64 @@ class Index:
         counts = [pc.list_value_length(batch.column("file")).to_numpy() - 1 for batch in batches]
         return np.concatenate([np.zeros(0, np.int32), *counts]).astype(np.int32)
 
-    def selected(self, exclude: Sequence[str] = ()) -> np.ndarray:
-        """Row numbers ``[m]`` int64 of the samples whose key fits none of the globs (``*`` and ``?``)."""
-        if not exclude:
-            return np.arange(len(self), dtype=np.int64)
-        pattern = "|".join(glob_to_regex(glob) for glob in exclude)
-        hits = [
-            pc.match_substring_regex(batch.column("key"), pattern).to_numpy(zero_copy_only=False)
-            for batch in self._table("samples.arrow").batches()
-        ]
-        return np.flatnonzero(~np.concatenate([np.zeros(0, bool), *hits])).astype(np.int64)
+    def selected(self, exclude: Sequence[str] = (), lenient: bool = False) -> np.ndarray:
+        """Row numbers ``[m]`` int64 of the samples whose key fits none of the globs (``*`` and ``?``).
+
+        Raises:
+            ValueError: a glob fits none, which is likely a slip that would train on what was to be left out.
+        """
+        out = np.zeros(len(self), bool)
+        for glob in exclude:
+            pattern = glob_to_regex(glob)
+            hits = [
+                pc.match_substring_regex(batch.column("key"), pattern).to_numpy(zero_copy_only=False)
+                for batch in self._table("samples.arrow").batches()
+            ]
+            found = np.concatenate([np.zeros(0, bool), *hits])
+            if not found.any() and not lenient:
+                raise ValueError(
+                    f"No sample of {self.name} fits the exclude glob {glob!r}; its keys are such as "
+                    f"{self[0].key!r}. Where that may be, set `lenient: true` beside it."
+                )
+            out |= found
+        return np.flatnonzero(~out).astype(np.int64)
+
+    def cache_name(self, entry: Entry) -> tuple[str, str]:
+        """What names a sample's pictures in a cache: their contents where known, else index and key."""
+        stamps = [ref.stamp for ref in (entry.target, *entry.inputs)]
+        if any(stamp is None or not stamp.digest for stamp in stamps):
+            return self.fingerprint, entry.key
+        # the size of the target decides which inputs are cut as it is
+        return "contents", " ".join([f"{entry.width}x{entry.height}", *(stamp.digest for stamp in stamps)])
 
     def check_source(self) -> None:
-        """Look whether the tars and tables that hold the pictures are those that were indexed, by their size.
+        """Look whether the files that hold the pictures are those that were indexed.
+
+        Tars and tables are told by their size, a file with one picture by size and time, and where the time
+        differs by its contents. Behind a URL such files are not asked.
 
         Raises:
             ValueError: one is gone or has changed.
         """
         storage, table = Storage(), self._table("files.arrow")
         for batch in table.batches():
-            for path, size in zip(
-                *(batch.column(name).to_pylist() for name in ("path", "bytes")), strict=True
-            ):
+            columns = (batch.column(name).to_pylist() for name in ("path", "bytes", "modified", "digest"))
+            for path, size, modified, digest in zip(*columns, strict=True):
+                place = join(self.source, path)
                 try:
-                    now = -1 if size < 0 else storage.size(join(self.source, path))
+                    if modified >= 0:
+                        storage.check(place, Stamp(size, modified, digest))
+                    elif size >= 0 and not digest and storage.size(place) != size:
+                        raise ValueError(f"{path} of {self.source} has changed; index the data set again.")
                 except OSError as error:
-                    raise ValueError(f"{path} of {self.source} cannot be read ({error}).") from error
-                if now != size:
-                    raise ValueError(f"{path} of {self.source} has changed; index the data set again.")
+                    raise ValueError(f"{path} of {self.source} cannot be used ({error}).") from error
 
     def _ref(self, file: int, offset: int, size: int, row: int) -> Ref:
         place = self._table("files.arrow").row(file)
         archive = str(self.folder / place["archive"]) if place["archive"] else ""
-        return Ref(join(self.source, place["path"]), offset, size, row, place["column"], archive)
+        alone = size < 0 and row < 0
+        stamp = Stamp(place["bytes"], place["modified"], place["digest"]) if alone else None
+        return Ref(join(self.source, place["path"]), offset, size, row, place["column"], archive, stamp)
 
     def _table(self, name: str) -> Rows:
         if name not in self._rows:
@@ -217,6 +252,7 @@ class IndexWriter:
         self._samples = RowWriter(folder / "samples.arrow", SAMPLES)
         self._files = RowWriter(folder / "files.arrow", FILES)
         self._known: dict[tuple[str, str, str], int] = {}
+        self._keys = array("Q")  # 8 bytes a sample
         self._hash = hashlib.blake2b(digest_size=16)
         self._storage = Storage()
 
@@ -227,25 +263,34 @@ class IndexWriter:
         offsets, sizes, rows = zip(*((ref.offset, ref.size, ref.row) for ref in refs), strict=True)
         row = (entry.key, entry.texts, entry.width, entry.height, numbers, offsets, sizes, rows)
         self._hash.update(repr(row).encode("utf-8"))
+        self._keys.append(key_hash(entry.key))
         self._samples.add(row)
 
     def _file_number(self, ref: Ref) -> int:
         """Row of ``files.arrow``. Only what holds many pictures is looked up; a lone file is simply added."""
         prefix = self.source.rstrip("/") + "/"
         row = (ref.path.removeprefix(prefix), ref.column, os.path.basename(ref.archive))
-        holds_one = ref.size < 0 and ref.row < 0
-        number = None if holds_one else self._known.get(row)
+        if ref.stamp:
+            stamp = ref.stamp
+            # time counts only where contents are unknown: a copy of a data set is the same data set
+            known = stamp.digest or stamp.modified
+            self._hash.update(repr((row, stamp.bytes, known)).encode("utf-8"))
+            return self._files.add((*row, stamp.bytes, stamp.modified, stamp.digest))
+        number = self._known.get(row)
         if number is None:
-            size = -1 if holds_one or ref.archive else self._storage.size(ref.path)
-            number = self._files.add((*row, size))
+            size = -1 if ref.archive else self._storage.size(ref.path)
+            number = self._known[row] = self._files.add((*row, size, -1, ""))
             self._hash.update(repr(row).encode("utf-8"))
-            if not holds_one:
-                self._known[row] = number
         return number
 
     def close(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Finish the files and write the manifest, which holds ``facts``. Returns the manifest."""
+        """Finish the files and write the manifest, which holds ``facts``. Returns the manifest.
+
+        Raises:
+            ValueError: two samples have one key.
+        """
         samples, _ = self._samples.close(), self._files.close()
+        self._check_keys()
         # archive descriptions and seek points are guarded too: without them pictures cannot be read
         names = [*ARROW_FILES, *sorted(path.name for path in self.folder.glob("archive-*"))]
         manifest = {
@@ -258,6 +303,24 @@ class IndexWriter:
         }
         (self.folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         return manifest
+
+    def _check_keys(self) -> None:
+        hashes = np.sort(np.frombuffer(self._keys, np.uint64))
+        twice = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        seen: set[str] = set()
+        for batch in Rows(self.folder / "samples.arrow").batches() if twice else []:
+            for key in batch.column("key").to_pylist():
+                if key in seen:
+                    raise ValueError(
+                        f"Two samples have the key {key}; rename one of the files that hold them."
+                    )
+                if key_hash(key) in twice:
+                    seen.add(key)
+
+
+def key_hash(key: str) -> int:
+    """64 bits of a key."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
 class RowWriter:

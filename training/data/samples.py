@@ -220,7 +220,7 @@ class MicroBatches(Dataset):
         self, cache: Cache, index: Index, entry: Entry, name: str, size: tuple[int, int]
     ) -> dict[str, Tensor]:
         """A sample's entry in a cache. A bad sample has none: its pictures say what is wrong with them."""
-        path = cache.path(index.fingerprint, entry.key, transform_name(*size))
+        path = cache.path(*index.cache_name(entry), transform_name(*size))
         if not path.exists():
             for ref in (entry.target, *entry.inputs):
                 decode(self.storage.read(ref))

@@ -48,7 +48,7 @@ def open_sets(recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> list[TrainSet
         if len(sizes) == 1 and not settings.exclude:
             sets.append(TrainSet(index, [range(len(index))]))
             continue
-        rows = index.selected(settings.exclude)
+        rows = index.selected(settings.exclude, settings.lenient)
         nearest = np.zeros(len(rows), dtype=int)
         if len(sizes) > 1:
             nearest = nearest_buckets(index.sizes()[rows], sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -26,6 +27,21 @@ DEFLATED = "deflate.json"  # end of the description of an archive whose members 
 
 
 @dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a file with one picture was when it was indexed.
+
+    Attributes:
+        bytes: its size.
+        modified: when it was last written, nanoseconds; -1 if unknown, as behind a URL.
+        digest: of its contents, see :func:`digest_of`; "" if it was not read to its end.
+    """
+
+    bytes: int
+    modified: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ref:
     """Where the bytes of one picture lie.
 
@@ -37,6 +53,7 @@ class Ref:
         row: row of a Parquet file; -1 = no table.
         column: column of that table.
         archive: file that :func:`~.archives.describe_archive` wrote of a compressed or split archive, or "".
+        stamp: of a file with this picture alone, as it was indexed, or None.
     """
 
     path: str
@@ -45,6 +62,7 @@ class Ref:
     row: int = -1
     column: str = ""
     archive: str = ""
+    stamp: Stamp | None = None
 
 
 class Storage:
@@ -71,12 +89,15 @@ class Storage:
         """The bytes of a picture.
 
         Raises:
-            OSError: the file is gone, shorter than it was when it was indexed, or cannot be read.
+            OSError: the file is gone, another than it was when it was indexed, or cannot be read.
         """
         if ref.row >= 0:
             return self._read_cell(ref)
         if ref.size < 0:
-            return self._read_file(ref.path)
+            data, modified = self._read_file(ref.path)
+            if ref.stamp:
+                check_stamp(ref.path, ref.stamp, len(data), modified, lambda: data)
+            return data
         data = self.read_range(ref, 0, ref.size)
         return inflate(data, ref.path) if ref.archive.endswith(DEFLATED) else data
 
@@ -118,11 +139,25 @@ class Storage:
             raise OSError(f"{ref.path} ends {count - len(data)} bytes too early; index it again.")
         return data
 
-    def _read_file(self, path: str) -> bytes:
+    def stamp(self, path: str, data: bytes | None) -> Stamp:
+        """A file as it is now; with its contents, if they were read. Raises OSError."""
+        digest = "" if data is None else digest_of(data)
         if is_url(path):
-            return self._fetch(path)
+            return Stamp(self.size(path) if data is None else len(data), -1, digest)
+        facts = os.stat(path)
+        return Stamp(facts.st_size, facts.st_mtime_ns, digest)
+
+    def check(self, path: str, stamp: Stamp) -> None:
+        """Raise OSError if a file is gone or another than it was; where the time differs contents count."""
+        now = self.stamp(path, None)
+        check_stamp(path, stamp, now.bytes, now.modified, lambda: self._read_file(path)[0])
+
+    def _read_file(self, path: str) -> tuple[bytes, int]:
+        """The contents of a file, and when it was last written."""
+        if is_url(path):
+            return self._fetch(path), -1
         with open(path, "rb") as file:
-            return file.read()
+            return file.read(), os.fstat(file.fileno()).st_mtime_ns
 
     def _fetch(self, url: str, start: int | None = None, end: int | None = None) -> bytes:
         """Bytes of a URL. Raises OSError, whatever the file system's own client raises."""
@@ -271,6 +306,22 @@ def read_fully(file: BinaryIO, count: int) -> bytes:
     while len(data) < count and (more := file.read(count - len(data))):
         data += more
     return data
+
+
+def digest_of(data: bytes) -> str:
+    """A hash of a file's contents."""
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def check_stamp(path: str, stamp: Stamp, size: int, modified: int, read: Callable[[], bytes]) -> None:
+    """Raise OSError if a file is another than it was when it was indexed.
+
+    A copy that kept the contents but not the time is the same file.
+    """
+    if size == stamp.bytes and (modified == stamp.modified or -1 in (modified, stamp.modified)):
+        return
+    if size != stamp.bytes or not stamp.digest or digest_of(read()) != stamp.digest:
+        raise OSError(f"{path} is another file than was indexed; index the data set again.")
 
 
 def inflate(data: bytes, path: str) -> bytes:

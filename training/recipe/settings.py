@@ -73,12 +73,14 @@ class DataSet(Section):
     Attributes:
         index: folder that `tbac-uniimage data index` wrote; may start with ``~``.
         weight: times each sample is seen per epoch.
-        exclude: globs of sample keys to leave out.
+        exclude: globs of sample keys to leave out; one that fits no key is an error.
+        lenient: whether a glob may fit none.
     """
 
     index: Text
     weight: Annotated[float, Field(gt=0)] = 1.0
     exclude: list[Text] = []
+    lenient: bool = False
 
     @property
     def folder(self) -> Path:

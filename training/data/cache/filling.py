@@ -90,7 +90,7 @@ class Work(Dataset):
     def item(self, index: Index, row: int, bucket: int) -> Item:
         """Read what has no entry yet."""
         entry, size, item = index[row], self.sizes[bucket], Item()
-        place = (index.fingerprint, entry.key, transform_name(*size))
+        place = (*index.cache_name(entry), transform_name(*size))
         try:
             if self.latents and not (path := self.latents.path(*place)).exists():
                 item.latents = path
