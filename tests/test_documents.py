@@ -54,6 +54,16 @@ def test_commands_of_the_readme_are_understood():
         make_parser().parse_args([quoted or word for quoted, word in re.findall(r'"([^"]*)"|(\S+)', command)])
 
 
+def test_commands_of_the_evaluation_are_understood():
+    from tbac_uniimage.shell.main import make_parser
+
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^tbac-uniimage (evaluate .*?)(?: +#.*| > \S+)?$", text, re.MULTILINE)
+    assert {command.split()[1] for command in commands} == {"fetch", "draw", "judge", "score", "table"}
+    for command in commands:
+        make_parser().parse_args(command.replace("…", "DIR").split())
+
+
 def test_the_ten_minutes_are_one_chain():
     """Every command is understood, and takes what the one before has made."""
     from tbac_uniimage.shell.main import make_parser

@@ -14,6 +14,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from data_files import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tbac_uniimage.training.evaluation import download, fetch, hashes, sets
@@ -157,6 +158,38 @@ def test_the_digest_tells_the_prompts_apart(checkout, tmp_path):
     assert fetch.fetch(benchmark, tmp_path / "b", [checkout]).digest == first
     (checkout / "prompts/evaluation.jsonl").write_text(LINES + LINES)
     assert fetch.fetch(benchmark, tmp_path / "c", [checkout]).digest != first
+
+
+@pytest.mark.parametrize(
+    ("edit", "sentence"),
+    [
+        ({"../../evil": {"id": "a/a.png"}}, "would lie outside of its folder"),
+        ({"/evil": {"id": "a/a.png"}}, "would lie outside of its folder"),
+        ({"1": {"id": "../../../../etc/hostname"}}, "'../../../../etc/hostname' would lie outside"),
+        ({"1": {"id": "a\\\\..\\\\a.png"}}, "would lie outside"),
+    ],
+)
+def test_names_in_a_set_lead_to_no_other_folder(tmp_path, edit, sentence):
+    edits = {key: {"prompt": "p", "edit_type": "add"} | rest for key, rest in edit.items()}
+    files = {
+        "Benchmark/Basic/basic_edit.json": json.dumps(edits),
+        "Benchmark/Basic/prompts.json": '{"add": "?"}',
+        "Benchmark/singleturn/a/a.png": b"x",
+    }
+    with pytest.raises(ValueError, match=sentence):
+        fetch.fetch(
+            sets.find("imgedit"), tmp_path / "cache", [write(tmp_path / "ImgEdit", files)], modified=True
+        )
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_item_that_is_there_twice_is_refused(tmp_path):
+    records = [{"prompt_id": 7, "Prompt": "p", "Explanation": "e"}] * 2
+    script = 'def build_evaluation_messages(p):\n    return [{"text": "a"}, {"text": "b"}]\n'
+    *data, code = [file.path for file in sets.find("wise").sources[0].files]
+    files = dict.fromkeys(data, "[]") | {data[0]: json.dumps(records), code: script}
+    with pytest.raises(ValueError, match="The files of wise have 7 twice"):
+        fetch.fetch(sets.find("wise"), tmp_path / "cache", [write(tmp_path / "WISE", files)], modified=True)
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_what_is_there(checkout, tmp_path, monkeypatch):

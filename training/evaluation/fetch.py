@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .benchmark import Benchmark, Checkout, Source
 from .download import download
 from .folders import write_json
 from .hashes import found, listing, named, sha256, verified
+from .reading import within
 
 RECORD = "fetched.json"
 
@@ -164,10 +166,17 @@ def fetch(
 
 
 def check_form(benchmark: Benchmark, checkout: Checkout) -> None:
-    """Raise ValueError unless items and requests can be made of the files."""
+    """Raise ValueError unless items and requests can be made of the files, each with a place of its own."""
     try:
-        for item in benchmark.items(checkout):
-            benchmark.requests(item, checkout)
+        items = benchmark.items(checkout)
+        requests = [request.key for item in items for request in benchmark.requests(item, checkout)]
+        places = [picture.path for item in items for picture in item.pictures]
+        for names in ([item.key for item in items], requests, places):
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            if twice:
+                raise ValueError(f"The files of {benchmark.name} have {twice[0]} twice.")
+        for place in [*places, *(name for item in items for name in benchmark.companions(item))]:
+            within(place)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(
             f"The files of {benchmark.name} are not of the published form ({type(error).__name__}: {error})."

@@ -31,6 +31,13 @@ def parsed(path: Path, what: str, parse: Callable[[str], T]) -> T:
         raise ValueError(f"{path} is no {what} ({type(error).__name__}: {error}).") from error
 
 
+def within(name: str) -> str:
+    """A path that stays in the folder it is relative to. Raises ValueError: it leads out of it."""
+    if not name or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"{name!r} would lie outside of its folder; the set's files are not to be trusted.")
+    return name
+
+
 def json_of(path: Path) -> Any:
     """Content of a JSON file. Raises ValueError."""
     return parsed(path, "JSON", json.loads)

@@ -24,7 +24,7 @@ from ..benchmark import (
     Source,
     Unreadable,
 )
-from ..reading import json_of
+from ..reading import json_of, within
 
 EDITS = "Benchmark/Basic/basic_edit.json"
 PROMPTS = "Benchmark/Basic/prompts.json"
@@ -100,7 +100,7 @@ class ImgEdit(Benchmark):
         """One an edit, in the order of the file. Raises ValueError: a source picture is missing."""
         items = []
         for key, edit in json_of(checkout.path(CODE, EDITS)).items():
-            source = checkout.path(PICTURES, f"{SOURCES}/{edit['id']}")
+            source = checkout.path(PICTURES, f"{SOURCES}/{within(edit['id'])}")
             if not source.is_file():
                 raise ValueError(f"{source} is missing, the picture of edit {key}; fetch {self.name} again.")
             picture = Picture(f"{key}.png", (0,))
