@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders import SanaLoraLoaderMixin
+from diffusers.utils import USE_PEFT_BACKEND
 from safetensors import safe_open
 from torch import nn
 
@@ -29,7 +31,7 @@ UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_")
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 ADAPTER_CONFIG = "adapter_config.json"  # peft's, beside its weights
 HEADER_CONFIG = "lora_adapter_metadata"  # diffusers', in the file's header
-MATRIX = re.compile(r"(?:lora_linear_layer|lora)[._](A|B|down|up)(?:\.\w+?)?(?:\.weight)?")
+MATRIX = re.compile(r"(?:lora_linear_layer|lora)[._](A|B|down|up)(?:(?:\.\w+)?\.weight)?")
 KINDS = {"A": "lora_A", "down": "lora_A", "B": "lora_B", "up": "lora_B"}
 
 
@@ -210,3 +212,49 @@ def comfy_lora(
     """
     named = name_layers(tensors, shapes, config)
     return {f"diffusion_model.{name}": tensor for name, tensor in named.items()}
+
+
+class LadderLoraMixin(SanaLoraLoaderMixin):
+    """LoRA of the diffusion transformer: diffusers' own methods, for files with names of any kind."""
+
+    @classmethod
+    def lora_state_dict(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in diffusers, but that only safetensors files are opened."""
+        return super().lora_state_dict(*args, **{**kwargs, "use_safetensors": True})
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | os.PathLike[str] | Mapping[str, torch.Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        low_cpu_mem_usage: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Put a LoRA beside the weights of the transformer, with its own alpha.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: see :func:`read_lora`, as for ``weight_name`` and what of
+                the hub is meant.
+            adapter_name: under which ``set_adapters`` and others know it; None numbers them.
+            hotswap, low_cpu_mem_usage: see diffusers.
+
+        Raises:
+            ImportError: peft is not installed.
+            ValueError: a file that is none, fits no layer or holds another kind of adapter.
+        """
+        if not USE_PEFT_BACKEND:
+            raise ImportError("A LoRA in Python needs peft; run `pip install peft`.")
+        if kwargs.pop("use_safetensors", None) is False:
+            raise ValueError("use_safetensors is False, but only safetensors files are opened; leave it out.")
+        self.require("load a LoRA", "transformer")
+        tensors, config = read_lora(pretrained_model_name_or_path_or_dict, **kwargs)
+        state, metadata = peft_lora(tensors, layer_shapes(self.transformer), config)
+        self.load_lora_into_transformer(
+            state,
+            transformer=self.transformer,
+            adapter_name=adapter_name,
+            _pipeline=self,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            hotswap=hotswap,
+            metadata=metadata,
+        )

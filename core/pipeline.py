@@ -19,6 +19,7 @@ from .components import LadderComponents
 from .conditions import LadderCondition, LadderEncoder, check_condition
 from .connector import LadderConnector
 from .guidance import Guidance, branch_inputs
+from .lora import LadderLoraMixin
 from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .requests import (
     ImageInput,
@@ -38,7 +39,7 @@ Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 ENCODING = ("mllm", "tokenizer", "image_processor", "connector", "transformer")
 
 
-class LadderPipeline(LadderComponents):
+class LadderPipeline(LadderComponents, LadderLoraMixin):
     """TBAC-UniImage: a frozen MLLM and a diffusion transformer joined rung by rung.
 
     Calls read the components and settings of their moment, and may run at the same time in several threads:
