@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from .paths import user_path
+
 MODEL_FILES = ("*.json", "*.txt", "*.safetensors")  # all that a model is read from; no pickle, no code
 VARIANTS = ("fp16", "bf16")  # second copies of the same weights, left where they are unless asked for
 
@@ -47,13 +49,8 @@ def find_model(
     inner = PurePosixPath(subfolder or ".")
     if inner.is_absolute() or ".." in inner.parts:
         raise ValueError(f"The subfolder {subfolder} leads out of the model; give one inside it.")
-    try:
-        path = Path(name).expanduser()
-        there = path.exists()
-    except (OSError, RuntimeError) as error:  # a name that is too long, a folder that is closed, no such home
-        reason = getattr(error, "strerror", error)
-        raise ValueError(f"There is no model at {name} ({reason}); check the path.") from error
-    if not there:
+    path = user_path(name)
+    if not path.exists():
         if not is_hub_name(str(name)):
             raise ValueError(f"There is no model at {path}; check the path.")
         others = [f"*.{other}.*" for other in VARIANTS if other != variant]

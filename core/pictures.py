@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from .paths import refusal, shown, user_path
 from .rgb import BROKEN, BadPicture, check_shape, to_rgb
 
 # No EPS and the like: Pillow starts other programs to read them.
@@ -38,16 +39,18 @@ def read_picture(path: str | Path) -> Image.Image:
     Raises:
         ValueError: no file there, or none that holds a picture.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
-        raise ValueError(f"There is no picture at {path}; check the path.")
+        raise ValueError(f"There is no picture at {shown(path)}; check the path.")
     try:
         with open(path, "rb") as file, open_picture(file) as image:
             return to_rgb(image)
     except BadPicture as error:
         raise ValueError(
-            f"{path} is not a readable picture ({error}); give one still picture as PNG, JPEG or WebP."
+            f"{shown(path)} is not a readable picture ({error}); give one still picture as PNG, JPEG or WebP."
         ) from error
+    except OSError as error:
+        raise ValueError(refusal(path, error)) from error
 
 
 def open_picture(file: BinaryIO) -> Image.Image:
@@ -110,6 +113,7 @@ def plugin_format(head: bytes) -> str | None:
 
 def check_folder(folder: Path) -> None:
     """Raise ValueError if no picture can be written into a folder, which need not be there yet."""
+    folder = user_path(folder)
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not existing.is_dir():
         raise ValueError(f"{existing} is a file; give a folder for the pictures.")

@@ -17,6 +17,7 @@ from .checkpoints.naming import EMBEDDING, mllm_name
 from .checkpoints.weights import find_weights, read_tensors
 from .conditions import execution_device
 from .inputs import prepare_images
+from .paths import user_path
 from .prompts import build_chat, control_token, encode_text
 from .versions import image_arguments, mend_positions
 
@@ -153,7 +154,7 @@ def load_vocabulary_rows(folder: str | Path) -> torch.Tensor:
     Raises:
         ValueError: no such folder, or one without these rows.
     """
-    if not Path(folder).is_dir():
+    if not user_path(folder).is_dir():
         raise ValueError(f"There is no Qwen2.5-VL folder at {folder}; give one to answer with its rows.")
     found = {mllm_name(name): info for name, info in find_weights(Path(folder)).items()}
     if EMBEDDING not in found:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import folder_paths
 from comfy_api.latest import io, ui
@@ -11,22 +11,21 @@ from comfy_api.latest import io, ui
 from .compat import Schema
 from .display import text_display
 
-if TYPE_CHECKING:
-    import os
-
 FOLDER = "conditioning"  # where Load Conditioning looks, in ComfyUI's output and input folders
 
 
 def inside(base: str, name: str) -> Path:
     """A path in one of ComfyUI's folders. Raises ValueError if ``name`` leads out of it."""
+    from ..core.paths import user_path
+
     folder = Path(base).resolve()
     try:
         path = (folder / name).resolve()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, a circle of links
         path = Path()
     if not path.is_relative_to(folder) or path == folder:
         raise ValueError(f"{name!r} is no file inside ComfyUI's {folder.name} folder; give one there.")
-    return path
+    return user_path(path)
 
 
 def find_file(name: str) -> Path:
@@ -38,7 +37,7 @@ def find_file(name: str) -> Path:
     bases = {" [output]": folder_paths.get_output_directory(), " [input]": folder_paths.get_input_directory()}
     base = next((suffix for suffix in bases if name.endswith(suffix)), None)
     path = inside(bases[base or " [input]"], name.removesuffix(base or ""))
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix != ".safetensors" or not os.path.isfile(path):
         raise ValueError(f"There is no conditioning file {name!r}; save one with Save Conditioning.")
     return path
 

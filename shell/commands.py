@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ def read_pictures(paths: Sequence[str], sentence: str) -> list[Image.Image]:
     """The input pictures. Raises ValueError, also if the sentence after them was left out."""
     from ..core.pictures import read_picture
 
-    if Path(sentence).is_file():
+    if os.path.isfile(sentence):  # False of a sentence that is no name of a file, where Path would raise
         raise ValueError(f"{sentence} is a file; end the command with a sentence in quotes.")
     if len(paths) > MAX_PICTURES:
         raise ValueError(f"{len(paths)} pictures were given; at most {MAX_PICTURES} are possible.")
@@ -124,7 +125,8 @@ def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> No
         ).images
         for picture, used in zip(pictures, seeds, strict=True):
             size = {"width": picture.width, "height": picture.height}
-            print(write_picture(picture, options.out, {"prompt": prompt, "seed": used} | size | settings))
+            path = write_picture(picture, options.out, {"prompt": prompt, "seed": used} | size | settings)
+            print(path, flush=True)
 
 
 def ask(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..training import export as exporter
 from ..training import train
-from ..training.arguments import guidance, positive, seed
+from ..training.arguments import any_path, guidance, positive, seed
 from ..training.data import command as data_command
 from ..training.data.cache import command as cache
 from ..training.evaluation import command as evaluation
@@ -66,7 +66,7 @@ def make_parser(for_score: bool = False) -> Parser:
     ask.add_argument("--max-tokens", type=positive, default=128, metavar="N", help="where the answer is cut")
     ask.add_argument(
         "--qwen",
-        type=Path,
+        type=any_path,
         metavar="DIR",
         help="folder of the original Qwen2.5-VL, to read and write with its vocabulary rows",
     )
@@ -129,7 +129,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         ("mllm", "Qwen2.5-VL that a checkpoint of another size than 3B was made from"),
         ("sana", "SANA that it was made from"),
     ):
-        parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=what)
+        parser.add_argument(f"--{name}", type=any_path, metavar="DIR", help=what)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +145,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_drawing(parser: argparse.ArgumentParser) -> None:
     """What generate and edit have in common."""
-    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="default: out")
+    parser.add_argument("--out", type=any_path, default=Path("out"), metavar="DIR", help="default: out")
     parser.add_argument("--negative", default="", metavar="TEXT", help="what to steer away from")
     parser.add_argument("--steps", type=positive, default=30, metavar="N", help="default %(default)s")
     parser.add_argument(

@@ -1,10 +1,11 @@
-"""Numbers on command lines: what cannot be is said by argparse, which adds the option's name."""
+"""Numbers and paths on command lines: what cannot be is said by argparse, which adds the option's name."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -34,3 +35,13 @@ def number(text: str, kind: type, is_good: Callable[[Any], bool], wanted: str) -
     if value is None or not is_good(value):
         raise argparse.ArgumentTypeError(f"{text} is not possible; give {wanted}")
     return value
+
+
+def any_path(text: str) -> Path:
+    """A path, see :func:`..core.paths.user_path`. Raises ArgumentTypeError."""
+    from ..core.paths import user_path  # not above: what core lacks is a sentence only inside a command
+
+    try:
+        return user_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

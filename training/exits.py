@@ -20,6 +20,7 @@ BAD_DATA = 4  # too many unreadable samples, or a data worker died
 DISK = 5  # a checkpoint could not be written
 INTERRUPTED = 75  # asked to stop (SIGTERM); saved, and can be resumed
 STOPPED = 130  # Ctrl-C
+PIPE_CLOSED = 141  # whoever read our output has left (`| head -1`); what a shell reports of SIGPIPE
 
 PACKAGE = __name__.removesuffix(".training.exits")
 
@@ -59,26 +60,68 @@ def parse(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
 
 def run_command(command: Callable[[], None]) -> int:
     """Run a command. Returns the exit code: 0, 2 for bad input, 130 when stopped, others of training."""
+    mend_streams()
     try:
-        command()
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        report("Stopped.", prefix="")
         return STOPPED
     except Stop as stop:
         report(stop)
         return stop.code
     except (ValueError, OSError, ImportError) as error:
-        if not raised_by_us(error):
+        if isinstance(error, OSError) and drop_lost_streams():
+            if isinstance(error, BrokenPipeError):
+                return PIPE_CLOSED
+            report(f"The output cannot be written ({error.strerror}).")
+            return DISK
+        sentence = about_a_path(error) or (error if raised_by_us(error) else None)
+        if sentence is None:
             raise
-        report(error)
+        report(sentence)
         return BAD_INPUT
     return DONE
 
 
-def report(error: BaseException) -> None:
+def about_a_path(error: Exception) -> str | None:
+    """A sentence, if the system refuses a path that nobody looked at before, in our code or below it."""
+    if not isinstance(error, OSError) or not error.filename:
+        return None
+    from ..core.paths import REFUSALS, refusal
+
+    return refusal(error.filename, error) if error.errno in REFUSALS else None
+
+
+def mend_streams() -> None:
+    """Have every text printed: letters that a terminal lacks as escapes, into nothing where it is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # `2>&-`; what is opened next must not take its place
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def drop_lost_streams() -> bool:
+    """Whether an output takes nothing more; what is left for it is thrown away, or Python would complain."""
+    lost = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            lost = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return lost
+
+
+def report(error: BaseException | str, prefix: str = "tbac-uniimage: ") -> None:
     """Print the sentence of an error; of several processes that a launcher started, the first does."""
+    sentence = " ".join(str(error).splitlines())  # names may hold line breaks
     if os.environ.get("RANK", "0") == "0":
-        print(f"tbac-uniimage: {error}", file=sys.stderr)
+        print(f"{prefix}{sentence}", file=sys.stderr)
 
 
 def raised_by_us(error: BaseException) -> bool:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .arguments import any_path
+
 if TYPE_CHECKING:
     import torch
 
@@ -16,7 +18,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``export``."""
     parser.add_argument(
-        "checkpoint", type=Path, metavar="RUN", help="folder of a run, or one of its checkpoints: runs/x/last"
+        "checkpoint",
+        type=any_path,
+        metavar="RUN",
+        help="folder of a run, or one of its checkpoints: runs/x/last",
     )
     parser.add_argument(
         "--to",
@@ -28,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=any_path,
         metavar="PATH",
         help="a new folder, of a LoRA a new file; released, pipeline or lora.safetensors in the run's folder "
         "if not given",
@@ -80,6 +85,7 @@ def export(
     """
     from ..core.checkpoints import save_released
     from ..core.checkpoints.parts import place
+    from ..core.paths import user_path
     from ..core.pipeline import LadderPipeline
     from .models import base_ids, load_run, recipe_of
     from .step.lora import check_lora_path, save_lora
@@ -95,7 +101,7 @@ def export(
         parts = load_run(checkpoint, averaged, merged=False)
         return save_lora(parts.transformer, output, lora_metadata(checkpoint, averaged), dtype)
 
-    output = output.expanduser().absolute()
+    output = user_path(output).absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is there already and not empty; give another path, or remove it first.")
     parts = load_run(checkpoint, averaged)

@@ -12,6 +12,7 @@ from ..core.checkpoints.naming import check_tensors
 from ..core.checkpoints.parts import place
 from ..core.checkpoints.weights import read_json
 from ..core.hub import find_model
+from ..core.paths import user_path
 from .recipe.recipe import Recipe, load_recipe
 from .run.checkpoints import folders, shards
 from .run.checkpoints.folders import CHECKPOINTS, COMPLETE, FOLDER_NAME, LAST
@@ -78,7 +79,7 @@ def find_checkpoint(name: str | Path) -> Path | None:
     Raises:
         ValueError: a run without a whole checkpoint, or a checkpoint that is not whole.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     named = path.parent.name == CHECKPOINTS and FOLDER_NAME.fullmatch(path.name)
     if (path / COMPLETE).is_file() or named or (path.name == LAST and path.is_symlink()):
         folders.check(path)

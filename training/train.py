@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .arguments import any_path
 from .exits import Parser, parse, run_command
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``train run``."""
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file as in training/recipes")
+    parser.add_argument("recipe", type=any_path, metavar="RECIPE", help="a YAML file as in training/recipes")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="in place of what the file says: train.batch=64"
     )
@@ -63,23 +64,25 @@ def run(options: argparse.Namespace) -> None:
 
 def train(recipe: Recipe) -> None:
     """Everything between a recipe and the loop."""
+    from ..core.paths import user_path
     from .run import engine
     from .run.lock import RunLock
 
     accelerator = engine.start(recipe.train.precision)
     check_engine(recipe, accelerator.num_processes)
-    with RunLock(Path(recipe.run).expanduser(), say=lambda text: print(text, file=sys.stderr)) as lock:
+    with RunLock(user_path(recipe.run), say=lambda text: print(text, file=sys.stderr)) as lock:
         train_alone(recipe, accelerator, lock)
     accelerator.end_training()
 
 
 def train_alone(recipe: Recipe, accelerator: Accelerator, lock: RunLock) -> None:
     """Train with a lock on the folder; the first process takes it at once, or when it makes the folder."""
+    from ..core.paths import user_path
     from .recipe.recipe import total_steps
     from .run import engine
     from .run.loop import Trainer
 
-    folder = Path(recipe.run).expanduser()
+    folder = user_path(recipe.run)
     recipe, found = engine.by_first(accelerator, lambda: find_start(recipe, folder, lock))
     parts = prepare_parts(recipe, accelerator)
     dataset = open_data(recipe, parts)
@@ -152,6 +155,7 @@ def dry_run(recipe: Recipe) -> str:
     What keeps the run from starting is found here too; of several processes each would say the same.
     """
     from ..core.checkpoints import released_parts_on_meta
+    from ..core.paths import user_path
     from .data.samples import MicroBatches
     from .models import choose_rungs, load_base
     from .recipe.settings import BaseModels
@@ -161,7 +165,7 @@ def dry_run(recipe: Recipe) -> str:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     engine.refuse_deepspeed()
     check_engine(recipe, world)
-    recipe, found = find_start(recipe, Path(recipe.run).expanduser())
+    recipe, found = find_start(recipe, user_path(recipe.run))
     # the launcher may have asked for it
     parallel = {"parallel": engine.wanted_parallel(recipe.train.parallel)}
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=parallel)})
@@ -314,12 +318,13 @@ def open_data(recipe: Recipe, parts: LadderParts) -> MicroBatches:
 
 def check_data(recipe: Recipe) -> None:
     """Raise ValueError if an index, the files that it is of, or a cache are not there or have changed."""
+    from ..core.paths import user_path
     from .data.index import Index
 
     for settings in recipe.data.sets:
         Index(settings.folder).check_source()
     for name, folder in recipe.data.cache:
-        if folder and not Path(folder).expanduser().is_dir():
+        if folder and not user_path(folder).is_dir():
             raise ValueError(
                 f"There is no folder {folder}, which data.cache.{name} names; fill it with `tbac-uniimage "
                 "train cache`, or train without it."

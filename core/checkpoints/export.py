@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
+from ..paths import user_path
 from .naming import EMBEDDING, Place, released_name
 from .parts import LadderParts, stored_shapes
 from .released import RELEASED_SANA_ID, ROW_NAMES
@@ -71,7 +72,7 @@ def complete_folder(folder: str | Path) -> Iterator[Path]:
     Raises:
         ValueError: something is there already.
     """
-    folder = Path(folder).absolute()
+    folder = user_path(folder).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and not empty; give another path, or remove it first.")
     folder.parent.mkdir(parents=True, exist_ok=True)

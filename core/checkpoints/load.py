@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..connector import LadderConnector
+from ..paths import user_path
 from ..schedulers import recipe_scheduler
 from .folders import load_pipeline_folder
 from .parts import (
@@ -54,7 +55,7 @@ def load_parts(
     Raises:
         ValueError: one sentence about what is wrong with the path, the weights, the type or the device.
     """
-    path, dtype, device = Path(path), check_dtype(dtype), check_device(device)
+    path, dtype, device = user_path(path), check_dtype(dtype), check_device(device)
     check_layout(path)
     if is_pipeline_folder(path):
         return load_pipeline_folder(path, device, dtype, tokenizer_dir, transformer_file)

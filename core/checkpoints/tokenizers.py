@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2_5_VLConfig
 
+from ..paths import user_path
 from ..versions import Qwen2TokenizerFast, Qwen2VLImageProcessorPil, tokenizer_arguments
 
 RELEASED_MLLM_ID = "Qwen/Qwen2.5-VL-3B-Instruct"
@@ -82,7 +83,7 @@ def find_tokenizer(
     Raises:
         ValueError: none is found, the one found is of another family, or ``tokenizer_dir`` holds none.
     """
-    if tokenizer_dir is not None and not has_tokenizer(Path(tokenizer_dir)):
+    if tokenizer_dir is not None and not has_tokenizer(user_path(tokenizer_dir)):
         raise ValueError(f"{tokenizer_dir} holds no tokenizer.json and no vocab.json with merges.txt.")
     candidates = [folder for folder in folders if folder is not None and has_tokenizer(folder)]
     if tokenizer_dir is not None:

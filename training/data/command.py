@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from ..arguments import any_path
+
 LAYOUTS = ("datasets", "lists", "parquet", "tars", "folder")
 CAPTIONS = ("last", "first", "random", "all")  # as texts.CAPTION_RULES
 
@@ -22,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder, list, Parquet file or fsspec URL; each gets an index of its own",
     )
     index.add_argument(
-        "-o", "--out", type=Path, default=Path("index"), metavar="DIR", help="default: %(default)s"
+        "-o", "--out", type=any_path, default=Path("index"), metavar="DIR", help="default: %(default)s"
     )
     index.add_argument("--name", help="of the index, if only one is made (default: that of the data set)")
     index.add_argument("--format", choices=LAYOUTS, help="layout of the data (default: as recognised)")
@@ -63,11 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     index.set_defaults(run=run, data_command=index_all)
 
     show = commands.add_parser("show", help="summary and a contact sheet of an index")
-    show.add_argument("index", type=Path, metavar="INDEX", help="folder that `data index` wrote")
+    show.add_argument("index", type=any_path, metavar="INDEX", help="folder that `data index` wrote")
     show.add_argument("--samples", type=positive, default=24, metavar="N", help="default: %(default)s")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="which samples (default: %(default)s)")
     show.add_argument(
-        "-o", "--out", type=Path, metavar="PNG", help="contact sheet (default: sheet.png in INDEX)"
+        "-o", "--out", type=any_path, metavar="PNG", help="contact sheet (default: sheet.png in INDEX)"
     )
     show.set_defaults(run=run, data_command=show_index)
 

@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import guidance, positive, seed
+from ..arguments import any_path, guidance, positive, seed
 from ..exits import LOST_PROCESS, Parser, Stop, parse, run_command
 from . import fetch, folders
 from .benchmark import Benchmark, Checkout, Item
@@ -61,8 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "on --seed, not on the number of processes or on what was drawn before."
     )
     parser.add_argument("names", nargs="+", metavar="SET", help="geneval, dpg, tiif, imgedit, …")
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder or file of a model")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets a folder per set")
+    parser.add_argument(
+        "--model", type=any_path, required=True, metavar="DIR", help="folder or file of a model"
+    )
+    parser.add_argument("--out", type=any_path, required=True, metavar="DIR", help="gets a folder per set")
     fetch.add_cache(parser)
     parser.add_argument("--steps", type=positive, default=30, metavar="N", help="default %(default)s")
     parser.add_argument(
@@ -97,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("mllm", "Qwen2.5-VL that a checkpoint of another size than 3B was made from"),
         ("sana", "SANA that it was made from"),
     ):
-        parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=what)
+        parser.add_argument(f"--{name}", type=any_path, metavar="DIR", help=what)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..arguments import any_path
 from . import sets
 from .benchmark import Benchmark, Checkout, Source
 from .download import download
@@ -33,7 +34,7 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     """The option of every verb that reads sets."""
     parser.add_argument(
         "--sets",
-        type=Path,
+        type=any_path,
         default=default_cache(),
         metavar="DIR",
         help="folder of the fetched sets (default %(default)s)",
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="checkouts",
-        type=Path,
+        type=any_path,
         action="append",
         default=[],
         metavar="DIR",

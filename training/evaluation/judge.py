@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..arguments import guidance, number, positive
+from ..arguments import any_path, guidance, number, positive
 from . import fetch, folders, sets
 from .benchmark import Benchmark, Checkout, Item, Judge, Request, Shown
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "nowhere."
     )
     parser.add_argument("names", nargs="+", metavar="SET", help="geneval, dpg, tiif, imgedit, …")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="as of `evaluate draw`")
+    parser.add_argument("--out", type=any_path, required=True, metavar="DIR", help="as of `evaluate draw`")
     parser.add_argument("--partial", action="store_true", help="judge what is drawn, though it is not all")
     chat = parser.add_argument_group("by a chat model")
     chat.add_argument("--url", metavar="URL", help="OpenAI-compatible, as http://127.0.0.1:8000/v1")
@@ -68,8 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chat.add_argument("--again", action="store_true", help="repeat the questions without a readable answer")
     chat.add_argument("--dry-run", action="store_true", help="count calls and pictures; ask nothing")
     detectors = parser.add_argument_group("GenEval by transformers' classes")
-    detectors.add_argument("--detector", type=Path, metavar="DIR", help="Mask2Former of COCO's 80 classes")
-    detectors.add_argument("--clip", type=Path, metavar="DIR", help="CLIP ViT-L/14, for the colours")
+    detectors.add_argument(
+        "--detector", type=any_path, metavar="DIR", help="Mask2Former of COCO's 80 classes"
+    )
+    detectors.add_argument("--clip", type=any_path, metavar="DIR", help="CLIP ViT-L/14, for the colours")
     detectors.add_argument("--device", help="cuda, mps or cpu (default: the first of these that is there)")
     fetch.add_cache(parser)
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arguments import any_path
 from . import fetch, folders, sets
 from .benchmark import AS_PUBLISHED, Answer, Benchmark, Checkout, Item
 from .hashes import sha256
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``evaluate score``."""
     parser.add_argument("names", nargs="+", metavar="SET", help="geneval, dpg, tiif, imgedit, …")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the pictures")
+    parser.add_argument("--out", type=any_path, required=True, metavar="DIR", help="folder of the pictures")
     parser.add_argument("--judge", metavar="NAME", help="one of those who judged (default: all)")
     parser.add_argument(
         "--results",
-        type=Path,
+        type=any_path,
         metavar="PATH",
         help="results of the official scorer, imported under --judge or the name of the published judge",
     )

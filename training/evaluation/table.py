@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..arguments import any_path
 from . import fetch, folders
 from .benchmark import AS_PUBLISHED
 from .reading import json_of
@@ -59,14 +60,16 @@ class Table:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``evaluate table``."""
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders given as --out before")
+    parser.add_argument(
+        "folders", nargs="+", type=any_path, metavar="DIR", help="folders given as --out before"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, not Markdown")
     parser.add_argument(
-        "--sheets", type=Path, metavar="DIR", help="draw the worst pictures of every set into this folder"
+        "--sheets", type=any_path, metavar="DIR", help="draw the worst pictures of every set into this folder"
     )
     parser.add_argument(
         "--sets",
-        type=Path,
+        type=any_path,
         default=fetch.default_cache(),
         metavar="DIR",
         help="folder of the fetched sets, for the sources of edits (default %(default)s)",

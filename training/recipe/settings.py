@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from ...core.paths import user_path
 from ...core.rung_kinds import RungKind
 
 SWITCHES = {"on": True, "yes": True, "off": False, "no": False}
@@ -85,7 +86,7 @@ class DataSet(Section):
     @property
     def folder(self) -> Path:
         """Where the index is."""
-        return Path(self.index).expanduser()
+        return user_path(self.index)
 
 
 class DropSettings(Section):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import any_path
 from .log import METRICS, SKIPS, read_lines
 
 if TYPE_CHECKING:
@@ -21,11 +22,11 @@ BEYOND = 30.0  # times the usual largest norm: what is above is drawn at the upp
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of the run")
+    parser.add_argument("run_folder", metavar="RUN", type=any_path, help="folder of the run")
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=any_path,
         metavar="FILE",
         help="picture to write: .png, .svg or .pdf (default: RUN/plot.png)",
     )

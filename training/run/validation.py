@@ -48,7 +48,7 @@ def read_requests(settings: ValidationSettings) -> list[Request]:
     requests = [Request(prompt) for prompt in settings.prompts]
     for edit in settings.edits:
         try:
-            picture = read_picture(Path(edit.image).expanduser())
+            picture = read_picture(edit.image)
         except ValueError as error:
             raise ValueError(f"The validation picture {edit.image} cannot be read: {error}") from error
         requests.append(Request(edit.instruction, picture))

@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import nn
 
+from ...core.paths import user_path
 from ...core.transformer import LadderTransformer2DModel
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")  # of both attentions of every block
@@ -114,7 +115,7 @@ def save_lora(
 
 def check_lora_path(path: str | Path) -> Path:
     """The absolute path of a LoRA to write. Raises ValueError if it cannot be written there."""
-    path = Path(path).expanduser().absolute()
+    path = user_path(path).absolute()
     if path.suffix != ".safetensors":
         raise ValueError(f"A LoRA is one file; give a name that ends in .safetensors and not {path}.")
     if path.exists():

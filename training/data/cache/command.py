@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...arguments import any_path
+
 if TYPE_CHECKING:
     import torch
 
@@ -42,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Fills the folders that data.cache.latents and data.cache.vision name, and goes on where it was "
         "stopped. Several processes, started by accelerate launch or one by one, share the work."
     )
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file as in training/recipes")
+    parser.add_argument("recipe", type=any_path, metavar="RECIPE", help="a YAML file as in training/recipes")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="in place of what the file says: data.workers=8"
     )
@@ -63,6 +65,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: bad recipe, model or data, or no cache named. Recipes refuse random crops beside a cache.
     """
+    from ....core.paths import user_path
     from ...recipe.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
@@ -75,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--batch is {options.batch}; a computation needs at least 1 sample.")
     for name, folder in recipe.data.cache:
         if folder:
-            make_folder(Path(folder).expanduser(), name)
+            make_folder(user_path(folder), name)
 
     import torch
     from accelerate import PartialState

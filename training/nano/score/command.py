@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ...arguments import any_path
 from ..domain import art
 from ..judge import detector
 from ..judge.pictures import see
@@ -29,9 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     add = parser.add_argument
     add(
-        "--model", type=Path, default=EMBEDDED, metavar="DIR", help="its folder (default: the embedded model)"
+        "--model",
+        type=any_path,
+        default=EMBEDDED,
+        metavar="DIR",
+        help="its folder (default: the embedded model)",
     )
-    add("--judge", type=Path, default=JUDGE, metavar="FILE", help="its weights (default: the embedded judge)")
+    add(
+        "--judge",
+        type=any_path,
+        default=JUDGE,
+        metavar="FILE",
+        help="its weights (default: the embedded judge)",
+    )
     add("--samples", type=int, default=200, metavar="N", help="prompts of each kind (default %(default)s)")
     add("--pictures", type=int, default=4, metavar="N", help="of each prompt (default %(default)s)")
     add("--edit-pictures", type=int, default=1, metavar="N", help="of each edit (default %(default)s)")
@@ -51,11 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=32, metavar="N", help="pictures at once (default %(default)s)")
     add("--ocr", action="store_true", help="let RapidOCR read the words too, if it is installed")
     add("--device", help="default: cuda if it is there, else cpu")
-    add("--json", type=Path, metavar="FILE", help="also write the figures here")
+    add("--json", type=any_path, metavar="FILE", help="also write the figures here")
     add(
         "-o",
         "--out",
-        type=Path,
+        type=any_path,
         metavar="DIR",
         help="pictures, verdicts, sheets and figures; what is there is not drawn again "
         "(default: a folder in out/ named after the model's weights and the options)",
