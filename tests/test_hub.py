@@ -100,7 +100,7 @@ def test_names_that_are_paths_are_not_asked_for(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="There is no model at" if name else "is no"):
             find_model(name or ".", subfolder=None if name else "is no")
     assert is_hub_name("org/x")
-    with pytest.raises(ValueError, match=r"There is no model at x+ \(File name too long\)"):
+    with pytest.raises(ValueError, match="longer than the system allows"):
         find_model("x" * 300)
 
 
