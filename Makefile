@@ -2,6 +2,7 @@
 # make comfyui  open ComfyUI with this pack for a browser
 # make test     lint, parity, every fast test, one graph in real ComfyUI and in a real browser (minutes)
 # make test-all every test (a quarter of an hour on two cores)
+# make test-newest COMFYUI_PATH=/path/to/ComfyUI  the tests that need ComfyUI on any tree, with its own packages
 # make score    the embedded model on held-out scenes, with chance and ceilings; fetches the drawings (needs npm)
 # make nano     the embedded model again from nothing, most of a day on two cores (needs npm); goes on where it was
 # make versions parity and core's tests at the ends of the supported transformers and diffusers (5 minutes)
@@ -10,7 +11,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: setup demo comfyui test test-all lint versions nano score clean
+.PHONY: setup demo comfyui test test-all test-newest lint versions nano score clean
 
 setup:
 	$(PYTHON) scripts/setup_env.py
@@ -35,6 +36,9 @@ test: lint
 
 test-all: lint
 	$(PYTEST)
+
+test-newest: setup
+	OMP_NUM_THREADS=1 $(RUN) scripts/test_newest.py -n auto --maxprocesses 4 --dist loadfile
 
 versions: setup
 	$(RUN) scripts/parity_versions.py

@@ -1,4 +1,4 @@
-"""The templates' pictures, placed where Load Image finds them, so that every template runs as it is."""
+"""The templates' pictures and conditionings, placed where ComfyUI looks: every template runs as it is."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import folder_paths
 
+KINDS = {".png", ".safetensors"}
 SAMPLES = Path(__file__).resolve().parent.parent / "assets" / "samples"
 
 
 def place_samples() -> None:
-    """Copy the sample pictures into ComfyUI's input folder, but those that are there already."""
+    """Copy the samples into ComfyUI's input folder, but those that are there already."""
     inputs = Path(folder_paths.get_input_directory())
-    for source in sorted(SAMPLES.rglob("*.png")):
+    for source in sorted(path for path in SAMPLES.rglob("*") if path.suffix in KINDS):
         target = inputs / source.relative_to(SAMPLES)
         try:
             if target.is_file() and target.read_bytes() == source.read_bytes():
@@ -24,5 +25,5 @@ def place_samples() -> None:
             shutil.copyfile(source, partial)
             partial.replace(target)
         except OSError as error:  # a read-only input folder must not keep the nodes from loading
-            logging.warning("TBAC-UniImage: the sample picture %s was not placed: %s", target.name, error)
+            logging.warning("TBAC-UniImage: the sample %s was not placed: %s", target.name, error)
             return

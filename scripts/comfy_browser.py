@@ -202,6 +202,7 @@ def open_dialog(page: Page) -> None:
 
 def open_template(page: Page, name: str) -> None:
     """Choose a template of this pack in the Templates dialog."""
+    page.evaluate("() => window.app.graph.clear()")  # newer pages close the dialog before the template is in
     open_dialog(page)
     page.get_by_test_id(f"template-workflow-{name}").click()
     page.wait_for_selector(".p-dialog", state="hidden")

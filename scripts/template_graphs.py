@@ -43,7 +43,7 @@ class Template:
 
 def load(column: int = 0) -> Node:
     """Load Model with the embedded model."""
-    return Node("TBACUniImageLoadModel", column, NANO, size=(360, 130))
+    return Node("TBACUniImageLoadModel", column, NANO, size=(360, 200))
 
 
 def sampler(
@@ -56,15 +56,26 @@ def sampler(
     return Node("TBACUniImageSampler", column, inputs, title, (330, 690), collapsed=bool(title))
 
 
+def empty(column: int) -> Node:
+    """Empty Ladder Latent at the model's own size."""
+    return Node("TBACUniImageEmptyLatent", column, {"model": (1, 0), **SIZE}, size=(240, 160))
+
+
+def stored(column: int, name: str, title: str) -> Node:
+    """Load Conditioning with one of the samples."""
+    inputs = {"file": f"conditioning/tbac_uniimage_{name}.safetensors [input]"}
+    return Node("TBACUniImageLoadConditioning", column, inputs, title, (430, 120))
+
+
 def decode(column: int, latent: Link, collapsed: bool = False) -> Node:
     """VAE Decode with the VAE of node 1."""
     inputs = {"samples": latent, "vae": (1, 2)}
-    return Node("VAEDecode", column, inputs, size=(240, 50), collapsed=collapsed)
+    return Node("VAEDecode", column, inputs, size=(240, 60), collapsed=collapsed)
 
 
 def enlarge(column: int, image: Link, collapsed: bool = False) -> Node:
     """A picture at a size to look at."""
-    return Node("ImageScale", column, {"image": image, **ENLARGE}, "Enlarge", collapsed=collapsed)
+    return Node("ImageScale", column, {"image": image, **ENLARGE}, "Enlarge", (240, 160), collapsed)
 
 
 def save(column: int, image: Link, name: str, title: str = "", size: tuple[int, int] = (400, 460)) -> Node:
@@ -98,7 +109,7 @@ TEMPLATES = {
         [
             load(),
             encode(1, DOG_AND_ROCKET, "Prompt"),
-            Node("TBACUniImageEmptyLatent", 1, {"model": (1, 0), **SIZE}),
+            empty(1),
             sampler(2, ((2, 0), (2, 1)), (3, 0)),
             decode(3, (4, 0)),
             enlarge(3, (5, 0)),
@@ -131,7 +142,7 @@ TEMPLATES = {
             picture(0, "tbac_uniimage_cat.png", "First picture"),
             picture(0, "tbac_uniimage_car.png", "Second picture"),
             encode(1, "a cat to the left of a car on white", "Sentence", image=(2, 0), image_2=(3, 0)),
-            Node("TBACUniImageEmptyLatent", 1, {"model": (1, 0), **SIZE}),
+            empty(1),
             sampler(2, ((4, 0), (4, 1), (4, 2)), (5, 0), guidance=3.0),
             decode(3, (6, 0)),
             enlarge(3, (7, 0)),
@@ -146,7 +157,7 @@ TEMPLATES = {
             load(1),
             encode(1, "a panda above a car on a blue background", "Structure"),
             encode(1, "two hearts on a yellow background", "Style"),
-            Node("TBACUniImageEmptyLatent", 1, {"model": (1, 0), **SIZE}),
+            empty(1),
             Node("PrimitiveInt", 1, {"value": 7}, "Seed of all three"),
             sampler(2, ((2, 0), (2, 1)), (4, 0), "Structure alone", seed=(5, 0)),
             sampler(2, ((3, 0), (3, 1)), (4, 0), "Style alone", seed=(5, 0)),
@@ -158,7 +169,7 @@ TEMPLATES = {
                 "TBACUniImageRungMix",
                 2,
                 {"model": (1, 0), "structure": (2, 0), "style": (3, 0), "crossover": 0.67, "softness": 0.0},
-                size=(330, 130),
+                size=(330, 170),
             ),
             sampler(2, ((12, 0), (2, 1)), (4, 0), seed=(5, 0)),
             decode(3, (13, 0), collapsed=True),
@@ -176,7 +187,7 @@ TEMPLATES = {
                 0,
                 {"folder": "tbac_uniimage"},
                 "Folder in ComfyUI's input folder",
-                (340, 60),
+                (340, 100),
             ),
             edit(1, (2, 0), "change the background to pink"),
             save(2, (3, 0), "tbac/batch", size=(420, 480)),
@@ -187,7 +198,7 @@ TEMPLATES = {
         [
             load(),
             encode(1, "three stars on white", "Prompt"),
-            Node("TBACUniImageEmptyLatent", 1, {"model": (1, 0), **SIZE}),
+            empty(1),
             Node(
                 "KSampler",
                 2,
@@ -220,7 +231,7 @@ TEMPLATES = {
                 "TBACUniImageAsk",
                 1,
                 {"mllm": (1, 1), "question": "what is it?", "image": (2, 0), "max_new_tokens": 64},
-                size=(380, 260),
+                size=(380, 330),
             ),
             Node(
                 "RegexReplace",
@@ -233,7 +244,7 @@ TEMPLATES = {
                 "Instruction",
                 (380, 320),
             ),
-            Node("PreviewAny", 1, {"source": (4, 0)}, "The instruction that is sent", (380, 110)),
+            Node("PreviewAny", 1, {"source": (4, 0)}, "The instruction that is sent", (380, 160)),
             edit(2, (2, 0), (4, 0)),
             save(3, (6, 0), "tbac/ask_then_edit"),
         ],
@@ -244,7 +255,7 @@ TEMPLATES = {
         [
             load(),
             encode(1, DOG_AND_ROCKET, "Prompt"),
-            Node("TBACUniImageEmptyLatent", 1, {"model": (1, 0), **SIZE}),
+            empty(1),
             Node(
                 "TBACUniImageProbe",
                 2,
@@ -288,6 +299,21 @@ TEMPLATES = {
             save(3, (6, 0), "tbac/edit_in_parts"),
         ],
         [("Model and source", 0, 0), ("Instruction", 1, 1), ("Picture", 2, 3)],
+        drops=(0, 230, 110, 0),
+    ),
+    "stored_conditions": Template(
+        [
+            load(),
+            stored(1, "dog_and_rocket", "Prompt"),
+            stored(1, "nothing", "Negative"),
+            empty(1),
+            Node("PreviewAny", 1, {"source": (2, 1)}, "The prompt it was made from", (380, 160)),
+            sampler(2, ((2, 0), (3, 0)), (4, 0)),
+            decode(3, (6, 0)),
+            enlarge(3, (7, 0)),
+            save(3, (8, 0), "tbac/stored_conditions"),
+        ],
+        [("Model", 0, 0), ("Stored conditions", 1, 1), ("Picture", 2, 3)],
         drops=(0, 230, 110, 0),
     ),
 }

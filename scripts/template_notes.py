@@ -1,9 +1,9 @@
-"""What the note in every template says."""
+"""What the note in every template says. No inline code: Nodes 2.0 draws it dark on dark."""
 
 from __future__ import annotations
 
 OTHER_MODEL = (
-    "**Another model**: put it into `models/uniimage`, press R, and choose it in *Load Model*. The nano "
+    "**Another model**: put it into *models/uniimage*, press R, and choose it in *Load Model*. The nano "
     "model knows 64-pixel scenes of a few objects and nothing else."
 )
 ENLARGED = "*Enlarge* is there because nano draws 64 pixels; bypass it (Ctrl+B) for a larger model."
@@ -21,7 +21,7 @@ NOTES = {
         "**Change** the picture and the instruction. For nano: *replace the dog with a cat*, *make the "
         "rocket red*, *turn it into a cartoon*, *change the background to pink*.\n\n"
         "**guidance** follows the instruction, **image_guidance** keeps to the picture. The result has "
-        "the picture's size."
+        "the picture's size. *Image Compare* of newer ComfyUI lays both over each other."
     ),
     "masked_edit": (
         "### Only what the mask covers changes\n\n"
@@ -47,9 +47,9 @@ NOTES = {
     ),
     "batch_edit_of_a_folder": (
         "### One instruction for all pictures of a folder\n\n"
-        "**Change** the folder: make one in ComfyUI's `input` folder, put pictures of any sizes into it, "
+        "**Change** the folder: make one in ComfyUI's *input* folder, put pictures of any sizes into it, "
         "press R, and choose it.\n\n"
-        "Each picture is edited by itself, keeps its size, and is saved under `output/tbac`."
+        "Each picture is edited by itself, keeps its size, and is saved under *output/tbac*."
     ),
     "native_ksampler": (
         "### ComfyUI's own nodes on this model\n\n"
@@ -61,7 +61,7 @@ NOTES = {
     ),
     "ask_then_edit": (
         "### Look first, then edit\n\n"
-        "*Ask* says what is in the picture. Its answer, *a cat*, becomes an instruction, in which `\\1` "
+        "*Ask* says what is in the picture. Its answer, *a cat*, becomes an instruction, in which **\\1** "
         "stands for *cat*.\n\n"
         "**Change** the picture, the question and the instruction. For nano: *what is it?*, *what is the "
         "background?*, *describe the picture*. A larger model answers in sentences, and may be asked what "
@@ -83,5 +83,13 @@ NOTES = {
         "**Change** the instruction. **guidance** follows it, **image_guidance** keeps to the picture. "
         "With *KSampler* connect *image_only* as negative.\n\n"
         "" + ENLARGED
+    ),
+    "stored_conditions": (
+        "### A picture without the language model\n\n"
+        "*Save Conditioning*, behind *Multi-Layer MLLM Encode* on a machine with room for it, made the two "
+        "small files. Here the prompt is not encoded again: the language model, most of the model, stays "
+        "off the GPU.\n\n"
+        "**Change** the files: they lie in the folder *conditioning* of ComfyUI's *input* or *output* and "
+        "fit the model that made them. " + ENLARGED
     ),
 }

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "workflows"
 API = Path(__file__).parent / "data" / "workflows_api"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 NOTES = ("MarkdownNote", "Note")
 TITLE = 30  # height of a node's title, which stands above its position
 FOLDED = 160  # about as wide as a folded node
@@ -47,6 +48,27 @@ def to_api(workflow: dict) -> dict[str, tuple[str, dict]]:
         inputs.pop("upload", None)  # a button
         found[str(node["id"])] = node["type"], inputs
     return found
+
+
+def unfolded(path: Path, **given: list) -> tuple[dict[str, dict], list]:
+    """A blueprint's nodes in API format with the values that it shows, and where its picture comes from.
+
+    ``given``: what is connected to its inputs; an input that shows no value and has none stays open.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    [node], [subgraph] = content["nodes"], content["definitions"]["subgraphs"]
+    shown = [slot["name"] for slot in node["inputs"] if slot.get("widget")]
+    values = {**dict(zip(shown, node["widgets_values"], strict=True)), **given}
+    names = [slot["name"] for slot in subgraph["inputs"]]
+    links = [[link["id"], link["origin_id"], link["origin_slot"]] for link in subgraph["links"]]
+    graph = {}
+    for key, (kind, inputs) in to_api({"nodes": subgraph["nodes"], "links": links}).items():
+        for name, value in [*inputs.items()]:
+            if isinstance(value, list) and value[0] == "-10":  # the subgraph's own inputs
+                inputs[name] = values.get(names[value[1]])
+        graph[key] = {"class_type": kind, "inputs": {k: v for k, v in inputs.items() if v is not None}}
+    [picture] = [link for link in subgraph["links"] if link["target_id"] == -20]  # its output
+    return graph, [str(picture["origin_id"]), picture["origin_slot"]]
 
 
 def box(node: dict) -> tuple[float, float, float, float]:

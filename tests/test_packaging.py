@@ -25,6 +25,7 @@ def test_published_pack_is_complete():
         "core",
         "locales",
         "nodes",
+        "subgraphs",
         "web",
         "workflows",
     }
@@ -90,7 +91,10 @@ def is_packaged(path: Path) -> bool:
     """Whether a file of the source tree belongs into the wheel."""
     if path.suffix == ".py":
         return len(path.parts) == 1 or path.parts[0] in ("core", "nodes", "training")
-    return path.parts[0] in ("assets", "workflows", "web", "locales") or path.parts[:2] == ("core", "configs")
+    return path.parts[0] in ("assets", "workflows", "subgraphs", "web", "locales") or path.parts[:2] == (
+        "core",
+        "configs",
+    )
 
 
 def test_the_command_for_old_libraries_leaves_the_others_alone(monkeypatch):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from template_files import (
+    BLUEPRINTS,
     NAMES,
     NOTES,
     ROOT,
@@ -24,6 +25,7 @@ from template_files import (
     overlaps,
     to_api,
     ui_form,
+    unfolded,
 )
 
 PACK = "tbac-uniimage"
@@ -51,6 +53,7 @@ EXPECTED = {
     "ask_then_edit": Expected(1, (256, 256), "pink", ["cat", "with a rocket"]),
     "ladder_probe": Expected(2, None, None),
     "edit_in_parts": Expected(1, (512, 512), "pink"),
+    "stored_conditions": Expected(1, (512, 512), "blue", ["a dog to the left of a rocket"]),
 }
 
 
@@ -69,6 +72,7 @@ def test_a_note_says_what_to_change_and_the_embedded_model_is_the_default(name):
     nodes = ui_form(name)["nodes"]
     [note] = [node for node in nodes if node["type"] in NOTES]
     assert "**Change**" in note["widgets_values"][0] and "**Another model**" in note["widgets_values"][0]
+    assert "`" not in note["widgets_values"][0], "Nodes 2.0 draws inline code dark on dark"
     [load] = [node for node in nodes if node["type"] == "TBACUniImageLoadModel"]
     assert load["widgets_values"][0] == "nano (embedded)"
 
@@ -158,6 +162,24 @@ def test_template_draws_what_it_says(server, name):
             assert np.abs(border(picture) - BACKGROUNDS[expected.background]).max() < 40
     for wanted in expected.texts:
         assert any(wanted in text for text in texts), texts
+
+
+@pytest.mark.comfy
+@pytest.mark.slow
+def test_blueprints_are_listed_and_draw(server):
+    async def ask() -> list[str]:
+        async with aiohttp.ClientSession(server.url) as session:
+            async with session.get("/global_subgraphs") as reply:
+                return [entry["name"] for entry in (await reply.json()).values()]
+
+    assert set(asyncio.run(ask())) >= {path.stem for path in BLUEPRINTS} and len(BLUEPRINTS) == 2
+    source = {"class_type": "LoadImage", "inputs": {"image": "tbac_uniimage_dog_and_rocket.png"}}
+    for path in BLUEPRINTS:
+        graph, picture = unfolded(path, image=["source", 0])
+        save = {"class_type": "SaveImage", "inputs": {"images": picture, "filename_prefix": "blueprint"}}
+        [saved], _ = run(server, {**graph, "source": source, "save": save})
+        drawn = np.asarray(Image.open(saved).convert("RGB")).astype(int)
+        assert drawn.std() > 10 and np.abs(border(drawn) - BACKGROUNDS["blue"]).max() < 40
 
 
 @pytest.mark.comfy
