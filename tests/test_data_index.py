@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -24,7 +25,10 @@ from tbac_uniimage.training.data.build import build
 from tbac_uniimage.training.data.index import Index
 from tbac_uniimage.training.data.layouts import findings
 from tbac_uniimage.training.data.paths import list_files
+from tbac_uniimage.training.data.sets import TrainSet
 from tbac_uniimage.training.data.storage import Ref, Storage
+from tbac_uniimage.training.train import cut_texts
+from transformers import AutoTokenizer
 
 
 def pairs(count: int) -> dict[str, bytes]:
@@ -438,6 +442,55 @@ def test_show_command(tmp_path, capsys):
         assert few.height < 300
     with pytest.raises(ValueError, match=r"few\.jpg is no \.png"):
         call("show", tmp_path / "index/mine", "-o", tmp_path / "few.jpg")
+
+
+TOKENIZER = Path(__file__).resolve().parent.parent / "assets/nano/tokenizer"
+
+
+@pytest.mark.parametrize("tokenizer", [None, TOKENIZER])
+def test_texts_that_are_cut_are_counted(tmp_path, capsys, tokenizer):
+    texts = {"a": "a panda " * 127, "b": "a panda " * 130, "c": "猫" * 500, "d": "short"}
+    write(tmp_path / "d", {f"{n}.png": picture() for n in texts} | {f"{n}.txt": t for n, t in texts.items()})
+    given = ["--tokenizer", tokenizer] if tokenizer else []
+    call("index", tmp_path / "d", "-o", tmp_path / "out", "--workers", "1", *given)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "cut at 256 tokens" in line)
+    assert line.split()[6] == "2" and ("estimated; --tokenizer DIR counts" in line) == (tokenizer is None)
+    assert Index(tmp_path / "out/d").manifest["cut"] == 2
+    with pytest.raises(ValueError, match=r"holds no tokenizer\.json"):
+        call("index", tmp_path / "d", "-o", tmp_path / "out", "--tokenizer", tmp_path)
+
+
+def test_the_dry_run_counts_texts_that_are_cut(tmp_path):
+    texts = {f"{i:02}": "word " * (300 if i % 2 else 3) for i in range(10)}
+    files = {f"{n}.png": picture() for n in texts} | {f"{n}.txt": t for n, t in texts.items()}
+    found, _ = index(write(tmp_path / "d", files), tmp_path / "out")
+    parts = SimpleNamespace(max_text_tokens=256, tokenizer=None)
+    line = cut_texts(TrainSet(found, [range(10)]), parts)
+    assert line == "set: 5 of 10 texts looked at are cut at 256 tokens, by estimate."
+    parts.tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    line = cut_texts(TrainSet(found, [range(4), range(6, 10)]), parts)
+    assert line == "set: 4 of 8 texts looked at are cut at 256 tokens."
+    assert cut_texts(TrainSet(found, [range(0, 10, 2)]), parts) == ""
+
+
+def test_the_sheet_shows_what_the_model_sees(tmp_path):
+    """The middle of a wide picture, and the text up to where it is cut."""
+    wide = Image.new("RGB", (300, 100), RED)
+    wide.paste(BLUE, (100, 0, 200, 100))
+    wide.save(tmp_path / "wide.png")
+    files = {"a.png": (tmp_path / "wide.png").read_bytes(), "a.txt": "a panda " * 140}
+    write(tmp_path / "d", files)
+    call("index", tmp_path / "d", "-o", tmp_path / "out", "--workers", "1")
+    recipe = Path(command.__file__).parent.parent / "recipes/nano/own_pictures.yaml"
+    colors, heights = {}, {}
+    for name, given in {"whole": [], "seen": ["--recipe", recipe, "--tokenizer", TOKENIZER]}.items():
+        call("show", tmp_path / "out/d", "-o", tmp_path / f"{name}.png", *given)
+        with Image.open(tmp_path / f"{name}.png") as sheet:
+            colors[name] = {color for _, color in sheet.convert("RGB").getcolors(10**6)}
+            heights[name] = sheet.height
+    assert {RED, BLUE} <= colors["whole"]
+    assert BLUE in colors["seen"] and RED not in colors["seen"]
+    assert heights["seen"] < heights["whole"]  # 280 words were drawn there, and here 256
 
 
 def test_the_parser_imports_nothing_heavy():

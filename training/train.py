@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
     from ..core.checkpoints import LadderParts
     from .data.samples import MicroBatches
+    from .data.sets import TrainSet
     from .recipe.recipe import Recipe
     from .run.lock import RunLock
+
+LOOKED_AT = 2000  # texts of a bucket whose length the dry run counts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,7 +178,26 @@ def dry_run(recipe: Recipe) -> str:
     channels, factor = parts.vae.config.latent_channels, parts.vae.spatial_compression_ratio
     dataset = MicroBatches(recipe, None, channels, factor)
     images = max(int(data.index.input_counts().max(initial=0)) for data in dataset.sets)
-    return summarise(recipe, parts, dataset.order.sources, world, images, found)
+    cut = [line for data in dataset.sets if (line := cut_texts(data, parts))]
+    return summarise(recipe, parts, dataset.order.sources, world, images, found, cut)
+
+
+def cut_texts(data: TrainSet, parts: LadderParts) -> str:
+    """A line about the texts of a data set that the model cuts, or ""; some spread over it are looked at."""
+    from ..core.prompts import encode_text
+    from .data.lengths import is_cut
+
+    rows = [int(row) for part in data.rows for row in part[:: max(1, len(part) // LOOKED_AT)]]
+    longest = (max(data.index[row].texts, key=len) for row in rows)
+    limit, tokenizer = parts.max_text_tokens, parts.tokenizer
+    if tokenizer is None:
+        count, how = sum(is_cut(text, None, limit) for text in longest), ", by estimate"
+    else:  # no token is shorter than a byte
+        long = (text for text in longest if len(text.encode()) > limit)
+        count, how = sum(len(encode_text(tokenizer, text)) > limit for text in long), ""
+    if not count:
+        return ""
+    return f"{data.index.name}: {count:,} of {len(rows):,} texts looked at are cut at {limit} tokens{how}."
 
 
 def check_engine(recipe: Recipe, world: int) -> None:

@@ -30,6 +30,7 @@ from .layouts.findings import (
     Reading,
     Refused,
 )
+from .lengths import is_cut
 from .paths import absolute, is_url, list_files, parent
 from .pictures import BadPicture, Facts, examine
 from .report import Examined, Report
@@ -119,6 +120,7 @@ def as_given(reading: Reading) -> dict[str, Any]:
         "encoding": reading.encoding,
         "splits": list(reading.splits),
         "captions": reading.captions,
+        "counted": reading.tokenizer is not None,
     }
 
 
@@ -214,11 +216,11 @@ def examine_unit(layout: str, unit: Any, full: bool, reading: Reading) -> Examin
         elif isinstance(finding, Refused):
             examined.refused.append(finding)
         else:
-            judge(finding, full, reading.captions, examined)
+            judge(finding, full, reading, examined)
     return examined
 
 
-def judge(found: Found, full: bool, captions: str, examined: Examined) -> None:
+def judge(found: Found, full: bool, reading: Reading, examined: Examined) -> None:
     """Put a sample where it belongs; with all captions it is as many samples."""
     try:
         check_sample(found)
@@ -231,7 +233,8 @@ def judge(found: Found, full: bool, captions: str, examined: Examined) -> None:
     examined.several += len(found.texts) > 1
     texts = tuple(text for text in found.texts if text)
     refs = tuple(ref for ref, _ in inputs)
-    for number, chosen in enumerate(choose_captions(texts, captions)):
+    for number, chosen in enumerate(choose_captions(texts, reading.captions)):
+        examined.cut += any(is_cut(text, reading.tokenizer) for text in chosen)
         key = f"{found.key}~{number + 1}" if number else found.key
         examined.entries.append(Entry(key, chosen, target, refs, facts.width, facts.height))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..arguments import any_path
 
 LAYOUTS = ("datasets", "lists", "parquet", "tars", "folder")
+BUCKET_STEP = 32  # pixels, of the released model; the nano model has sizes between these
 CAPTIONS = ("last", "first", "random", "all")  # as texts.CAPTION_RULES
 
 
@@ -54,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encoding", metavar="NAME", help="of texts without a byte order mark, such as gbk (default: utf-8)"
     )
     index.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="folder of the language model, to count the texts that it cuts (default: an estimate)",
+    )
+    index.add_argument(
         "--check",
         choices=["decode", "header"],
         default="decode",
@@ -67,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = commands.add_parser("show", help="summary and a contact sheet of an index")
     show.add_argument("index", type=any_path, metavar="INDEX", help="folder that `data index` wrote")
     show.add_argument("--samples", type=positive, default=24, metavar="N", help="default: %(default)s")
+    show.add_argument(
+        "--recipe", metavar="FILE", help="draw pictures at its size and crop, as the model sees them"
+    )
+    show.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="folder of the language model: cut texts where it does"
+    )
     show.add_argument("--seed", type=int, default=0, metavar="N", help="which samples (default: %(default)s)")
     show.add_argument(
         "-o", "--out", type=any_path, metavar="PNG", help="contact sheet (default: sheet.png in INDEX)"
@@ -97,12 +110,14 @@ def index_all(options: argparse.Namespace) -> None:
 
     from .build import build, name_of
     from .layouts.findings import Reading
+    from .lengths import find_tokenizer
     from .roles import parse_columns
     from .texts import check_encoding
 
     check_encoding(options.encoding)
     splits = tuple(name.strip() for name in options.split.split(",") if name.strip())
-    reading = Reading(parse_columns(options.columns), options.encoding, splits, options.captions)
+    columns, tokenizer = parse_columns(options.columns), find_tokenizer(options.tokenizer)
+    reading = Reading(columns, options.encoding, splits, options.captions, tokenizer)
     names = [options.name or name_of(source) for source in options.datasets]
     for name in names:
         if names.count(name) > 1:
@@ -129,8 +144,9 @@ def show_index(options: argparse.Namespace) -> None:
     from random import Random
 
     from .index import Index
+    from .lengths import find_tokenizer
     from .report import read_report
-    from .sheet import contact_sheet
+    from .sheet import View, contact_sheet
 
     index = Index(options.index)
     path = options.out or options.index / "sheet.png"
@@ -142,7 +158,8 @@ def show_index(options: argparse.Namespace) -> None:
     count = min(options.samples, len(index))
     numbers = sorted(Random(options.seed).sample(range(len(index)), count))
     partial = path.with_name(f".{path.name}.partial")
-    sheet = contact_sheet(index, numbers)
+    view = View(seen_sizes(options.recipe) if options.recipe else (), find_tokenizer(options.tokenizer))
+    sheet = contact_sheet(index, numbers, view)
     try:
         sheet.save(partial, format="PNG")
         os.replace(partial, path)
@@ -153,3 +170,13 @@ def show_index(options: argparse.Namespace) -> None:
     finally:
         partial.unlink(missing_ok=True)
     print(f"{count} of them: {path}")
+
+
+def seen_sizes(path: str) -> list[tuple[int, int]]:
+    """The sizes (width, height) that a recipe trains on. Raises ValueError."""
+    from ..recipe.recipe import load_recipe
+    from .pictures import aspect_buckets
+
+    data = load_recipe(path).data
+    side = data.resolution
+    return [(side, side)] if data.aspect == "square" else aspect_buckets(side, BUCKET_STEP)

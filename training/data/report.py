@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from .index import Entry
 from .layouts.findings import Refused
+from .lengths import LIMIT
 
 FIRST_NAMES = 5
 SHOWN_NOTES = 20
@@ -35,6 +36,7 @@ class Examined:
     left_out: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
     several: int = 0
+    cut: int = 0
 
 
 @dataclass
@@ -58,6 +60,7 @@ class Report:
         left_out: files or rows of other splits.
         columns: samples by what their fields were taken for.
         several: samples with several captions.
+        cut: samples whose text is longer than what the model is given of it.
         given: what was said by hand about how to read it.
         notes: torn files and the like.
         seconds: it took.
@@ -80,6 +83,7 @@ class Report:
     left_out: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
     several: int = 0
+    cut: int = 0
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -102,12 +106,13 @@ class Report:
         self.left_out += examined.left_out
         self.columns += examined.columns
         self.several += examined.several
+        self.cut += examined.cut
         self.notes += examined.notes
 
     def facts(self) -> dict[str, Any]:
         """What the manifest keeps: nothing that depends on time or place of the index."""
         kept = ("name", "layout", "check", "given", "inputs", "refused", "converted", "ignored", "left_out")
-        kept += ("columns", "several", "notes")
+        kept += ("columns", "several", "cut", "notes")
         return {key: getattr(self, key) for key in kept}
 
     def write(self, folder: Path) -> None:
@@ -147,6 +152,8 @@ class Report:
         if self.several:
             rule = CAPTIONS_TAKEN[self.given["captions"]]
             lines += rows("captions", [(f"several: {rule}", self.several)], "  see --captions")
+        how = "" if self.given.get("counted") else "  estimated; --tokenizer DIR counts"
+        lines += rows("long texts", [(f"cut at {LIMIT} tokens", self.cut)] if self.cut else [], how)
         lines += rows(
             "left out", [(f"split {name}", n) for name, n in self.left_out.most_common()], "  see --split"
         )

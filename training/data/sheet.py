@@ -1,30 +1,54 @@
-"""A contact sheet of some samples: input pictures, target, text."""
+"""A contact sheet of some samples, as the model sees them: input pictures, target, text."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..report.drawn_text import wrap
-from .index import Index
-from .pictures import BadPicture, decode
+from .index import Entry, Index
+from .lengths import LIMIT, is_cut, kept
+from .pictures import BadPicture, decode, fit, nearest_buckets
 from .storage import Ref, Storage
 
-SIDE, GAP, LINE, LINES = 192, 8, 14, 4  # pixels; lines of text under a sample
+SIDE, GAP, LINE = 192, 8, 14  # pixels
+ALIGNED = 0.01  # as samples.ALIGNED: an input of the target's proportions is cut as the target is
 ARROW = 24  # pixels between the last input and the target
 WIDTH = 6 * (SIDE + GAP)
 
 
-def contact_sheet(index: Index, numbers: list[int]) -> Image.Image:
+@dataclass(frozen=True)
+class View:
+    """What stands between a sample and the model.
+
+    Attributes:
+        sizes: (width, height) of the buckets, one if there are none; empty: pictures are drawn whole.
+        tokenizer: path of a ``tokenizer.json`` that texts are cut with; None: an estimate says which are.
+    """
+
+    sizes: Sequence[tuple[int, int]] = ()
+    tokenizer: str | None = None
+
+    def size(self, entry: Entry) -> tuple[int, int] | None:
+        """The size that a sample's target is cut to, or None."""
+        if not self.sizes:
+            return None
+        return self.sizes[int(nearest_buckets(np.array([[entry.width, entry.height]]), self.sizes)[0])]
+
+
+def contact_sheet(index: Index, numbers: list[int], view: View = View()) -> Image.Image:  # noqa: B008
     """Samples of an index, row by row, as many as fit beside one another."""
     storage, font = Storage(), ImageFont.load_default(12)
-    cells = [draw_sample(index, number, storage, font) for number in numbers]
-    places, x, y = [], 0, 0
-    height = SIDE + LINES * LINE + 2 * GAP
+    cells = [draw_sample(index[number], storage, font, view) for number in numbers]
+    places, x, y, height = [], 0, 0, 0
     for cell in cells:
         if x and x + cell.width > WIDTH:
-            x, y = 0, y + height
+            x, y, height = 0, y + height + GAP, 0
         places.append((x, y))
-        x += cell.width + GAP
+        x, height = x + cell.width + GAP, max(height, cell.height)
     width = max(x + cell.width for (x, _), cell in zip(places, cells, strict=True))
     sheet = Image.new("RGB", (width, y + height), "white")
     for place, cell in zip(places, cells, strict=True):
@@ -32,12 +56,14 @@ def contact_sheet(index: Index, numbers: list[int]) -> Image.Image:
     return sheet
 
 
-def draw_sample(index: Index, number: int, storage: Storage, font: ImageFont.FreeTypeFont) -> Image.Image:
+def draw_sample(entry: Entry, storage: Storage, font: ImageFont.FreeTypeFont, view: View) -> Image.Image:
     """One sample: inputs, an arrow, the target, and below them key and text."""
-    entry = index[number]
-    pictures = [thumbnail(ref, storage) for ref in (*entry.inputs, entry.target)]
+    size = view.size(entry)
+    pictures = [thumbnail(ref, storage, size, entry) for ref in (*entry.inputs, entry.target)]
     gaps = (len(pictures) - 1) * GAP + (ARROW if entry.inputs else 0)
-    cell = Image.new("RGB", (len(pictures) * SIDE + gaps, SIDE + LINES * LINE + GAP), "white")
+    width = len(pictures) * SIDE + gaps
+    lines = [(cut_left(entry.key, width, font), "grey"), *text_lines(entry.texts, width, font, view)]
+    cell = Image.new("RGB", (width, SIDE + len(lines) * LINE + GAP), "white")
     draw = ImageDraw.Draw(cell)
     x = 0
     for place, picture in enumerate(pictures):
@@ -46,16 +72,33 @@ def draw_sample(index: Index, number: int, storage: Storage, font: ImageFont.Fre
             x += ARROW
         cell.paste(picture, (x + (SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
         x += SIDE + GAP
-    draw.text((0, SIDE + 2), cut_left(entry.key, cell.width, font), fill="grey", font=font)
-    for line, text in enumerate(wrap(entry.text, cell.width, font)[: LINES - 1]):
-        draw.text((0, SIDE + 2 + LINE * (line + 1)), text, fill="black", font=font)
+    for line, (text, color) in enumerate(lines):
+        draw.text((0, SIDE + 2 + LINE * line), text, fill=color, font=font)
     return cell
 
 
-def thumbnail(ref: Ref, storage: Storage) -> Image.Image:
-    """A picture of at most SIDE pixels; one that cannot be read is a red field that says why."""
+def text_lines(
+    texts: Sequence[str], width: int, font: ImageFont.FreeTypeFont, view: View
+) -> list[tuple[str, str]]:
+    """(line, colour) of all texts; where one is cut it ends and says so."""
+    lines = []
+    for text in texts:
+        long = is_cut(text, view.tokenizer)
+        shown = kept(text, view.tokenizer) if long and view.tokenizer else text
+        lines += [(line, "black") for line in wrap(shown, width, font)]
+        if long:
+            how = f"cut at {LIMIT} tokens" if view.tokenizer else f"about {LIMIT} tokens or more"
+            lines.append((how, "red"))
+    return lines
+
+
+def thumbnail(ref: Ref, storage: Storage, size: tuple[int, int] | None, entry: Entry) -> Image.Image:
+    """A picture of at most SIDE pixels, cut to ``size`` as in training; a red field that says why not."""
     try:
         picture = decode(storage.read(ref))
+        ratio = picture.width * entry.height / (picture.height * entry.width)
+        if size and abs(ratio - 1) <= ALIGNED:
+            picture = fit(picture, *size)
     except (BadPicture, OSError) as error:
         picture = Image.new("RGB", (SIDE, SIDE), "red")
         ImageDraw.Draw(picture).text(

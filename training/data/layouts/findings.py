@@ -82,12 +82,14 @@ class Reading:
         encoding: of texts without a byte order mark, None for UTF-8.
         splits: which are taken; empty for train and what has no split.
         captions: which of several texts is taken, one of :data:`~..texts.CAPTION_RULES`.
+        tokenizer: ``tokenizer.json`` that texts are counted with, or None.
     """
 
     columns: Columns = Columns()
     encoding: str | None = None
     splits: tuple[str, ...] = ()
     captions: str = "last"
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)
