@@ -286,3 +286,12 @@ def test_old_libraries_are_one_sentence(monkeypatch):
         ImportError, match=r"torch .* is too old, no-such-library is not installed; .*torch>=99.0"
     ):
         core.check_versions()
+
+
+def test_earlier_names_lead_to_the_same():
+    from tbac_uniimage import cli
+    from tbac_uniimage import pictures as earlier
+    from tbac_uniimage.core import pictures
+
+    assert cli.main is main
+    assert all(getattr(earlier, name) is getattr(pictures, name) for name in earlier.__all__)
