@@ -1,4 +1,4 @@
-"""Picture files under their earlier name, for scripts that use it; they are read and written in :mod:`.core.pictures`."""
+"""Picture files under their earlier name, for scripts that use it; see :mod:`.core.pictures`."""
 
 from .core.pictures import CHUNK, check_folder, read_picture, reserve_number, write_picture
 
