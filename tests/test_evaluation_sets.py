@@ -644,3 +644,18 @@ def test_messages_of_a_script_are_read_without_running_it(tmp_path):
     torn = write(tmp_path, {"torn.py": "def build("}) / "torn.py"
     with pytest.raises(ValueError, match="torn.py is no Python"):
         messages(torn, "build")
+
+
+@pytest.mark.parametrize(
+    ("truth", "answers", "share"),
+    [
+        (["yes", "No "], [" YES", "no"], 1.0),
+        (["yes", "no"], ["yes", None], 0.5),  # the fault counts as wrong
+        (["yes", "no", "no"], [None, "no", "no"], 0.0),  # and ends the file
+        ({"yes": 1}, ["yes"], 1.0),  # what zip takes
+        (None, ["yes"], None),
+        (["yes"], [], None),
+    ],
+)
+def test_a_file_that_breaks_off_counts_up_to_its_fault(truth, answers, share):
+    assert tiif.of_files({"0.json": {"gt_answers": truth, "model_pred": answers}, "1.json": "{torn"}) == share

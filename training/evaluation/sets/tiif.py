@@ -99,7 +99,9 @@ def of_files(judgements: Mapping[str, Any]) -> float | None:
         if not name.endswith(".json") or not isinstance(content, dict):
             continue
         truth, answers = content.get("gt_answers", []), content.get("model_pred", [])
-        if not isinstance(truth, list | str) or not isinstance(answers, list | str):
+        if not all(
+            isinstance(side, list | str | dict) for side in (truth, answers)
+        ):  # what zip takes of JSON
             continue
         for pair in zip(truth, answers, strict=False):
             total += 1
