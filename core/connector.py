@@ -31,7 +31,7 @@ class LadderConnector(ModelMixin, ConfigMixin):
         num_reserved: rows that follow the queries in the embedding matrix of a released checkpoint. The
             model never reads them; they are kept so that a checkpoint is written back whole.
         rungs: one of :data:`.rung_kinds.RUNGS`.
-        num_blocks: N, which ``mixed`` needs to know.
+        num_blocks: N, which ``mixed`` needs to know and the others forget.
 
     Raises:
         ValueError: unknown ``rungs``, or ``mixed`` without a number of blocks.
@@ -65,8 +65,9 @@ class LadderConnector(ModelMixin, ConfigMixin):
             raise ValueError(f"rungs is {rungs!r}; choose {', '.join(RUNGS)}.")
         if rungs == "mixed" and not num_blocks:
             raise ValueError("rungs is 'mixed', which learns weights for every block; give num_blocks.")
+        num_blocks = num_blocks if rungs == "mixed" else None
         self.register_to_config(rungs=rungs, num_blocks=num_blocks)
-        logits = nn.Parameter(self.queries.new_zeros(num_blocks, num_blocks)) if rungs == "mixed" else None
+        logits = nn.Parameter(self.queries.new_zeros(num_blocks, num_blocks)) if num_blocks else None
         self.register_parameter("layer_logits", logits)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -108,7 +108,7 @@ def test_a_saved_model_draws_the_same(of_kind, tmp_path, kind):
     pipeline = pipeline_of(parts)
     pipeline.save_pretrained(tmp_path / "model")
     stored = json.loads((tmp_path / "model" / "connector" / "config.json").read_text())
-    assert (stored["rungs"], stored["num_blocks"]) == (kind, BLOCKS)
+    assert (stored["rungs"], stored["num_blocks"]) == (kind, BLOCKS if kind == "mixed" else None)
     loaded = load_parts(tmp_path / "model")
     assert_same(loaded, parts)
     assert torch.equal(reference(pipeline_of(loaded), PROMPT), reference(pipeline, PROMPT))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import load_tiny
 from PIL import Image
+from tbac_uniimage.core.rung_kinds import RUNGS
 from tbac_uniimage.training.report import throughput
 from tbac_uniimage.training.report.throughput import LadderFlops, Throughput, peak_flops
 from tbac_uniimage.training.step.trainee import LadderTrainee
@@ -26,8 +27,10 @@ def counted(trainee: LadderTrainee, inputs) -> tuple[int, dict]:
     return counter.get_total_flops() - kinds.get("aten.convolution_backward", 0), kinds
 
 
-def test_formula_is_what_torch_counts() -> None:
+@pytest.mark.parametrize("rungs", RUNGS)
+def test_formula_is_what_torch_counts(rungs) -> None:
     parts = load_tiny()
+    parts.connector.choose_rungs(rungs, 4)
     trainee, flops = LadderTrainee(parts), LadderFlops(parts)
     text = trainee.encoder.tokenize(["a cat on a mat " * 5, "a dog"])
     total, kinds = counted(trainee, text)

@@ -80,6 +80,8 @@ class LadderFlops:
 
         rungs = [m for b in transformer.transformer_blocks for m in (b.attn2.to_k, b.attn2.to_v)]
         joined = step_cost(connector) if self.backward else 2 * num_weights(connector)
+        if connector.config.rungs in ("last", "final"):  # one state is joined for all blocks
+            joined /= self.blocks
         joined += step_cost(transformer.caption_projection)
         self.per_rung_query = sum(map(step_cost, rungs)) / self.blocks + joined
         self.per_sample = step_cost(transformer.time_embed)
@@ -95,7 +97,9 @@ class LadderFlops:
         self.cross_width = config.num_cross_attention_heads * config.cross_attention_head_dim
 
         text = mllm.config.get_text_config()
-        layers = mllm.model.language_model.layers[:-1]  # the last one never runs
+        layers = mllm.model.language_model.layers
+        if connector.config.rungs != "final":
+            layers = layers[:-1]  # the last one never runs
         self.layers = len(layers)
         self.per_token = 2 * sum(map(num_weights, layers))
         self.text_width = text.num_attention_heads * layers[0].self_attn.head_dim
