@@ -19,13 +19,13 @@ import torch
 from einops import rearrange
 from PIL import Image
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from .connector import LadderConnector
 from .inputs import LadderInputs, LadderProcessor
 from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from .rope import rope_positions
-from .versions import causal_mask, image_features, layer_output
+from .versions import CACHE_ARGUMENT, causal_mask, image_features, layer_output
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
@@ -103,27 +103,38 @@ def unfold_condition(folded: torch.Tensor, layers: int) -> torch.Tensor:
 
 
 def execution_device(module: torch.nn.Module) -> torch.device:
-    """Where a module computes; under sequential offload its weights are elsewhere between calls."""
-    hook = getattr(module, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    return module.weight.device if device is None else torch.device(device)
+    """Where a module computes, if its weights may lie elsewhere between calls.
+
+    accelerate's sequential offload says it in its hook, a node of ComfyUI in an attribute of that name.
+    """
+    for said_by in (module, getattr(module, "_hf_hook", None)):
+        device = getattr(said_by, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return module.weight.device
 
 
-class PrefixCache:
-    """Keys and values of a prefix as the layers of what follows it read them.
+class PrefixLayer(DynamicLayer):
+    """Keys and values of a prefix in one layer, as what follows it reads them.
 
     Nothing is added to them, so a layer may run again for its gradient.
     """
 
-    def __init__(self, cache: DynamicCache) -> None:
-        self.cache = cache
-
     def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values ``[batch, heads, tokens, head_dim]`` of the prefix, and those given behind."""
-        prefix = self.cache.layers[layer]
-        return torch.cat([prefix.keys, keys], dim=2), torch.cat([prefix.values, values], dim=2)
+        return torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
+
+
+def prefix_of(cache: DynamicCache) -> Cache:
+    """A cache that shares the keys and values of ``cache`` and keeps them as they are."""
+    layers = []
+    for filled in cache.layers:
+        layer = PrefixLayer()
+        vars(layer).update(vars(filled))  # whatever the library's layer holds, in any version
+        layers.append(layer)
+    return Cache(layers=layers)
 
 
 class LadderEncoder:
@@ -264,7 +275,7 @@ class LadderEncoder:
         common = {
             "attention_mask": causal_mask(language_model.config, hidden, mask, cache),
             "position_embeddings": language_model.rotary_emb(hidden, positions),
-            "past_key_values": PrefixCache(cache) if cache.get_seq_length() else cache,
+            CACHE_ARGUMENT: prefix_of(cache) if cache.get_seq_length() else cache,
             "use_cache": True,
         }
         yield hidden

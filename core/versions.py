@@ -1,4 +1,4 @@
-"""What transformers 4.56 to 5.7 have under another name or in another shape than the newest.
+"""What transformers 4.56 to 5.23 have under another name or in another shape than the newest.
 
 The rest of the code is written for the newest; each name here says what an older version needs.
 """
@@ -20,6 +20,7 @@ FOUND = Version(transformers.__version__)
 IS_4 = FOUND < Version("5")
 # 5.5 does no more, but its patch releases are not told apart here: our positions are right in all of them
 MISPLACES_PICTURES = Version("5.3") <= FOUND < Version("5.6")
+CACHE_ARGUMENT = "cache" if FOUND >= Version("5.24") else "past_key_values"  # of decoder layers, masks
 
 try:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -58,6 +59,12 @@ except ImportError:  # before 5.4 the plain name is the PIL one
             return {**super().to_dict(), "image_processor_type": "Qwen2VLImageProcessor"}
 
 
+try:
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRMSNorm
+except ImportError:  # before 5.0 it is Qwen2's
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm as Qwen2_5_VLRMSNorm  # noqa: F401
+
+
 def name_image_processor() -> None:
     """Let diffusers find the image processor under its newest name, before it reads a saved pipeline."""
     if not hasattr(transformers, "Qwen2VLImageProcessorPil"):
@@ -74,11 +81,11 @@ def tokenizer_arguments() -> dict[str, Any]:
 
 def causal_mask(config: Any, hidden: torch.Tensor, mask: torch.Tensor | None, cache: Any) -> Any:
     """The attention mask of ``hidden`` ``[batch, tokens, dim]`` behind what ``cache`` holds."""
-    older = {}
+    given: dict[str, Any] = {CACHE_ARGUMENT: cache}
     if FOUND < Version("5.4"):  # places in the sequence had to be said
         start = cache.get_seq_length()
-        older["cache_position"] = torch.arange(start, start + hidden.shape[1], device=hidden.device)
-    return create_causal_mask(config, hidden, mask, past_key_values=cache, **older)
+        given["cache_position"] = torch.arange(start, start + hidden.shape[1], device=hidden.device)
+    return create_causal_mask(config, hidden, mask, **given)
 
 
 def layer_output(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -6,7 +6,6 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import comfy.model_management
@@ -67,11 +66,11 @@ class TiedHead(torch.nn.Module):
         super().__init__()
         self.embedding = (embedding,)  # hidden from torch, which would count the weight again
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Logits ``[..., vocabulary]`` of states ``[..., dim]``."""
         embedding = self.embedding[0]
-        weight, _, stream = comfy.ops.cast_bias_weight(embedding, hidden_states, offloadable=True)
-        logits = torch.nn.functional.linear(hidden_states, weight)
+        weight, _, stream = comfy.ops.cast_bias_weight(embedding, input, offloadable=True)
+        logits = torch.nn.functional.linear(input, weight)
         comfy.ops.uncast_bias_weight(embedding, weight, None, stream)
         return logits
 
@@ -133,9 +132,8 @@ class LadderMLLM:
         self.patcher = make_patcher(module, *devices)
         keep_with(self.patcher, self.encoder.vision_cache)
         # in a partial load the first weights may lie elsewhere than the work is done
-        place = SimpleNamespace(execution_device=self.patcher.load_device)
-        parts.mllm.model.language_model.embed_tokens._hf_hook = place
-        parts.mllm.model.visual.patch_embed.proj._hf_hook = place
+        for first in (parts.mllm.model.language_model.embed_tokens, parts.mllm.model.visual.patch_embed.proj):
+            first.execution_device = self.patcher.load_device
         parts.mllm.lm_head = TiedHead(parts.mllm.model.language_model.embed_tokens)
         parts.mllm.__class__ = ManagedMLLM
 

@@ -10,6 +10,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from diffusers.models.normalization import RMSNorm
 
+from ..core.versions import Qwen2_5_VLRMSNorm
+
 CASTABLE = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Embedding", "GroupNorm", "LayerNorm")
 LAYERS = (torch.nn.Linear, torch.nn.Conv2d)  # nearly all bytes; SANA has many 1x1 convolutions
 
@@ -24,8 +26,8 @@ class CastRMSNorm(RMSNorm, comfy.ops.CastWeightBiasOp):
         return scaled_rms_norm(self, hidden_states, self.eps)
 
 
-class CastQwenRMSNorm(torch.nn.Module, comfy.ops.CastWeightBiasOp):
-    """The same for the language model's norm, whose class changes its name between versions."""
+class CastQwenRMSNorm(Qwen2_5_VLRMSNorm, comfy.ops.CastWeightBiasOp):
+    """The same for the language model's norm."""
 
     comfy_cast_weights = True
     bias = None
@@ -79,10 +81,8 @@ def cast_when_used(module: torch.nn.Module) -> torch.nn.Module:
 def use_comfy_ops(root: torch.nn.Module, operations: type) -> torch.nn.Module:
     """Give every leaf module of ``root`` its comfy.ops class. Weights and their names stay as they are."""
     classes = {getattr(torch.nn, name): getattr(operations, name) for name in CASTABLE}
-    classes[RMSNorm] = CastRMSNorm
+    classes |= {RMSNorm: CastRMSNorm, Qwen2_5_VLRMSNorm: CastQwenRMSNorm}
     for module in root.modules():
-        if hasattr(module, "variance_epsilon"):
-            module.__class__ = CastQwenRMSNorm
         module.__class__ = classes.get(type(module), type(module))
         if isinstance(module, torch.nn.Embedding):
             module.bias = None  # comfy.ops asks for one when it casts

@@ -30,7 +30,7 @@ PAIRS = {
 }
 TESTS = (
     *("assemble", "checkpoints", "cli", "conditions", "guidance", "lora", "pipeline", "prompts", "rungs"),
-    *("tokenizers", "transformer", "understanding"),
+    *("stand_ins", "tokenizers", "transformer", "understanding"),
 )
 RUN_LIMIT_S = 300
 
