@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -58,6 +59,31 @@ def beside_this_one(place: Path, wanted: list[str]) -> Path:
         raise RuntimeError("A second torch was installed; take it out of what is wanted.")
     done.write_text(state)
     return python
+
+
+def with_torch_alone(place: Path) -> tuple[Path, dict[str, str]]:
+    """A new environment with pip and this one's torch, where everything else is yet to be installed.
+
+    Returns:
+        Its interpreter, and the variables with which its commands are found and pip keeps torch.
+    """
+    shutil.rmtree(place, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", place], check=True)
+    packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(place), "platbase": str(place)}))
+    kept = [d for d in metadata.distributions() if re.match(r"(torch|triton|nvidia-.*|cuda-.*)$", d.name)]
+    for distribution in kept:
+        for top in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(Path(distribution.locate_file(top)).resolve())
+    constraints = place / "constraints.txt"  # a package behind a link must never be replaced
+    constraints.write_text("".join(f"{d.name}=={d.version}\n" for d in kept))
+    settings = {
+        "PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PIP_CONSTRAINT": str(constraints),
+        "PIP_NO_COMPILE": "1",  # most of it is never imported
+        "PIP_QUIET": "1",
+    }
+    return place / "bin" / "python", settings
 
 
 def needed_by(names: list[str]) -> set[str]:
