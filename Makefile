@@ -5,13 +5,15 @@
 # make test-newest COMFYUI_PATH=/path/to/ComfyUI  the tests that need ComfyUI on any tree, with its own packages
 # make score    the embedded model on held-out scenes, with chance and ceilings; fetches the drawings (needs npm)
 # make nano     the embedded model again from nothing, most of a day on two cores (needs npm); goes on where it was
-# make versions parity and core's tests at the ends of the supported transformers and diffusers (5 minutes)
+# make newest   every command of README and of docs/training.md's ten minutes with today's newest libraries (3 minutes)
+# make versions parity and core's tests at the ends of the supported transformers and diffusers, then with the newest;
+#               writes what was newest into README (10 minutes)
 # COMFYUI_PATH=/path/to/ComfyUI uses a tree of yours instead of the one fetched into .cache/
 
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: setup demo comfyui test test-all test-newest lint versions nano score clean
+.PHONY: setup demo comfyui test test-all test-newest lint newest versions nano score clean
 
 setup:
 	$(PYTHON) scripts/setup_env.py
@@ -39,6 +41,9 @@ test-all: lint
 
 test-newest: setup
 	OMP_NUM_THREADS=1 $(RUN) scripts/test_newest.py -n auto --maxprocesses 4 --dist loadfile
+
+newest: setup
+	$(RUN) scripts/newest.py
 
 versions: setup
 	$(RUN) scripts/parity_versions.py

@@ -19,8 +19,13 @@ def empty_environment(place: Path) -> tuple[Path, Path]:
     """A new environment without even pip: its interpreter and its folder of packages."""
     shutil.rmtree(place, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)
-    inside = {"base": str(place), "platbase": str(place)}
-    return place / "bin" / "python", Path(sysconfig.get_path("purelib", "venv", inside))
+    return place / "bin" / "python", packages_of(place)
+
+
+def packages_of(place: Path) -> Path:
+    """Where an environment keeps its packages."""
+    version = "python{}.{}".format(*sys.version_info)
+    return place / "lib" / version / "site-packages"
 
 
 def beside_this_one(place: Path, wanted: list[str]) -> Path:
@@ -69,7 +74,7 @@ def with_torch_alone(place: Path) -> tuple[Path, dict[str, str]]:
     """
     shutil.rmtree(place, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
-    packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(place), "platbase": str(place)}))
+    packages = packages_of(place)
     kept = [d for d in metadata.distributions() if re.match(r"(torch|triton|nvidia-.*|cuda-.*)$", d.name)]
     for distribution in kept:
         for top in {file.parts[0] for file in distribution.files or []} - {"..", "__pycache__"}:

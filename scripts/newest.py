@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -26,10 +27,10 @@ from pathlib import Path
 import environments
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / ".cache" / "versions" / "newest"
+FOLDER = ROOT / ".cache" / "versions" / "newest-{}.{}".format(*sys.version_info)
 RECORD = ROOT / "tests" / "data" / "tested_versions.json"
 RECORDED = ("torch", "transformers", "diffusers", "accelerate", "peft", "numpy", "pillow")
-COMMAND_LIMIT_S = 600
+COMMAND_LIMIT_S = 1800  # a machine may be busy; what hangs is found all the same
 
 NEEDS_A_HUB = "needs the base models from a hub, a GPU and days"
 LEFT_OUT = {
@@ -49,6 +50,8 @@ SHORTENED = {
     "tbac-uniimage train run training/recipes/nano/own_pictures.yaml": "train.steps=12 train.warmup=2 "
     "checkpoint.every=6 validation.every=6"
 }
+# the models are too small for threads
+ALWAYS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::FutureWarning"}
 DEPRECATED = re.compile(r"^.*(?:deprecat|FutureWarning).*$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -108,13 +111,13 @@ class Failed(RuntimeError):
     """A command of a document did not do what the document says."""
 
 
+@dataclass(frozen=True)
 class Reader:
-    """A reader at a shell, in a copy of this checkout and a new environment with torch."""
+    """A reader at a shell: in a checkout, with a Python, and with variables that lead to its environment."""
 
-    def __init__(self, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        self.tree = copy_checkout(folder / "checkout")
-        self.python, self.settings = environments.with_torch_alone(folder / "venv")
+    tree: Path
+    python: Path
+    settings: dict[str, str]
 
     def run(self, command: list[str | Path]) -> str:
         """Run a command and print how long it took; what it printed.
@@ -123,22 +126,20 @@ class Reader:
             Failed: it failed, or something in it is deprecated.
         """
         began = time.monotonic()
-        answer = subprocess.run(
-            command,
-            cwd=self.tree,
-            env={
-                **os.environ,
-                **self.settings,
-                "HF_HUB_OFFLINE": "1",
-                "PYTHONWARNINGS": "error::FutureWarning",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            timeout=COMMAND_LIMIT_S,
-        )
         shown = " ".join(map(str, command[2:])) or str(command[1])
+        try:
+            answer = subprocess.run(
+                command,
+                cwd=self.tree,
+                env={**os.environ, **ALWAYS, **self.settings},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                timeout=COMMAND_LIMIT_S,
+            )
+        except subprocess.TimeoutExpired:
+            raise Failed(f"`{shown}` did not end within {COMMAND_LIMIT_S} s.") from None
         if answer.returncode:
             raise Failed(f"`{shown}` ended with {answer.returncode}:\n{answer.stdout[-3000:]}")
         if told := DEPRECATED.search(answer.stdout):
@@ -146,20 +147,24 @@ class Reader:
         print(f"{time.monotonic() - began:6.1f} s  {shown}", flush=True)
         return answer.stdout
 
+    def run_python(self, name: str, text: str) -> None:
+        """Run a script that is given as text. Raises Failed."""
+        script = self.tree / "out" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(text, encoding="utf-8")
+        self.run([self.python, script.relative_to(self.tree)])
+
     def read(self, block: Block) -> None:
         """Do what a block says. Raises Failed."""
         if block.language == "python":
-            script = self.tree / "out" / "block.py"
-            script.parent.mkdir(exist_ok=True)
-            script.write_text(block.text)
-            self.run([self.python, script])
+            self.run_python("block.py", block.text)
         elif block.language == "":
             for command in block.commands():
                 if command in LEFT_OUT:
                     print(f"           {command}: {LEFT_OUT[command]}")
                     continue
                 if command.startswith("tbac-uniimage data index") and not (self.tree / "pictures").exists():
-                    self.run([self.python, "-c", DRAW_PICTURES])  # the reader's own
+                    self.run_python("draw_pictures.py", DRAW_PICTURES)  # the reader's own
                 self.run(["bash", "-c", f"{command} {SHORTENED.get(command, '')}".strip()])
         else:
             raise Failed(f"Nothing here knows how to run a block of {block.language!r}; teach it to.")
@@ -167,34 +172,50 @@ class Reader:
 
 def read_documents() -> Reader:
     """Do all that the documents say; the reader, whose environment is then that of README's last command."""
-    reader = Reader(FOLDER)
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    reader = Reader(copy_checkout(FOLDER / "checkout"), *environments.with_torch_alone(FOLDER / "venv"))
     for block in readers_blocks():
         reader.read(block)
     return reader
 
 
 def versions(python: Path) -> dict[str, str]:
-    """What an environment holds of the libraries that matter, by name; and Python itself."""
-    code = (
-        f"import json, platform; from importlib.metadata import version as v; print(json.dumps({{'python': \
-platform.python_version(), **{{name: v(name) for name in {RECORDED}}}}}))"
-    )
+    """What an environment holds: Python, and the libraries that matter, by name."""
+    code = f"""
+import json, platform
+from importlib.metadata import version
+print(json.dumps({{"python": platform.python_version(), **{{name: version(name) for name in {RECORDED}}}}}))
+"""
     answer = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(answer.stdout)
 
 
-def said_in_readme(tested: dict[str, str]) -> str:
-    """How README says it."""
-    major = {name: ".".join(tested[name].split(".")[:2]) for name in ("transformers", "diffusers")}
-    return f"tested up to {major['transformers']} and {major['diffusers']}"
+def feature_release(version: str) -> tuple[int, ...]:
+    """3.11.7 as (3, 11)."""
+    return tuple(map(int, version.split(".")[:2]))
+
+
+def said_in_readme(records: Mapping[str, dict[str, str]]) -> str:
+    """How README says what ran, from the records by Python's feature release."""
+    pythons = sorted(map(feature_release, records))
+    newest = (
+        max(feature_release(each[name]) for each in records.values())
+        for name in ("transformers", "diffusers")
+    )
+    said = [".".join(map(str, version)) for version in (*newest, pythons[0], pythons[-1])]
+    return "tested up to {} and {}, with Python {} to {}".format(*said)
 
 
 def record(tested: dict[str, str]) -> None:
-    """Write what ran into the record, and into README."""
-    RECORD.write_text(json.dumps({"date": date.today().isoformat(), **tested}, indent=2) + "\n")
+    """Write what ran into the record of its Python, and into README what all records say together."""
+    records = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    python = ".".join(map(str, feature_release(tested["python"])))
+    records[python] = {"date": date.today().isoformat(), **tested}
+    RECORD.write_text(json.dumps(dict(sorted(records.items())), indent=2) + "\n")
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    readme.write_text(re.sub(r"tested up to [\d.]+ and [\d.]+(?=[);])", said_in_readme(tested), text))
+    said = r"tested up to [\d.]+ and [\d.]+, with Python [\d.]+ to [\d.]*\d"
+    readme.write_text(re.sub(said, said_in_readme(records), text), encoding="utf-8")
 
 
 def main(options: list[str]) -> int:

@@ -1,10 +1,12 @@
 """Run parity with the authors' code, and the tests of core and shell, at the ends of the supported versions.
 
-    python scripts/parity_versions.py           every pair, five to eight minutes
+    python scripts/parity_versions.py           every pair and the newest, ten minutes
     python scripts/parity_versions.py oldest    one of them
 
 A pair is a virtual environment that sees this one's packages and holds only what must differ, made in
 ``.cache/versions`` and kept. pip resolves it, so the pair is one that users can have. torch stays this one's.
+"newest" is what ``newest.py`` made of the documents' own commands on this day. If it passes, its
+versions are written into README.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 import environments
+import newest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".cache" / "versions"
@@ -26,17 +29,27 @@ PAIRS = {
     "first of 5": ("5.0.0", "0.36.0"),
     "between": ("5.4.0", "0.37.1"),
     "new beside old": (metadata.version("transformers"), "0.35.2"),
-    "newest": (metadata.version("transformers"), metadata.version("diffusers")),
+    "pinned": (metadata.version("transformers"), metadata.version("diffusers")),
 }
+NEWEST = "newest"
 TESTS = (
     *("assemble", "checkpoints", "cli", "conditions", "guidance", "lora", "pipeline", "prompts", "rungs"),
     *("stand_ins", "tokenizers", "transformer", "understanding"),
 )
+TEST_TOOLS = ["pytest", "pytest-timeout", "hypothesis"]
 RUN_LIMIT_S = 300
 
 
 def make_environment(name: str) -> Path:
-    """The interpreter of a pair's environment, made if it is not there. Raises RuntimeError if pip cannot."""
+    """The interpreter of an environment, a pair's only made if it is not there.
+
+    Raises:
+        RuntimeError: pip cannot make it; for the newest, a command of the documents failed.
+    """
+    if name == NEWEST:
+        reader = newest.read_documents()
+        reader.run([reader.python, "-m", "pip", "install", *TEST_TOOLS])
+        return reader.python
     versions = zip(("transformers", "diffusers"), PAIRS[name], strict=True)
     wanted = [f"{library}=={version}" for library, version in versions]
     return environments.beside_this_one(FOLDER / name.replace(" ", "-"), wanted)
@@ -73,14 +86,15 @@ def check(name: str) -> bool:
         for value in re.findall(rf"^{re.escape(label)} +(\S+)", told, re.MULTILINE)
     }
     files = [f"tests/test_{test}.py" for test in TESTS]
-    passed, output = run(
-        python, "-m", "pytest", "-m", "not slow", "-p", "no:cacheprovider", "--tb=short", *files
-    )
+    chosen = "not slow and not comfy" if name == NEWEST else "not slow"  # README installs no ComfyUI
+    passed, output = run(python, "-m", "pytest", "-m", chosen, "-p", "no:cacheprovider", "--tb=short", *files)
     summary = output.strip().splitlines()[-1]
     cells = [f"{version:11}" for version in found] + [f"{error:9}" for error in errors.values()]
     print(f"{name:15}", *cells, summary, flush=True)
     for text in [told] * (not good) + [output] * (not passed):
         print(text[-3000:], flush=True)
+    if name == NEWEST and good and passed:
+        newest.record(newest.versions(python))
     return good and passed
 
 
@@ -90,11 +104,11 @@ def main(names: list[str]) -> int:
         f"{'':15} {'transformers':11} {'diffusers':11} {'torch':11} {'condition':9} {'velocity':9}", end=" "
     )
     print(f"{'latents':9} {'images':9} {'gradients':9} tests of core", flush=True)
-    return 0 if all([check(name) for name in names or PAIRS]) else 1
+    return 0 if all([check(name) for name in names or [*PAIRS, NEWEST]]) else 1
 
 
 if __name__ == "__main__":
-    unknown = set(sys.argv[1:]) - set(PAIRS)
+    unknown = set(sys.argv[1:]) - {*PAIRS, NEWEST}
     if unknown:
-        sys.exit(f"There is no pair {', '.join(unknown)}; there are {', '.join(PAIRS)}.")
+        sys.exit(f"There is no pair {', '.join(unknown)}; there are {', '.join([*PAIRS, NEWEST])}.")
     sys.exit(main(sys.argv[1:]))

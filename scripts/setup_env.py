@@ -1,6 +1,7 @@
 """Make ``.venv``: the pinned packages, then this project, editable. Quick when nothing changed.
 
-Run with any Python 3.11 or newer; needs nothing but the standard library.
+Run with any Python 3.11 or newer; needs nothing but the standard library. The project itself runs with 3.10,
+on older libraries: what is pinned, the newest of them, has no builds for it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ STAMP = VENV / "setup-state"
 REQUIREMENTS = ROOT / "requirements-dev.txt"
 TORCHVISION = "torchvision==0.28.0"
 INSTALLING = "installing"
+OLDEST_PYTHON = (3, 11)  # that all pinned packages have a build for
 
 
 def wanted_state() -> str:
@@ -72,7 +74,7 @@ def add_torchvision_shim() -> None:
 
 def main() -> None:
     """Bring ``.venv`` to the wanted state. An interrupted installation is thrown away, not trusted."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < OLDEST_PYTHON:
         found = sys.version.split()[0]
         sys.exit(f"Python 3.11 or newer is needed, this is {found}: name one with make PYTHON=python3.12")
     wanted = wanted_state()
