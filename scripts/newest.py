@@ -197,13 +197,13 @@ def feature_release(version: str) -> tuple[int, ...]:
 
 def said_in_readme(records: Mapping[str, dict[str, str]]) -> str:
     """How README says what ran, from the records by Python's feature release."""
-    pythons = sorted(map(feature_release, records))
-    newest = (
-        max(feature_release(each[name]) for each in records.values())
+    libraries = (
+        max(feature_release(tested[name]) for tested in records.values())
         for name in ("transformers", "diffusers")
     )
-    said = [".".join(map(str, version)) for version in (*newest, pythons[0], pythons[-1])]
-    return "tested up to {} and {}, with Python {} to {}".format(*said)
+    pythons = sorted({min(map(feature_release, records)), max(map(feature_release, records))})
+    transformers, diffusers, *ends = (".".join(map(str, version)) for version in (*libraries, *pythons))
+    return f"tested up to {transformers} and {diffusers}, with Python {' to '.join(ends)}"
 
 
 def record(tested: dict[str, str]) -> None:
@@ -214,7 +214,7 @@ def record(tested: dict[str, str]) -> None:
     RECORD.write_text(json.dumps(dict(sorted(records.items())), indent=2) + "\n")
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    said = r"tested up to [\d.]+ and [\d.]+, with Python [\d.]+ to [\d.]*\d"
+    said = r"tested up to [\d.]+ and [\d.]+, with Python [\d.]*\d(?: to [\d.]*\d)?"
     readme.write_text(re.sub(said, said_in_readme(records), text), encoding="utf-8")
 
 
