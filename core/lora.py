@@ -28,7 +28,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 DOTTED = ("base_model.model.", "model.", "module.", "diffusion_model.", "transformer.", "unet.")
 UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_")
-FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+PEFT_FILE = "adapter_model.safetensors"
+FILES = ("pytorch_lora_weights.safetensors", PEFT_FILE)
 ADAPTER_CONFIG = "adapter_config.json"  # peft's, beside its weights
 HEADER_CONFIG = "lora_adapter_metadata"  # diffusers', in the file's header
 MATRIX = re.compile(r"(?:lora_linear_layer|lora)[._](A|B|down|up)(?:(?:\.\w+)?\.weight)?")
@@ -67,8 +68,9 @@ def read_lora(
     with safe_open(file, framework="pt") as opened:
         noted = json.loads((opened.metadata() or {}).get(HEADER_CONFIG, "{}"))
     config = {name.rpartition("transformer.")[2]: value for name, value in noted.items()}
-    if path.is_dir() and (path / ADAPTER_CONFIG).is_file():
-        config = read_json(path / ADAPTER_CONFIG)
+    beside = file.with_name(ADAPTER_CONFIG)
+    if (path.is_dir() or file.name == PEFT_FILE) and beside.is_file():
+        config = read_json(beside)
     return read_tensors(headers), config
 
 

@@ -9,6 +9,7 @@ from .conditioning import LadderEncode, LadderImageEdit
 from .editing import LadderEdit
 from .guider import LadderGuider
 from .loading import LadderLoadModel
+from .lora import LadderLoadLora
 from .probe import LadderProbe
 from .rungs import LadderRungGains, LadderRungMix
 from .samples import place_samples
@@ -24,6 +25,7 @@ class LadderExtension(ComfyExtension):
         place_samples()
         return [
             LadderLoadModel,
+            LadderLoadLora,
             LadderEncode,
             LadderAsk,
             LadderEdit,

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import comfy_browser
 import comfy_server
 import comfy_tree
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 IMAGES = comfy_tree.ROOT / "docs" / "images"
 API = comfy_tree.ROOT / "tests" / "data" / "workflows_api"
 SHOWN = ("structure_and_style", "masked_edit", "ladder_probe")
+LORA = "icons.safetensors"
 SAVED = "conditioning/ladder_00001_.safetensors [output]"
 MODEL, MLLM, VAE, SCENE = ["1", 0], ["1", 1], ["1", 2], ["2", 0]
 CONDITIONS = {"positive": ["3", 0], "negative": ["3", 1]}
@@ -60,6 +63,7 @@ NODES = {
     ),
     "14": ("SaveConditioning", {"conditioning": ["12", 0], "note": "a panda"}, (360, 220)),
     "15": ("LoadConditioning", {"file": SAVED}, (400, 0)),
+    "16": ("LoadLora", {"model": MODEL, "lora": LORA}, (340, 0)),
 }
 STOCK = {
     "2": ("LoadImage", {"image": "tbac_uniimage_dog_and_rocket.png"}),
@@ -117,6 +121,17 @@ def keep(picture: bytes, path: Path, width: int = 0) -> None:
     print(f"{path}: {image.size}, {path.stat().st_size / 1000:.0f} kB")
 
 
+def place_lora(folder: Path) -> tuple[str, str]:
+    """A LoRA of the embedded model that changes nothing, for the node that loads one; ComfyUI's options."""
+    name = "diffusion_model.transformer_blocks.0.attn1.to_q"
+    matrices = {f"{name}.lora_A.weight": torch.zeros(1, 192), f"{name}.lora_B.weight": torch.zeros(192, 1)}
+    (folder / "loras").mkdir()
+    save_file(matrices, folder / "loras" / LORA)
+    paths = folder / "paths.yaml"
+    paths.write_text(json.dumps({"screens": {"base_path": str(folder), "loras": "loras"}}))
+    return "--extra-model-paths-config", str(paths)
+
+
 def show_templates(page: Page) -> None:
     """The whole graph of some templates, cut at its groups."""
     for name in SHOWN:
@@ -160,7 +175,7 @@ def main() -> None:
     tree = comfy_tree.find_tree() or comfy_tree.fetch_tree()
     with tempfile.TemporaryDirectory() as scratch:
         comfy_browser.prepare_user(Path(scratch), **{"Comfy.NodeBadge.NodeSourceBadgeMode": "None"})
-        with comfy_server.running_server(tree, Path(scratch)) as server:
+        with comfy_server.running_server(tree, Path(scratch), *place_lora(Path(scratch))) as server:
             graph = json.loads((API / "text_to_image.json").read_text())
             prompt = {key: graph[key] for key in ("1", "2")}
             save = {"conditioning": ["2", 0], "filename_prefix": "conditioning/ladder", "note": "a panda"}

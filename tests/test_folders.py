@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ import sys
 import torch
 from diffusers import DiffusionPipeline
 for folder, target in zip(sys.argv[1::2], sys.argv[2::2]):
-    # what the diffusers backends of SGLang and vLLM-Omni call
-    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, revision=None).to("cpu")
+    # what the diffusers backends of SGLang and vLLM-Omni call, with a class name as text the second way
+    more = {"custom_pipeline": folder} if "text" in folder else {}
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, revision=None, **more).to("cpu")
     pipe.set_progress_bar_config(disable=True)
     with torch.inference_mode():
         picture = pipe(
@@ -41,10 +43,14 @@ def test_diffusers_alone_loads_and_draws(checkpoint, tmp_path, monkeypatch):
         assert index["_class_name"] == ["pipeline", "LadderPipeline"]
         code = (folder / "pipeline.py").read_text()
         assert len(code.splitlines()) == 3 and "import LadderPipeline" in code
+    text = Path(shutil.copytree(NANO, tmp_path / "text"))
+    index = json.loads((text / "model_index.json").read_text())
+    (text / "model_index.json").write_text(json.dumps(index | {"_class_name": "LadderPipeline"}))
+    folders[text] = tmp_path / "text.pt"
     command = [sys.executable, "-c", LOAD, *(path for pair in folders.items() for path in pair)]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.split() == ["tbac_uniimage.core.pipeline", "LadderPipeline"] * 2
+    assert found.stdout.split() == ["tbac_uniimage.core.pipeline", "LadderPipeline"] * 3
     for folder, drawn in folders.items():
         pipe = LadderPipeline.from_pretrained(folder)
         pipe.set_progress_bar_config(disable=True)
@@ -55,8 +61,6 @@ def test_diffusers_alone_loads_and_draws(checkpoint, tmp_path, monkeypatch):
 
 
 def test_our_own_class_runs_no_module_of_a_folder(checkpoint, tmp_path):
-    import shutil
-
     folder = Path(shutil.copytree(checkpoint, tmp_path / "model"))
     (folder / "pipeline.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     assert LadderPipeline.from_pretrained(folder).config.max_text_tokens > 0
