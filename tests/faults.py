@@ -151,3 +151,11 @@ def shift_then_killed() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     loop.Trainer.after_step = wrapped
+
+
+def small_detection() -> None:
+    """Detectors are shown 64 pixels, not 800."""
+    from tbac_uniimage.training.evaluation.detectors import mask2former
+
+    prepare = mask2former.prepare
+    mask2former.prepare = lambda picture: prepare(picture, 96, 64)
