@@ -1,8 +1,8 @@
 """mmdet's Mask2Former in transformers' class, layer by layer; GenEval from pictures to verdicts.
 
 ``data/evaluation_mask2former.safetensors`` is what mmdet 2.28.2 with mmcv 1.7.1 computed on random numbers: a
-tiny Mask2Former of the published kind, its weights, an input, what every stage made of it, and pictures as its
-test pipeline resizes and normalises them.
+tiny Mask2Former of the published kind, its weights, an input, what every stage made of it, and pictures as
+its test pipeline resizes and normalises them.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..core.checkpoints import LadderParts
     from .data.samples import MicroBatches
     from .data.sets import TrainSet
+    from .evaluation.validation import JudgedSets
     from .recipe.recipe import Recipe
     from .run.lock import RunLock
 
@@ -91,7 +92,7 @@ def train_alone(recipe: Recipe, accelerator: Accelerator, lock: RunLock) -> None
     dataset = open_data(recipe, parts)
     steps = total_steps(recipe.train, dataset.order.steps_per_epoch)
     held_out = dataset.held_out() if recipe.validation.every else []
-    trainer = Trainer(recipe, accelerator, parts, dataset, held_out, steps)
+    trainer = Trainer(recipe, accelerator, parts, dataset, held_out, steps, judged_sets(recipe))
     for line in (line for batch in held_out for line in batch.bad):
         trainer.say(f"Left out of the validation: {line}")
     if found is not None:
@@ -101,6 +102,15 @@ def train_alone(recipe: Recipe, accelerator: Accelerator, lock: RunLock) -> None
         return
     engine.by_first(accelerator, lambda: begin(recipe, folder, lock))
     trainer.fit()
+
+
+def judged_sets(recipe: Recipe) -> JudgedSets | None:
+    """The benchmarks of a recipe, None if it names none. Raises ValueError: they cannot be judged."""
+    if not (recipe.validation.sets and recipe.validation.every):
+        return None
+    from .evaluation.validation import JudgedSets
+
+    return JudgedSets(recipe.validation, recipe.data.resolution, Path(recipe.run).expanduser())
 
 
 def find_start(recipe: Recipe, folder: Path, lock: RunLock | None = None) -> tuple[Recipe, Path | None]:
@@ -123,6 +133,7 @@ def find_start(recipe: Recipe, folder: Path, lock: RunLock | None = None) -> tup
     found = checkpoint_to_resume(folder, recipe)
     check_data(recipe)
     read_requests(recipe.validation)
+    judged_sets(recipe)
     return recipe, found
 
 

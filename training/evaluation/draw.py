@@ -339,9 +339,14 @@ def draw_together(
             print(f"\ntbac-uniimage, process {state.process_index}: {error}", file=sys.stderr)
         raise
     if state.is_main_process:
-        shutil.rmtree(job.folder / PARTIALS, ignore_errors=True)
+        end(job)
         number = sum(len(item.pictures) for item in job.items)
         print(f"{job.benchmark.name}: {number:,} pictures in {job.pictures}")
+
+
+def end(job: Job) -> None:
+    """Remove the folder of unfinished files."""
+    shutil.rmtree(job.folder / PARTIALS, ignore_errors=True)
 
 
 def draw(job: Job, settings: dict[str, Any], way: Way, pipeline: LadderPipeline, state: PartialState) -> None:

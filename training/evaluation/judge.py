@@ -89,21 +89,41 @@ def run(options: argparse.Namespace) -> None:
         Stop: an answer cannot be written.
     """
     benchmarks = [sets.find(name) for name in dict.fromkeys(options.names)]
-    if options.detector or options.clip:
-        from .detectors import geneval
-
-        geneval.check_options(options, benchmarks)
-        for benchmark in benchmarks:
-            geneval.judge(drawn(benchmark, options), options)
-        return
-    check_chat(options, benchmarks)
+    check(options, benchmarks)
     for benchmark in benchmarks:
         found = drawn(benchmark, options)
+        if by_detector(options):
+            from .detectors import geneval
+
+            geneval.judge(found, options)
+            continue
         wanted = requests_of(found)
         if options.dry_run:
             print(counted(found, wanted, options))
         else:
             chat(found, wanted, options)
+
+
+def by_detector(options: argparse.Namespace) -> bool:
+    """Whether detectors judge, and no chat model."""
+    return bool(options.detector or options.clip)
+
+
+def name_of(options: argparse.Namespace) -> str:
+    """Name of the judge."""
+    from .detectors import geneval
+
+    return options.judge or geneval.NAME
+
+
+def check(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> None:
+    """Raise ValueError unless somebody is named who can judge the sets."""
+    if by_detector(options):
+        from .detectors import geneval
+
+        geneval.check_options(options, benchmarks)
+    else:
+        check_chat(options)
 
 
 def drawn(benchmark: Benchmark, options: argparse.Namespace) -> Drawn:
@@ -132,8 +152,8 @@ def drawn(benchmark: Benchmark, options: argparse.Namespace) -> Drawn:
     return Drawn(benchmark, checkout, there, folder, digest_of(manifest["settings"]))
 
 
-def check_chat(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> None:
-    """Raise ValueError unless a chat model is named that can judge the sets."""
+def check_chat(options: argparse.Namespace) -> None:
+    """Raise ValueError unless a chat model and its address are named."""
     from .judges.chat import check_url
 
     if not options.judge:

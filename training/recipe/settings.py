@@ -294,6 +294,28 @@ class ValidationEdit(Section):
     instruction: str
 
 
+class ValidationSet(Section):
+    """A fixed part of a benchmark, drawn and judged while training.
+
+    Attributes:
+        name: of a set that was fetched, such as ``geneval``.
+        items: so many, spread over the set.
+        url: OpenAI-compatible address of a local judge, or null.
+        judge: the model there, or null.
+        detector: folder of a Mask2Former that judges GenEval, or null.
+        clip: folder of CLIP beside it, or null.
+        folder: where the fetched sets lie, null where `evaluate fetch` puts them.
+    """
+
+    name: Text
+    items: Count = 16
+    url: Text | None = None
+    judge: Text | None = None
+    detector: Text | None = None
+    clip: Text | None = None
+    folder: Text | None = None
+
+
 class ValidationSettings(Section):
     """What is drawn and measured while training.
 
@@ -306,6 +328,7 @@ class ValidationSettings(Section):
         image_guidance: of edits, towards the picture.
         seed: of the noise of the drawings.
         held_out: samples that are measured and never trained on.
+        sets: parts of benchmarks to draw and judge.
     """
 
     every: Annotated[Whole, Field(ge=0)] = 1000
@@ -316,6 +339,7 @@ class ValidationSettings(Section):
     image_guidance: Annotated[float, Field(ge=0)] = 1.5
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = 0
     held_out: Annotated[Whole, Field(ge=0)] = 64
+    sets: list[ValidationSet] = []
 
 
 class LogSettings(Section):

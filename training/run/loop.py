@@ -36,7 +36,7 @@ from . import engine
 from .checkpoints import folders, shards
 from .checkpoints.keeper import Keeper
 from .sums import OwnSums, StepSums
-from .validation import Validator
+from .validation import Judged, Validator
 
 FIRST_SAMPLES = 10_000  # the share of bad samples is not judged on fewer
 
@@ -51,6 +51,7 @@ class Trainer:
         dataset: micro-batches by their number.
         held_out: micro-batches that training never sees, the same for every validation.
         steps: optimizer steps in all.
+        judged: draws and judges parts of benchmarks, None where the recipe names none.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Trainer:
         dataset: MicroBatches,
         held_out: list[TrainBatch],
         steps: int,
+        judged: Judged | None = None,
     ) -> None:
         settings = recipe.train
         self.recipe = recipe
@@ -78,7 +80,9 @@ class Trainer:
         )
         self.ema = AveragedWeights(self.named, settings.ema) if settings.ema else None
         self.monitor = GradientMonitor(MonitorSettings(**recipe.monitor.model_dump()))
-        self.validator = Validator(recipe, accelerator, parts, self.trainee, self.ema, held_out, self.losses)
+        self.validator = Validator(
+            recipe, accelerator, parts, self.trainee, self.ema, held_out, self.losses, judged
+        )
         self.keeper = Keeper(
             self.run,
             recipe.checkpoint,
@@ -322,7 +326,7 @@ class Trainer:
         """Log, validate and save where it is time to, and end if someone asked."""
         recipe, done, last = self.recipe, self.done, self.done == self.steps
         if recipe.validation.every and (done % recipe.validation.every == 0 or last):
-            self.line["validation_loss"] = self.validator.validate(done, self.log)
+            self.line |= self.validator.validate(done, self.log)
             self.logged = True
         if self.logged:
             self.log.line(self.line | self.throughput.figures())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -37,6 +38,18 @@ class Request:
 
     text: str
     image: Image.Image | None = None
+
+
+class Judged(Protocol):
+    """Parts of benchmarks that are drawn and judged as a run goes on."""
+
+    def draw(self, pipeline: LadderPipeline, step: int, first: bool) -> None:
+        """Draw them, in all processes; the first writes."""
+        ...
+
+    def judge(self, step: int, say: Callable[[str], object]) -> dict[str, float | None]:
+        """How well they went, by name, 0 to 1; None, and a sentence, where nobody could judge."""
+        ...
 
 
 def read_requests(settings: ValidationSettings) -> list[Request]:
@@ -134,6 +147,7 @@ class Validator:
         ema: their averages, which are judged where a run keeps them.
         held_out: micro-batches that training never sees.
         losses: losses of a micro-batch ``[batch]``, as training computes them.
+        judged: draws and judges parts of benchmarks, None where the recipe names none.
 
     Raises:
         ValueError: a picture of the recipe cannot be read.
@@ -148,6 +162,7 @@ class Validator:
         ema: AveragedWeights | None,
         held_out: Sequence[TrainBatch],
         losses: Callable[[TrainBatch], torch.Tensor],
+        judged: Judged | None = None,
     ) -> None:
         self.settings = recipe.validation
         self.size = recipe.data.resolution
@@ -158,19 +173,36 @@ class Validator:
         self.ema = ema
         self.held_out = held_out
         self.losses = losses
+        self.judged = judged
         self.requests = read_requests(self.settings)
 
     @torch.no_grad()
-    def validate(self, step: int, log: RunLog) -> float | None:
-        """Write the pictures of a step. Returns the held-out loss, None if nothing was held out."""
+    def validate(self, step: int, log: RunLog) -> dict[str, Any]:
+        """Write the pictures of a step.
+
+        Returns:
+            ``validation_loss``, None if nothing was held out; ``validation_sets`` if the recipe names any.
+        """
         self.trainee.eval()
         try:
             with self.ema.applied() if self.ema else nullcontext():
                 if self.requests:
                     self.draw(step, log)
-                return self.loss()
+                if self.judged:
+                    engine.call_within(self.trainee, lambda: self.draw_sets(step))
+                found: dict[str, Any] = {"validation_loss": self.loss()}
         finally:
             self.trainee.train()
+        if self.judged and self.accelerator.is_main_process:
+            found["validation_sets"] = self.judged.judge(step, tqdm.write)
+        return found
+
+    def draw_sets(self, step: int) -> None:
+        """Pictures of the recipe's sets."""
+        pipeline = LadderPipeline(**vars(self.parts))
+        pipeline.set_progress_bar_config(disable=True)
+        with self.accelerator.autocast():
+            self.judged.draw(pipeline, step, self.accelerator.is_main_process)
 
     def loss(self) -> float | None:
         """Mean over the held-out samples, each at its own noise level; the processes share them."""

@@ -47,13 +47,13 @@ def judge(found: Drawn, options: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from ..judge import check_about
+    from ..judge import check_about, name_of
     from ..judges.answers import AnswerFile, read_lines
     from ..manifest import model_digest
     from . import mask2former
     from .clip import ColourClassifier
 
-    name = options.judge or NAME
+    name = name_of(options)
     folder = folders.judged(options.out, found.benchmark.name, name)
     about = {
         "judge": name,

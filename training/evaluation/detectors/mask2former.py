@@ -6,6 +6,7 @@ thresholds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,21 +89,31 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
         pixels: ``[rows, columns, 3]`` uint8.
         height, width: wanted.
     """
-    rows, columns = weights(pixels.shape[0], height), weights(pixels.shape[1], width)
-    (left, right), (near, far) = columns
-    mixed = (
-        pixels[:, left].astype(np.int64) * near[:, None] + pixels[:, right].astype(np.int64) * far[:, None]
-    )
-    (above, below), (near, far) = rows
-    high, low = (((mixed[at] >> 4) * w[:, None, None]) >> 16 for at, w in ((above, near), (below, far)))
-    return ((high + low + 2) >> 2).astype(np.uint8)
+    left, share = between(pixels.shape[1], width)
+    share[(left < 0) | (left >= pixels.shape[1] - 1)] = 0  # of rows beyond an edge it takes the edge twice
+    columns = pixels.astype(np.int64).swapaxes(0, 1)
+    rows = blend(columns, left, share, lambda part, weight: part * weight).swapaxes(0, 1)
+    above, share = between(pixels.shape[0], height)
+    mixed = blend(rows, above, share, lambda part, weight: ((part >> 4) * weight) >> 16)
+    return ((mixed + 2) >> 2).astype(np.uint8)
 
 
-def weights(source: int, target: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Which two pixels of a line each new one lies between, and their weights of 2048."""
+def between(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """Number of the pixel before each new one of a line, from -1 on, and how far behind it that one lies."""
     at = ((np.arange(target) + 0.5) * (source / target) - 0.5).astype(np.float32)
-    first = np.floor(at).astype(np.int64)
-    share = np.where((first < 0) | (first >= source - 1), np.float32(0), at - first.astype(np.float32))
-    first = first.clip(0, source - 1)
-    near, far = (np.rint(part * np.float32(2048)).astype(np.int64) for part in (np.float32(1) - share, share))
-    return (first, np.minimum(first + 1, source - 1)), (near, far)
+    before = np.floor(at)
+    return before.astype(np.int64), at - before
+
+
+def blend(
+    lines: np.ndarray,
+    before: np.ndarray,
+    share: np.ndarray,
+    weigh: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """Lines between lines; weights are whole numbers of 2048."""
+    parts = []
+    for at, part in ((before, np.float32(1) - share), (before + 1, share)):
+        weight = np.rint(part * np.float32(2048)).astype(np.int64)
+        parts.append(weigh(lines[at.clip(0, len(lines) - 1)], weight[:, None, None]))
+    return parts[0] + parts[1]
