@@ -305,7 +305,9 @@ def test_wrong_models_and_sets_are_sentences(made_up, out, models, capsys, small
     assert "give --clip too" in sentence(argv[:-4])
     assert "nowhere is no folder" in sentence(command(made_up, out, (Path("nowhere"), clip)))
     assert "is a clip of" in sentence(command(made_up, out, (clip, clip)))
-    assert "holds no CLIP" in sentence(command(made_up, out, (detector, made_up)))
+    assert "sets is a folder without a model; give that of CLIP" in sentence(
+        command(made_up, out, (detector, made_up))
+    )
     assert "dpg is not judged by a detector" in sentence([*argv[:2], "dpg", *argv[3:]])
     assert not (out / "geneval" / "transformers").exists()
     assert main(argv) == 0

@@ -22,8 +22,8 @@ def made_up(tmp_path_factory) -> Path:
     return fetched(tmp_path_factory.mktemp("made-up"), "tiif", "geneval")
 
 
-def settings(folder: Path, data: list[Path], made_up: Path, url: str, **more) -> dict:
-    one = {"name": "tiif", "items": 2, "url": url, "judge": "owl", "folder": str(made_up)} | more
+def settings(folder: Path, data: list[Path], made_up: Path, at: str, **more) -> dict:
+    one = {"name": "tiif", "items": 2, "url": at, "judge": "owl", "folder": str(made_up)} | more
     validation = {"every": 2, "held_out": 0, "steps": 1, "sets": [one]}
     return recipe(folder, data, train={"steps": 4}, validation=validation)
 
@@ -44,7 +44,7 @@ def test_a_part_of_a_set_is_drawn_and_judged_every_so_many_steps(data, made_up, 
         assert [line.get("validation_sets") for line in lines] == [None, {"tiif": 0.5}, None, {"tiif": 0.5}]
     drawn = {name: pictures(tmp_path / name) for name in ("one", "two")}
     assert len(drawn["one"]) == 4 and drawn["one"].keys() == drawn["two"].keys()
-    steps = [p.read_bytes() for p in sorted((tmp_path / "one").rglob("evaluation/**/text/**/0.png"))]
+    steps = [p.read_bytes() for p in sorted((tmp_path / "one").rglob("evaluation/**/style/**/0.png"))]
     assert len(steps) == 2 and steps[0] != steps[1]
     folder = tmp_path / "one" / "evaluation" / "step-00000004" / "tiif" / "owl"
     about = json.loads((folder / "judge.json").read_text())

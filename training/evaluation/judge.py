@@ -73,6 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     detectors.add_argument("--clip", type=any_path, metavar="DIR", help="CLIP ViT-L/14, for the colours")
     detectors.add_argument("--device", help="cuda, mps or cpu (default: the first of these that is there)")
+    reader = parser.add_argument_group("TIIF's texts by RapidOCR")
+    reader.add_argument(
+        "--words",
+        type=Path,
+        metavar="FILE",
+        help='a line {"item": KEY, "words": […]} for each of its prompts',
+    )
     fetch.add_cache(parser)
 
 
@@ -93,9 +100,7 @@ def run(options: argparse.Namespace) -> None:
     for benchmark in benchmarks:
         found = drawn(benchmark, options)
         if by_detector(options):
-            from .detectors import geneval
-
-            geneval.judge(found, options)
+            detector_of(options).judge(found, options)
             continue
         wanted = requests_of(found)
         if options.dry_run:
@@ -106,7 +111,14 @@ def run(options: argparse.Namespace) -> None:
 
 def by_detector(options: argparse.Namespace) -> bool:
     """Whether detectors judge, and no chat model."""
-    return bool(options.detector or options.clip)
+    return bool(options.detector or options.clip or options.words)
+
+
+def detector_of(options: argparse.Namespace) -> Any:
+    """The module that looks at pictures."""
+    from .detectors import geneval, text
+
+    return text if options.words else geneval
 
 
 def name_of(options: argparse.Namespace) -> str:
@@ -119,9 +131,7 @@ def name_of(options: argparse.Namespace) -> str:
 def check(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> None:
     """Raise ValueError unless somebody is named who can judge the sets."""
     if by_detector(options):
-        from .detectors import geneval
-
-        geneval.check_options(options, benchmarks)
+        detector_of(options).check_options(options, benchmarks)
     else:
         check_chat(options)
 

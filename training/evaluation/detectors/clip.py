@@ -15,6 +15,18 @@ from .colours import colour_texts, crop
 from .verdict import Seen
 
 
+def check(folder: Path) -> None:
+    """Raise ValueError unless a folder is that of a CLIP."""
+    from transformers import AutoConfig
+
+    try:
+        kind = AutoConfig.from_pretrained(folder).model_type
+    except (OSError, ValueError):
+        kind = "folder without a model"
+    if kind != "clip":
+        raise ValueError(f"{folder} is a {kind}; give that of CLIP, such as openai/clip-vit-large-patch14.")
+
+
 class ColourClassifier:
     """The colour of a cut-out object: that whose three texts are nearest to it.
 

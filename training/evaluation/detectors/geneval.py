@@ -50,8 +50,7 @@ def judge(found: Drawn, options: argparse.Namespace) -> None:
     from ..judge import check_about, name_of
     from ..judges.answers import AnswerFile, read_lines
     from ..manifest import model_digest
-    from . import mask2former
-    from .clip import ColourClassifier
+    from . import clip, mask2former
 
     name = name_of(options)
     folder = folders.judged(options.out, found.benchmark.name, name)
@@ -63,9 +62,11 @@ def judge(found: Drawn, options: argparse.Namespace) -> None:
     }
     check_about(folder, about)
     names = class_names(found)
+    mask2former.check(options.detector, len(names))
+    clip.check(options.clip)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     detector = mask2former.load(options.detector, device, len(names))
-    colours = ColourClassifier(options.clip, device)
+    colours = clip.ColourClassifier(options.clip, device)
     path = folder / folders.ANSWERS
     lines = read_lines(path)
     shots = [(item, shot.path) for item in found.items for shot in item.pictures]

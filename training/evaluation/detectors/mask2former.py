@@ -26,9 +26,9 @@ MULTIPLE, PAD = 32, 128
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def load(folder: Path, device: str, classes: int) -> Mask2FormerForUniversalSegmentation:
-    """The detector on its device. Raises ValueError: it is another model, or of other classes."""
-    from transformers import AutoConfig, Mask2FormerForUniversalSegmentation
+def check(folder: Path, classes: int) -> None:
+    """Raise ValueError unless a folder is that of a detector of so many classes."""
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder)
@@ -41,8 +41,15 @@ def load(folder: Path, device: str, classes: int) -> Mask2FormerForUniversalSegm
             f"{folder} is {kind}, not a Mask2Former of {classes}; give "
             "facebook/mask2former-swin-small-coco-instance or a converted checkpoint."
         )
+
+
+def load(folder: Path, device: str, classes: int) -> Mask2FormerForUniversalSegmentation:
+    """The detector on its device. Raises ValueError: it is another model, or of other classes."""
+    from transformers import Mask2FormerForUniversalSegmentation
+
+    check(folder, classes)
     model = Mask2FormerForUniversalSegmentation.from_pretrained(
-        folder, config=config, use_safetensors=True, dtype=torch.float32
+        folder, use_safetensors=True, dtype=torch.float32
     )
     return model.eval().to(device)
 
