@@ -55,7 +55,7 @@ def judge(found: Drawn, options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from ..manifest import write_whole
-    from .words import gned, recall
+    from ..words import gned, recall
 
     wanted = true_words(found, options.words, options.partial)
     read = recogniser()
