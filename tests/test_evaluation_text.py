@@ -13,7 +13,7 @@ from tbac_uniimage.training.evaluation import fetch, folders, sets
 from tbac_uniimage.training.evaluation.detectors import text
 
 SAID = {"text/short/0": "OPEN late", "text/long/0": "ONLY"}
-WANTED = {"text/short/0": ["Open", "late"], "text/long/0": ["Oily"]}
+WANTED = {"text/short/0": ["Open", "late"], "text/long/0": ["Oils"]}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_words_that_were_read_become_distance_and_recall(made_up, out, monkeypat
         ("text/short/0", ["open late"]),
         ("text/long/0", ["only"]),
     ]
-    # "oily" for "only" is two letters of four away, more than the 0.3 that a word may be
+    # "only" for "oils" is two letters of four away, more than the 0.3 that a word may be
     assert [(row["GNED"], row["recall"]) for row in found["rows"]] == [(0.0, 1.0), (0.5, 0.0)]
     assert found["figures"]["GNED"] == {"value": 0.25, "error": 0.25}
     assert "text (rapidocr 3.0): GNED 0.250 ± 0.250, recall 0.500 ± 0.500" in capsys.readouterr().out
