@@ -27,7 +27,14 @@ PROMPTS = (
     "a flat illustration of a frog on orange",
 )
 STEPS = 30
-WAYS = [("EasyCache", 0.05), ("EasyCache", 0.1), ("EasyCache", 0.2), ("LazyCache", 0.05), ("LazyCache", 0.1)]
+WAYS = [
+    ("EasyCache", 0.02),
+    ("EasyCache", 0.05),
+    ("EasyCache", 0.2),
+    ("LazyCache", 0.05),
+    ("LazyCache", 0.1),
+    ("LazyCache", 0.2),
+]
 
 
 def main() -> None:

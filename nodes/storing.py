@@ -169,4 +169,4 @@ class LadderLoadConditioning(io.ComfyNode):
         conditioning, note = read_conditioning(find_file(file))
         if note:
             text_display()(note, True)
-        return io.NodeOutput(conditioning, note)
+        return io.NodeOutput(conditioning, note, ui=ui.PreviewText(note))

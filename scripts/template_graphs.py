@@ -64,7 +64,7 @@ def empty(column: int) -> Node:
 def stored(column: int, name: str, title: str) -> Node:
     """Load Conditioning with one of the samples."""
     inputs = {"file": f"conditioning/tbac_uniimage_{name}.safetensors [input]"}
-    return Node("TBACUniImageLoadConditioning", column, inputs, title, (430, 120))
+    return Node("TBACUniImageLoadConditioning", column, inputs, title, (430, 220))
 
 
 def decode(column: int, latent: Link, collapsed: bool = False) -> Node:
@@ -307,11 +307,10 @@ TEMPLATES = {
             stored(1, "dog_and_rocket", "Prompt"),
             stored(1, "nothing", "Negative"),
             empty(1),
-            Node("PreviewAny", 1, {"source": (2, 1)}, "The prompt it was made from", (380, 160)),
             sampler(2, ((2, 0), (3, 0)), (4, 0)),
-            decode(3, (6, 0)),
-            enlarge(3, (7, 0)),
-            save(3, (8, 0), "tbac/stored_conditions"),
+            decode(3, (5, 0)),
+            enlarge(3, (6, 0)),
+            save(3, (7, 0), "tbac/stored_conditions"),
         ],
         [("Model", 0, 0), ("Stored conditions", 1, 1), ("Picture", 2, 3)],
         drops=(0, 230, 110, 0),

@@ -21,7 +21,7 @@ NOTES = {
         "**Change** the picture and the instruction. For nano: *replace the dog with a cat*, *make the "
         "rocket red*, *turn it into a cartoon*, *change the background to pink*.\n\n"
         "**guidance** follows the instruction, **image_guidance** keeps to the picture. The result has "
-        "the picture's size. *Image Compare* of newer ComfyUI lays both over each other."
+        "the picture's size. *Compare Images* of newer ComfyUI lays one over the other."
     ),
     "masked_edit": (
         "### Only what the mask covers changes\n\n"

@@ -188,35 +188,39 @@ def test_the_answer_stays_in_sight(page):
     comfy_browser.press_run(page)
     comfy_browser.pictures_shown(page)
     page.wait_for_timeout(500)  # newer pages clear progress text when the job has ended
-    assert dict(page.evaluate(ANSWER)) == {"max_new_tokens": 64, "shown_answer": "a cat"}
+    assert dict(page.evaluate(ANSWER)) == {"max_new_tokens": 64, "shown_text": "a cat"}
     assert page.locator("textarea").evaluate_all(SHOWN).count("a cat") == 1
     saved = page.evaluate("() => JSON.stringify(window.app.graph.serialize())")
     assert '"a cat"' not in saved
 
 
-def test_nothing_is_covered_in_nodes_2(page, server, request):
-    """Nodes are taller there. With the newest page alone: older ones draw them in a look that is gone."""
-    import comfy_browser
-
+@pytest.fixture
+def nodes_2(page, request) -> Iterator[None]:
+    """The page in its newer look. Only the newest page: older ones draw Nodes 2.0 as it was then."""
     if "own page" in request.node.name:
         pytest.skip("the newest page has the look that Nodes 2.0 has now")
     switch = "(on) => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
     page.evaluate(switch, True)
-    try:
-        for name in NAMES:
-            comfy_browser.open_template(page, name)
-            comfy_browser.fit_view(page)
-            page.wait_for_function(
-                "() => document.querySelectorAll('[data-node-id]').length === window.app.graph._nodes.length"
-            )
-            page.screenshot(path=SCREENS / f"{name}_nodes2.png")
-            drawn, groups = page.evaluate(DRAWN), page.evaluate(GROUPS)
-            for i, (title, *box) in enumerate(drawn):
-                for other, *second in drawn[:i]:
-                    assert not overlaps(box, second), f"{name}: {title} and {other}"
-                assert any(inside(box, group) for group in groups), f"{name}: {title} sticks out"
-    finally:
-        page.evaluate(switch, False)
+    yield
+    page.evaluate(switch, False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_covered_in_nodes_2(page, nodes_2, name):
+    """Nodes are taller there: a badge at their foot, and "Show advanced inputs"."""
+    import comfy_browser
+
+    comfy_browser.open_template(page, name)
+    comfy_browser.fit_view(page)
+    page.wait_for_function(
+        "() => document.querySelectorAll('[data-node-id]').length === window.app.graph._nodes.length"
+    )
+    page.screenshot(path=SCREENS / f"{name}_nodes2.png")
+    drawn, groups = page.evaluate(DRAWN), page.evaluate(GROUPS)
+    for i, (title, *box) in enumerate(drawn):
+        for other, *second in drawn[:i]:
+            assert not overlaps(box, second), f"{title} and {other}"
+        assert any(inside(box, group) for group in groups), f"{title} sticks out of its group"
 
 
 def test_probe_alone_shows_its_two_sheets(page, server):
