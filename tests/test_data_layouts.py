@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import unicodedata
 import zipfile
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_files import BLUE, GREEN, RED, index, pack, picture, samples, write
+from PIL import Image
 from tbac_uniimage.training.data.layouts.findings import Reading
 from tbac_uniimage.training.data.roles import parse_columns
 
@@ -551,3 +553,123 @@ def test_webdataset_writes_what_is_read(tmp_path):
     assert found == {f"shard-{i:03}/s{i}": (f"text {i}", (i, 0, 0)) for i in range(3)} | {
         f"shard-{i:03}/e{i}": EDIT for i in range(3)
     }
+
+
+def message(*fields: tuple[int, bytes]) -> bytes:
+    """A message of protocol buffers of length-delimited fields."""
+    return b"".join(varint(number << 3 | 2) + varint(len(data)) + data for number, data in fields)
+
+
+def varint(value: int) -> bytes:
+    return bytes([value & 127 | 128]) + varint(value >> 7) if value > 127 else bytes([value])
+
+
+def tfrecord(*examples: dict[str, bytes | int]) -> bytes:
+    """A TFRecord file, without checksums that hold."""
+    records = []
+    for example in examples:
+        items = []
+        for name, value in example.items():
+            if isinstance(value, int):
+                feature = message((3, b"\x08" + varint(value)))
+            else:
+                feature = message((1, message((1, value))))
+            items.append((1, message((1, name.encode()), (2, feature))))
+        data = message((1, message(*items)))
+        records.append(len(data).to_bytes(8, "little") + bytes(4) + data + bytes(4))
+    return b"".join(records)
+
+
+def test_tfrecords_of_img2dataset(tmp_path):
+    rows = [
+        {"key": b"0", "jpg": RED_PNG, "txt": b"red", "width": 300, "url": b"http://x.org/1.jpg"},
+        {"key": b"1", "jpg": BLUE_PNG, "txt": "bleu é".encode(), "width": 24, "url": b"http://x.org/2.jpg"},
+    ]
+    whole = tfrecord(*rows)
+    beside = {"00000.parquet": parquet(url=["u", "v"], key=["0", "1"], caption=["red", "blue"])}
+    found, report = read(tmp_path / "a", {"00000.tfrecord": whole, **beside})
+    assert found == {"00000/0": ("red", RED), "00000/1": ("bleu é", BLUE)} and report.layout == "tfrecords"
+    found, report = read(tmp_path / "b", {"00000.tfrecord": whole[:-30]})
+    assert found == {"00000/0": ("red", RED)}
+    assert report.notes == ["00000.tfrecord: torn after record 1 (cut off)."]
+    edit = tfrecord({"image/source": BLUE_PNG, "image/target": RED_PNG, "instruction": b"do it"})
+    found, _ = read(tmp_path / "c", {"x.tfrecord-00000-of-00001": edit})
+    assert list(found.values()) == [EDIT]
+
+
+def mds(*samples: dict[str, bytes], encodings: dict[str, str]) -> dict[str, bytes]:
+    """A shard of MDS and its index."""
+    heads = [
+        b"".join(len(v).to_bytes(4, "little") for v in sample.values()) + b"".join(sample.values())
+        for sample in samples
+    ]
+    config = b"{}"
+    place, bounds = 4 + 4 * (len(heads) + 1) + len(config), []
+    for head in (*heads, b""):
+        bounds.append(place.to_bytes(4, "little"))
+        place += len(head)
+    raw = len(heads).to_bytes(4, "little") + b"".join(bounds) + config + b"".join(heads)
+    shard = {
+        "format": "mds",
+        "column_names": list(encodings),
+        "column_encodings": list(encodings.values()),
+        "column_sizes": [None] * len(encodings),
+        "raw_data": {"basename": "shard.00000.mds", "bytes": len(raw), "hashes": {}},
+        "samples": len(heads),
+    }
+    return {"shard.00000.mds": raw, "index.json": json.dumps({"shards": [shard], "version": 2}).encode()}
+
+
+def test_mds(tmp_path):
+    columns = {"edited_image": "png", "image": "png", "instruction": "str"}
+    rows = [{"edited_image": RED_PNG, "image": BLUE_PNG, "instruction": b"do it"}] * 2
+    files = mds(*rows, encodings=columns)
+    found, report = read(tmp_path / "a", files)
+    assert found == {"shard.00000/0": EDIT, "shard.00000/1": EDIT} and report.layout == "mds"
+    found, report = read(
+        tmp_path / "b",
+        {f"train/{n}": d for n, d in files.items()} | {f"val/{n}": d for n, d in files.items()},
+    )
+    assert list(found) == ["train/shard.00000/0", "train/shard.00000/1"] and report.left_out == {
+        "validation": 1
+    }
+    found, report = read(tmp_path / "c", files | {"shard.00000.mds": files["shard.00000.mds"][:-9]})
+    assert list(found) == ["shard.00000/0"] and "cut off" in report.notes[0]
+    with pytest.raises(ValueError, match="column image is encoded as pil, not as a picture file"):
+        read(tmp_path / "d", mds(*rows, encodings=columns | {"image": "pil"}))
+    packed = json.loads(files["index.json"])
+    packed["shards"][0]["zip_data"] = {"basename": "shard.00000.mds.zstd"}
+    with pytest.raises(
+        ValueError, match=r"has shard\.00000\.mds\.zstd .* unpack it: zstd -d --rm .*/\*\.zstd"
+    ):
+        read(tmp_path / "e", {"index.json": json.dumps(packed), "shard.00000.mds.zstd": b"x"})
+
+
+def test_mds_as_its_own_writer_writes_it(tmp_path):
+    streaming = pytest.importorskip("streaming")
+    columns = {"image": "png", "caption": "str", "score": "int"}
+    with streaming.MDSWriter(out=str(tmp_path / "d"), columns=columns) as out:
+        for i in range(3):
+            out.write({"image": Image.new("RGB", (20, 20), (i, 0, 0)), "caption": f"text {i}", "score": i})
+    found, _ = read(tmp_path, {})
+    assert list(found.values()) == [(f"text {i}", (i, 0, 0)) for i in range(3)]
+
+
+def test_lance(tmp_path):
+    lance = pytest.importorskip("lance")
+    table = pa.table({"edited_image": [RED_PNG] * 3, "image": [BLUE_PNG] * 3, "instruction": ["do it"] * 3})
+    lance.write_dataset(table, str(tmp_path / "a/d/x.lance"), max_rows_per_file=2)
+    found, report = read(tmp_path / "a", {})
+    assert found == {f"x/{i}": EDIT for i in range(3)} and report.layout == "lance"
+    lance.write_dataset(table, str(tmp_path / "b.lance"))
+    opened, _ = index(tmp_path / "b.lance", tmp_path / "out")
+    opened.check_source()
+    lance.write_dataset(table, str(tmp_path / "b.lance"), mode="append")
+    with pytest.raises(ValueError, match="has changed; index the data set again"):
+        opened.check_source()
+
+
+def test_lance_without_its_reader(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lance", None)
+    with pytest.raises(ValueError, match="is a Lance data set; install its reader: pip install pylance"):
+        read(tmp_path, {"x.lance/_versions/1.manifest": b"x"})

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .index import Entry, IndexWriter
-from .layouts import arrow, folders, lists, parquet, tars
+from .layouts import arrow, folders, lance, lists, mds, parquet, tars, tfrecords
 from .layouts.findings import (
     MAX_INPUTS,
     Finding,
@@ -37,7 +37,9 @@ from .report import Examined, Report
 from .storage import Ref, Storage
 from .texts import choose_captions
 
-LAYOUTS: dict[str, Layout] = {module.NAME: module for module in (arrow, lists, parquet, tars, folders)}
+LAYOUTS: dict[str, Layout] = {
+    module.NAME: module for module in (arrow, mds, lance, lists, parquet, tars, tfrecords, folders)
+}
 STORAGE = Storage()  # one per process
 
 

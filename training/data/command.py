@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..arguments import any_path
 
-LAYOUTS = ("datasets", "lists", "parquet", "tars", "folder")
+LAYOUTS = ("datasets", "mds", "lance", "lists", "parquet", "tars", "tfrecords", "folder")
 BUCKET_STEP = 32  # pixels, of the released model; the nano model has sizes between these
 CAPTIONS = ("last", "first", "random", "all")  # as texts.CAPTION_RULES
 

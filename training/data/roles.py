@@ -25,7 +25,8 @@ TARGET = frozenset(
 )
 PICTURE = frozenset(
     "image images img imgs picture pictures pic pics photo photos jpg jpeg jfif png webp gif bmp tif tiff "
-    "avif jp2 bytes file files filename filenames filepath path paths name names local ground fname".split()
+    "avif jp2 bytes file files filename filenames filepath path paths name names local ground fname "
+    "encoded raw data content".split()
 )
 UNUSED = frozenset("mask masks thumbnail thumbnails thumb".split())  # known, and not what is learned
 

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from indexed_gzip import IndexedGzipFile
+    from lance import LanceDataset
 
 OPEN_FILES = 64  # per process; the oldest is closed
 TABLE_CACHE = 256 * 2**20  # bytes of decoded row groups that one process keeps
 HEADER = 32 * 2**10  # bytes read at once where only the head of a picture is wanted
 GZIP_BUFFER = 2**20
+LANCE = ".lance"  # end of the folder of a Lance data set
 DEFLATED = "deflate.json"  # end of the description of an archive whose members are compressed one by one
 
 
@@ -112,7 +114,9 @@ class Storage:
         )
 
     def size(self, path: str) -> int:
-        """Bytes of a file. Raises OSError."""
+        """Bytes of a file; of a Lance data set its version. Raises OSError."""
+        if path.endswith(LANCE):
+            return self.lance(path).version
         if not is_url(path):
             return os.path.getsize(path)
         files, inner = self._filesystem(path)
@@ -170,15 +174,28 @@ class Storage:
             raise OSError(f"{url} cannot be read ({error}).") from error
 
     def _read_cell(self, ref: Ref) -> bytes:
-        """One picture of a Parquet file; see :meth:`group` for the cost."""
+        """One picture of a table; see :meth:`group` for the cost of Parquet. Lance finds a row in place."""
+        if ref.path.endswith(LANCE):
+            row = self.lance(ref.path).take([ref.row], columns=[ref.column]).column(0)[0].as_py()
+            return picture_in(row, ref)
         group, row = find_group(self.table(ref.path).metadata, ref)
         cell = self.group(ref.path, group, ref.column)[row].as_py()
         if isinstance(cell, list):
             cell = cell[ref.offset] if ref.offset < len(cell) else None
-        data = cell["bytes"] if isinstance(cell, dict) else cell
-        if not isinstance(data, bytes):
-            raise OSError(f"Row {ref.row} of {ref.path} holds no picture in column {ref.column}.")
-        return data
+        return picture_in(cell, ref)
+
+    def lance(self, path: str) -> LanceDataset:
+        """A Lance data set, kept open. Raises OSError, or ValueError if its reader is not installed."""
+        try:
+            import lance
+        except ImportError as error:
+            raise ValueError(
+                f"{path} is a Lance data set; install its reader: pip install pylance."
+            ) from error
+        try:
+            return self._handle("lance", path, lambda: lance.dataset(path))
+        except ValueError as error:
+            raise OSError(f"{path} cannot be opened ({error}).") from error
 
     def table(self, path: str) -> pq.ParquetFile:
         """A Parquet file, kept open. Raises OSError."""
@@ -305,6 +322,14 @@ def read_fully(file: BinaryIO, count: int) -> bytes:
     data = file.read(count)
     while len(data) < count and (more := file.read(count - len(data))):
         data += more
+    return data
+
+
+def picture_in(cell: Any, ref: Ref) -> bytes:
+    """The picture in a cell of a table. Raises OSError."""
+    data = cell["bytes"] if isinstance(cell, dict) else cell
+    if not isinstance(data, bytes):
+        raise OSError(f"Row {ref.row} of {ref.path} holds no picture in column {ref.column}.")
     return data
 
 
