@@ -5,11 +5,13 @@ Those that have a writer are written with it.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import sys
 import unicodedata
 import zipfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -531,6 +533,40 @@ def test_img2dataset(tmp_path):
     table = parquet(url=["u", "v"], key=["0", "1"], caption=["red", "x"], jpg=[RED_PNG, None])
     found, report = read(tmp_path / "parquet", beside | {"00000.parquet": table})
     assert found == {"00000/0": ("red", RED)} and report.refused == {"no target picture": 1}
+
+
+def img2dataset_writers():
+    """img2dataset's module of writers, without its package, which wants a downloader's dependencies."""
+    pytest.importorskip("webdataset")
+    spec = importlib.util.find_spec("img2dataset")
+    if spec is None:
+        pytest.skip("img2dataset is not installed")
+    place = Path(spec.submodule_search_locations[0]) / "writer.py"
+    spec = importlib.util.spec_from_file_location("img2dataset_writer", place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("kind", ["Files", "WebDataset", "Parquet"])
+def test_img2dataset_as_its_own_writers_write_it(tmp_path, kind):
+    writers = img2dataset_writers()
+    (tmp_path / "d").mkdir()
+    names = ("url", "caption", "key", "status", "error_message")
+    schema = pa.schema([(name, pa.string()) for name in names])
+    writer = getattr(writers, f"{kind}SampleWriter")(0, str(tmp_path / "d"), True, 5, schema, "png")
+    for i in range(3):
+        meta = {"url": f"http://x.org/{i}.png", "caption": f"text {i}", "key": f"{i:09}"}
+        status = (
+            {"status": "success", "error_message": None}
+            if i
+            else {"status": "failed", "error_message": "404"}
+        )
+        writer.write(picture((i, 0, 0)) if i else None, f"{i:09}", f"text {i}", meta | status)
+    writer.close()
+    found, report = read(tmp_path, {"00000_stats.json": json.dumps({"count": 3, "successes": 2})})
+    assert list(found.values()) == [(f"text {i}", (i, 0, 0)) for i in (1, 2)]
+    assert report.layout == {"Files": "folder", "WebDataset": "tars", "Parquet": "parquet"}[kind]
 
 
 def test_webdataset_writes_what_is_read(tmp_path):
