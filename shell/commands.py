@@ -50,10 +50,13 @@ def load_pipeline(options: argparse.Namespace) -> LadderPipeline:
     path = model_path(options)
 
     from ..core.pipeline import LadderPipeline
+    from ..core.threads import spare_threads
 
     device = options.device or best_device()
     dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
     pipeline = LadderPipeline(**vars(load(path, options, dtype=dtype, device=device)))
+    if device == "cpu":
+        spare_threads(pipeline.mllm, pipeline.connector, pipeline.transformer, pipeline.vae)
     pipeline.set_progress_bar_config(disable=None, unit="step")  # None: no bar where stderr is a file
     return pipeline
 
@@ -95,6 +98,8 @@ def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> No
     first_seed = random.randrange(RANDOM_SEEDS) if options.seed is None else options.seed
     check_folder(options.out)
     pipeline = load_pipeline(options)
+    if options.seed is None:
+        print(f"(seed {first_seed})", file=sys.stderr)
 
     import torch
 

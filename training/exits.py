@@ -6,11 +6,13 @@ The shell and training's own entry both end here, so that no command knows of an
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 DONE = 0
 LOST_PROCESS = 1  # another process of the run ended; that one has the code that tells
@@ -73,10 +75,11 @@ def run_command(command: Callable[[], None]) -> int:
         report(stop)
         return stop.code
     except (ValueError, OSError, ImportError) as error:
-        if isinstance(error, OSError) and drop_lost_streams():
-            if isinstance(error, BrokenPipeError):
-                return PIPE_CLOSED
-            report(f"The output cannot be written ({error.strerror}).")
+        if isinstance(error, BrokenPipeError) and drop_lost_streams():
+            return PIPE_CLOSED
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+            drop_lost_streams()
+            report("There is no space left for what is printed or written; free some.")
             return DISK
         sentence = about_a_path(error) or (error if raised_by_us(error) else None)
         if sentence is None:
@@ -100,21 +103,32 @@ def mend_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # `2>&-`; what is opened next must not take its place
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def drop_lost_streams() -> bool:
     """Whether an output takes nothing more; what is left for it is thrown away, or Python would complain."""
-    lost = False
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            lost = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return lost
+    lost = [stream for stream in (sys.stdout, sys.stderr) if is_lost(stream)]
+    for stream in lost:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return bool(lost)
+
+
+def is_lost(stream: TextIO) -> bool:
+    """Whether what was printed could not be written, or whoever read it has left."""
+    try:
+        stream.flush()
+        if not hasattr(select, "poll"):  # Windows
+            return False
+        poll = select.poll()  # without a buffer nothing is left to flush
+        poll.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except ValueError:  # no file, as in a test
+        return False
+    except OSError:
+        return True
 
 
 def report(error: BaseException | str, prefix: str = "tbac-uniimage: ") -> None:

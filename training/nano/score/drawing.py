@@ -85,8 +85,11 @@ def load(folder: Path, device: str) -> LadderPipeline:
     """
     from ....core.checkpoints import load_parts
     from ....core.pipeline import LadderPipeline
+    from ....core.threads import spare_threads
 
     pipeline = LadderPipeline(**vars(load_parts(folder, dtype=torch.float32, device=device)))
+    if device == "cpu":
+        spare_threads(pipeline.mllm, pipeline.connector, pipeline.transformer, pipeline.vae)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
