@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import tarfile
 import threading
-from argparse import ArgumentParser
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +19,7 @@ from hypothesis import strategies as st
 from tbac_uniimage.training.evaluation import download, fetch, hashes, sets
 from tbac_uniimage.training.evaluation.benchmark import File, Source
 from tbac_uniimage.training.evaluation.sets.geneval import GenEval
+from tbac_uniimage.training.exits import Parser
 
 LINES = "".join(
     json.dumps({"tag": tag, "include": [{"class": "cow", "count": 1}], "prompt": f"a {tag} cow"}) + "\n"
@@ -211,7 +211,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_is_there(checkout, tmp_path
 
 
 def run(*words: str) -> None:
-    parser = ArgumentParser()
+    parser = Parser()
     fetch.add_arguments(parser)
     fetch.run(parser.parse_args(words))
 
@@ -247,7 +247,7 @@ def test_the_command_refuses_in_one_sentence(checkout, tmp_path, known):
         run("geneval", "--sets", cache)  # pytest's input is no terminal
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be written to .*--sets"):
-        run("geneval", "--from", str(checkout), "--sets", str(tmp_path / "file" / "cache"))
+        fetch.fetch(made_up(pinned()), tmp_path / "file" / "cache", [checkout])
     assert not (tmp_path / "cache").exists()
 
 
