@@ -95,6 +95,14 @@ def test_another_size_is_told_to_all_that_draw(tmp_path):
         load_stage_recipe(make.RECIPES / "a_autoencoder.yaml", ["size=96"])
 
 
+def test_a_trained_model_gives_all_but_the_autoencoder(tmp_path):
+    model, runs = tmp_path / "trained", tmp_path / "runs"
+    to_do = {step.name: step.command for step in make.steps(runs, runs / "model", make.FULL, 2, 128, model)}
+    assert list(to_do) == ["drawings", "a_autoencoder", "base", "data", "index", *make.LADDER, "publish"]
+    assert to_do["base"][-4:] == ["--autoencoder", str(runs / "autoencoder"), "--model", str(model)]
+    assert to_do["publish"][-3:] == [str(runs / "stage3"), str(model / "judge"), str(runs / "model")]
+
+
 @pytest.mark.parametrize("processes, micro", [(1, 24), (2, 24), (4, 12), (48, 1)])
 def test_a_step_is_shared_out_to_the_processes(tmp_path, processes, micro):
     command = commands(tmp_path, make.FULL, processes)["1_text_to_image"]

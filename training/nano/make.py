@@ -4,7 +4,8 @@ Drawings, base models, composed data, the ladder's three stages, the score's jud
 `assets/nano`. What is finished is skipped and what was interrupted goes on, so the command can be given again
 after any stop. On two CPU cores it takes most of a day.
 
-`--size 128` makes one of twice the size: its autoencoder compresses 16 times instead of 8.
+`--size 128` makes one of twice the size: its autoencoder compresses 16 times instead of 8. With `--model
+assets/nano` it keeps that model's language model and judge, and its ladder goes on from there.
 
 `--trial` takes a few steps of every stage on a few pictures and writes below `runs/nano-trial`: it shows in a
 minute or two that everything works, and its model draws nothing.
@@ -159,7 +160,9 @@ def ladder_stage(name: str, runs: Path, size: Size, processes: int, pixels: int)
     return Step(name, command)
 
 
-def steps(runs: Path, target: Path, size: Size, processes: int, pixels: int = SIZE) -> list[Step]:
+def steps(
+    runs: Path, target: Path, size: Size, processes: int, pixels: int = SIZE, model: Path | None = None
+) -> list[Step]:
     """All steps in order.
 
     Args:
@@ -168,21 +171,24 @@ def steps(runs: Path, target: Path, size: Size, processes: int, pixels: int = SI
         size: how much is composed and learned.
         processes: of the ladder's stages.
         pixels: side of the pictures.
+        model: a trained model whose language model, ladder and judge are taken instead of making them anew.
     """
-    made = {"autoencoder": "autoencoder", "language": "answers", "tokenizer": "tokenizer"}
-    options = (word for name, folder in made.items() for word in (f"--{name}", runs / folder))
+    made = {"autoencoder": runs / "autoencoder"}
+    made |= {"model": model} if model else {"language": runs / "answers", "tokenizer": runs / "tokenizer"}
+    options = (word for name, folder in made.items() for word in (f"--{name}", folder))
     counts = [word for name, count in size.counts.items() for word in (f"--{name}", count)]
     sets = [str(runs / "data" / name) for name in size.counts]
     index = [str(SHELL), "data", "index", *sets, "-o", str(runs / "index")]
-    judge = runs / "judge"
+    judge = (model or runs) / "judge"
+    train_judge = Step("judge", module("nano.judge.train", judge, "--minutes", size.judge_minutes))
     return [
         Step("drawings", module("nano.domain.art")),
-        *(base_stage(name, runs, size, pixels) for name in BASE),
+        *(base_stage(name, runs, size, pixels) for name in (BASE[:1] if model else BASE)),
         Step("base", module("nano.base.assemble", runs / "base", *options), (runs / "base").exists),
         Step("data", module("nano.compose", runs / "data", "--size", pixels, *counts)),
         Step("index", index, lambda: all((runs / "index" / name).exists() for name in size.counts)),
         *(ladder_stage(name, runs, size, processes, pixels) for name in LADDER),
-        Step("judge", module("nano.judge.train", judge, "--minutes", size.judge_minutes)),
+        *([] if model else [train_judge]),
         Step("publish", module("nano.publish", runs / "stage3", judge, target)),
     ]
 
@@ -207,6 +213,7 @@ def main() -> None:
     add = parser.add_argument
     add("--processes", type=int, default=2, help="of the ladder's stages (default: %(default)s)")
     add("--size", type=int, choices=SIZES, default=SIZE, help="of pictures (default: %(default)s pixels)")
+    add("--model", type=Path, help="train a new autoencoder and the ladder of this trained model only")
     add("--trial", action="store_true", help="a few steps of everything, to see that it works")
     add("--runs", type=Path, help=f"where everything is made (default: {RUNS}, of a trial {RUNS}-trial)")
     add("--target", type=Path, help="folder of the model (default: assets/nano, of a trial RUNS/model)")
@@ -215,7 +222,8 @@ def main() -> None:
     target = options.target or (runs / "model" if options.trial else ROOT / "assets" / "nano")
     try:
         size = TRIAL if options.trial else FULL
-        to_do = steps(runs, target.absolute(), size, options.processes, options.size)
+        model = options.model and options.model.absolute()
+        to_do = steps(runs, target.absolute(), size, options.processes, options.size, model)
     except ValueError as error:
         sys.exit(str(error))
     sys.exit(run_steps(to_do))
