@@ -100,6 +100,16 @@ EDITS = {
             source_img=[BLUE_PNG], mask_img=[GREEN_PNG], instruction=["do it"], target_img=[RED_PNG]
         )
     },
+    "ultraedit": {
+        "x.parquet": parquet(
+            source_image=[BLUE_PNG],
+            edited_image=[RED_PNG],
+            mask_image=[GREEN_PNG],
+            source_caption=["a"],
+            target_caption=["b"],
+            edit_prompt=["do it"],
+        )
+    },
     "hq-edit": {
         "x.parquet": parquet(
             input=["a"], input_image=[BLUE_PNG], edit=["do it"], output=["b"], output_image=[RED_PNG]
@@ -223,6 +233,15 @@ CAPTIONED = {
     "list beside a zip": {
         "x.zip": packed_zip({"a/1.png": RED_PNG}, zipfile.ZIP_DEFLATED),
         "m.jsonl": lines({"file_name": "a/1.png", "text": "red"}),
+    },
+    "karpathy": {
+        "dataset_flickr30k.json": json.dumps(
+            {
+                "images": [{"filename": "1.png", "split": "train", "sentences": [{"raw": "red"}]}],
+                "dataset": "f",
+            }
+        ),
+        "images/1.png": RED_PNG,
     },
     "split zip": {
         f"x.zip.{part + 1:03}": packed_zip({"1.png": RED_PNG, "1.txt": b"red"})[part * 150 : (part + 1) * 150]
@@ -384,6 +403,17 @@ def test_what_is_unclear_is_an_error(tmp_path, layout):
     ("files", "columns"),
     [
         (X2EDIT, ["input=.1.png", "target=.2.png"]),
+        (
+            {
+                "x.parquet": parquet(
+                    image_file=[BLUE_PNG],
+                    edited_file=[RED_PNG],
+                    visual_input=pa.array([None], pa.binary()),
+                    edit_instruction=["do it"],
+                )
+            },
+            ["target=edited_file", "input=image_file,visual_input", "text=edit_instruction"],
+        ),
         (X2EDIT, ["input=.1.png", "target=.2.png", "text=instruction"]),
         (
             {"x.parquet": parquet(a=[RED_PNG], b=[BLUE_PNG], words=["do it"])},
@@ -412,6 +442,22 @@ def test_columns_that_are_named(tmp_path, files, columns):
     assert list(found.values()) == [EDIT]
     kept = json.loads((tmp_path / "out/set/manifest.json").read_text())["given"]["columns"]
     assert sorted(kept) == sorted(columns)
+
+
+def test_a_list_whose_pictures_lie_elsewhere(tmp_path):
+    turns = [{"from": "human", "value": "Describe it.\n<image>"}, {"from": "gpt", "value": "red"}]
+    files = {"llava.json": json.dumps([{"image": "00000/1.png", "conversations": turns}])}
+    write(tmp_path / "pictures", {"00000/1.png": RED_PNG})
+    path = write(tmp_path / "d", files) / "llava.json"
+    found, _ = index(path, tmp_path / "out", images=str(tmp_path / "pictures"))
+    assert list(samples(found).values()) == [("red", RED)]
+
+
+def test_diffusiondb(tmp_path):
+    records = {"1.png": {"p": "red", "se": 3}}
+    files = {"part-000001/1.png": RED_PNG, "part-000001/part-000001.json": json.dumps(records)}
+    found, _ = read(tmp_path, files, "text=p")
+    assert list(found.values()) == [("red", RED)]
 
 
 @pytest.mark.parametrize("words", ["a=b", "target", "target=", "target=a,b", "input=a,,b"])

@@ -14,6 +14,7 @@ DOCUMENTS = [
         "CHANGELOG.md",
         "docs/architecture.md",
         "docs/training.md",
+        "docs/data.md",
         "docs/evaluation.md",
     )
 ]
