@@ -114,6 +114,12 @@ def checkouts(folder: Path) -> Path:
             "Benchmark/singleturn/animal/b.png": picture((30, 30, 200), (50, 70)),
         },
     )
+    asked = {
+        "vqa_list": [["Is there a cow?", "Yes"], ["How many cows?", "two"]],
+        "skills": ["object", "count"],
+    }
+    prompt = {"prompt": "two cows", "atom_count": 3} | asked
+    write(folder / "GenEval2", {"geneval2_data.jsonl": lines([prompt])})
     return folder
 
 

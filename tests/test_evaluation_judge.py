@@ -7,15 +7,18 @@ import io
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 from evaluation_sets import DPG, EDITS, fetched
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scripted_judge import USAGE, by_part, serving
 from tbac_uniimage.shell.main import main
 from tbac_uniimage.training.evaluation import fetch, folders, sets
-from tbac_uniimage.training.evaluation.judges import asking, chat
+from tbac_uniimage.training.evaluation.judges import answers, asking, chat
 from training_runs import finish, free_port, start, wait_until
 
 GOOD = "Reasoning: fine.\nPrompt Following: 4\nVisual Quality: 3\nDetail: 2"
@@ -24,13 +27,13 @@ KEY = "sk-very-secret-1234"
 
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory) -> Path:
-    return fetched(tmp_path_factory.mktemp("made-up"), "geneval", "dpg", "tiif", "imgedit")
+    return fetched(tmp_path_factory.mktemp("made-up"), "geneval", "dpg", "tiif", "imgedit", "geneval2")
 
 
 @pytest.fixture
 def out(made_up, tmp_path) -> Path:
     """Pictures of every set, all of one colour each."""
-    for name in ("geneval", "dpg", "tiif", "imgedit"):
+    for name in ("geneval", "dpg", "tiif", "imgedit", "geneval2"):
         benchmark = sets.find(name)
         checkout = fetch.load(benchmark, made_up)
         for number, item in enumerate(benchmark.items(checkout)):
@@ -156,10 +159,17 @@ def test_tiles_are_asked_one_by_one_and_calls_are_in_flight_together(made_up, ou
             (50 * tile, 0, 0), (tile % 2 * 32, tile // 2 * 32, tile % 2 * 32 + 32, tile // 2 * 32 + 32)
         )
     sheet.save(out / "dpg" / "pictures" / "gamma.png")
-    with serving(lambda *_: "Yes.") as (url, judge):
+    together = threading.Barrier(3)
+
+    def say(*_) -> str:
+        if 2 <= len(judge.bodies) <= 4:  # the first is asked alone
+            together.wait(30)
+        return "Yes."
+
+    with serving(say) as (url, judge):
         assert main(command(made_up, out, "dpg", url, "--in-flight", "3")) == 0
     assert len(judge.bodies) == 4 * sum(len(questions) for _, questions in DPG.values())
-    assert judge.most <= 3 and judge.bodies[0]["temperature"] == 0.0
+    assert judge.most == 3 and judge.bodies[0]["temperature"] == 0.0
     seen = set()
     for body in judge.bodies:
         shown, text = body["messages"][0]["content"]
@@ -184,7 +194,7 @@ def test_the_key_is_sent_and_seen_nowhere_else(made_up, out, capsys, monkeypatch
         assert main(command(made_up, out, "imgedit", url)) == 0
         assert judge.keys == {f"Bearer {KEY}"}
         judge.say = lambda *_: 401
-        assert "The judge refuses calls (HTTP 401" in sentence(capsys, command(made_up, out, "tiif", url))
+        assert "The judge cannot be asked (HTTP 401" in sentence(capsys, command(made_up, out, "tiif", url))
     assert not (out / "tiif" / "owl").exists()
     written = b"".join(path.read_bytes() for path in out.rglob("*.json*"))
     said = capsys.readouterr()
@@ -272,25 +282,72 @@ def test_a_full_disk_leaves_whole_lines(made_up, out, capsys, monkeypatch):
 
 
 def test_killed_while_judging_and_resumed_to_the_same_bytes(made_up, out):
-    answers, log = out / "dpg" / "owl" / "answers.jsonl", out / "log"
+    file, log = out / "dpg" / "owl" / "answers.jsonl", out / "log"
     with serving(lambda *_: "Yes.") as (url, judge):
         argv = command(made_up, out, "dpg", url)
         assert main(argv) == 0
-        whole = {path.name: path.read_bytes() for path in answers.parent.iterdir()}
-        for path in answers.parent.iterdir():
+        whole = {path.name: path.read_bytes() for path in file.parent.iterdir()}
+        for path in file.parent.iterdir():
             path.unlink()
         judge.say = lambda *_: "Yes." if len(judge.bodies) < 28 + 9 else "slow"
         [process] = processes = start(argv, log, module="shell.main")
-        wait_until(lambda: answers.exists() and answers.read_bytes().count(b"\n") >= 8, processes, log)
+        wait_until(lambda: file.exists() and file.read_bytes().count(b"\n") >= 8, processes, log)
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        with answers.open("ab") as file:
-            file.write(whole[answers.name][:40])  # a line that the kill tore
+        with file.open("ab") as opened_file:
+            opened_file.write(whole[file.name][:40])  # a line that the kill tore
         before = len(judge.bodies)
         judge.say = lambda *_: "Yes."
         assert finish(start(argv, log, module="shell.main")) == [0], log.read_text()
         assert len(judge.bodies) - before <= 20
-    assert {path.name: path.read_bytes() for path in answers.parent.iterdir()} == whole
+    assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == whole
+
+
+def test_a_verdict_may_be_a_probability(made_up, out, capsys):
+    def say(text: str, number: int) -> dict[str, float]:
+        return (
+            {"two": 0.5, "2": 0.25, "Two": 0.05, "three": 0.2}
+            if "How many" in text
+            else {"Yes": 0.9, "no": 0.1}
+        )
+
+    with serving(say) as (url, judge):
+        assert main(command(made_up, out, "geneval2", url)) == 0
+        body = judge.bodies[0]
+        assert (body["logprobs"], body["top_logprobs"], body["max_tokens"]) == (True, 20, 1)
+        found = {line["request"]: line["verdict"] for line in lines(out, "geneval2")}
+        assert found == {"0000/0": pytest.approx(0.9), "0000/1": pytest.approx(0.8)}
+        assert main(["evaluate", "score", "geneval2", "--out", str(out), "--sets", str(made_up)]) == 0
+        assert "overall (GM)  84.85" in capsys.readouterr().out
+        (out / "geneval2" / "owl" / "answers.jsonl").unlink()
+        judge.say = lambda *_: "Yes"  # without probabilities
+        assert "it gives no probabilities" in sentence(capsys, command(made_up, out, "geneval2", url))
+
+
+@settings(max_examples=40)
+@given(cut=st.integers(0, 1000), texts=st.lists(st.text(), max_size=5))
+def test_a_file_cut_anywhere_keeps_its_whole_lines(cut, texts, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cut") / "answers.jsonl"
+
+    def append(first: int) -> None:
+        file = answers.AnswerFile(path, {"judge": "owl"})
+        for number, text in list(enumerate(texts))[first:]:
+            file.append({"request": str(number), "item": str(number), "text": text})
+        file.close()
+
+    append(0)
+    whole = path.read_bytes() if texts else b""
+    path.write_bytes(whole[:cut])
+    kept = whole[:cut].count(b"\n")
+    assert {key: said[0]["text"] for key, said in answers.read_lines(path).items()} == {
+        str(number): text for number, text in enumerate(texts[:kept])
+    }
+    append(kept)
+    if kept < len(texts):
+        assert path.read_bytes() == whole
+        assert {key: answer.text for key, answer in folders.read_answers(path).items()} == {
+            str(number): text for number, text in enumerate(texts)
+        }
 
 
 def test_probabilities_of_spellings_are_added_once():

@@ -139,7 +139,8 @@ def run(options: argparse.Namespace) -> None:
     state = PartialState(cpu=on_cpu, timeout=engine.PATIENCE)
     if on_cpu:
         torch.set_num_threads(1)  # sums over another number of threads round otherwise
-    device = options.device or str(state.device)
+    own = options.device in (None, state.device.type)  # of several of a kind, each process has its own
+    device = str(state.device) if own else options.device
     dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
     way = way_of(options)
     try:
@@ -309,14 +310,16 @@ def begin(job: Job, settings: dict[str, Any], model: Path) -> None:
         job.folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(job.folder / PARTIALS, ignore_errors=True)
     manifest = {"title": job.benchmark.title, "model": model.resolve().name, "settings": settings}
-    files = {folders.MANIFEST: (json.dumps(manifest, indent=1) + "\n").encode()}
+    write_whole(
+        job.folder / folders.MANIFEST,
+        (json.dumps(manifest, indent=1) + "\n").encode(),
+        job.folder / PARTIALS,
+    )
     for item in job.items:
-        for path, content in job.benchmark.companions(item).items():
-            files[f"{folders.PICTURES}/{path}"] = content
-    for name, content in files.items():
-        path = job.folder / name
-        if not path.exists() or path.read_bytes() != content:
-            write_whole(path, content, job.folder / PARTIALS)
+        for name, content in job.benchmark.companions(item).items():
+            path = job.pictures / name
+            if not path.exists() or path.read_bytes() != content:
+                write_whole(path, content, job.folder / PARTIALS)
 
 
 def draw_together(

@@ -72,14 +72,20 @@ def read_answers(path: Path) -> dict[str, Answer]:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str, bool]]:
-    """Number, text and whether it is the last, of every line that is not blank. Raises ValueError."""
+    """Number, text and whether it is the last, of every line that is not blank. Raises ValueError.
+
+    A line ends with a line feed and nothing else: answers may hold other separators. A last line without one is
+    torn, perhaps within a letter.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = path.read_bytes().split(b"\n")
+        for number, line in enumerate(lines, 1):
+            torn = number == len(lines)
+            if line.strip():
+                text = line.decode("utf-8", "replace" if torn else "strict")
+                yield number, text + ("" if torn else "\n"), not any(map(bytes.strip, lines[number:]))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read ({error}).") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield number, line, number == len(lines)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

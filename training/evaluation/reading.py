@@ -46,7 +46,7 @@ def json_of(path: Path) -> Any:
 def lines_of(path: Path) -> list[dict[str, Any]]:
     """Objects of a file with one JSON object a line. Raises ValueError."""
     return parsed(
-        path, "JSON lines", lambda text: [json.loads(line) for line in text.splitlines() if line.strip()]
+        path, "JSON lines", lambda text: [json.loads(line) for line in text.split("\n") if line.strip()]
     )
 
 

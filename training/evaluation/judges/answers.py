@@ -41,7 +41,7 @@ class AnswerFile:
 
     Args:
         path: of the file, whose folder is made when the first line is written.
-        about: ``judge.json``, written before it.
+        about: ``judge.json``, written before it. Of a part of a set it holds less than of the whole.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
@@ -69,7 +69,7 @@ class AnswerFile:
             return
         about = (json.dumps(self.about, indent=1, ensure_ascii=False) + "\n").encode()
         record = self.path.with_name(folders.JUDGE)
-        if not record.exists():
+        if not record.exists() or record.read_bytes() != about:
             write_whole(record, about, self.path.parent / ".partial")
             with writing(self.path):
                 (self.path.parent / ".partial").rmdir()

@@ -124,7 +124,7 @@ async def ask(
             reply = await chat.call(client, asking.judge, request, shown)
         except chat.Refused as error:
             raise ValueError(
-                f"The judge refuses calls ({error}); check --url, --judge and the key."
+                f"The judge cannot be asked ({error}); check --url, --judge and the key."
             ) from None
         check_model(reply, lines)
         asking.silence = 0 if reply.reached else asking.silence + 1

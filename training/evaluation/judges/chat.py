@@ -21,7 +21,7 @@ HIDDEN = "***"
 
 
 class Refused(ValueError):
-    """The judge takes no calls from us: key, address or name are wrong."""
+    """The judge is of no use to us: key, address or name are wrong, or it lacks what is asked for."""
 
 
 @dataclass(frozen=True)
@@ -153,19 +153,20 @@ async def call(client: AsyncOpenAI, judge: Judge, request: Request, shown: Seque
 
 
 def read(client: AsyncOpenAI, response: Any, request: Request) -> Reply:
-    """The reply in a response, which may be anything that a server took for one."""
+    """The reply in a response, which may be anything that a server took for one. Raises Refused."""
     try:
         choice = response.choices[0]
         text = choice.message.content
         usage = response.usage.model_dump(exclude_none=True) if response.usage else None
         reply = {"model": response.model, "usage": usage}
         if request.choices:
+            if not (choice.logprobs and choice.logprobs.content):
+                raise Refused("it gives no probabilities of tokens, which vLLM and OpenAI do")
             likeliest = choice.logprobs.content[0].top_logprobs
             found = probability({token.token: token.logprob for token in likeliest}, request.choices)
             return Reply(text=hidden(client, text or ""), verdict=found, **reply)
     except (AttributeError, IndexError, TypeError):
-        lacks = "no probabilities of tokens" if request.choices else "no chat completion"
-        return Reply(error=lacks)
+        return Reply(error="no chat completion")
     if not isinstance(text, str):
         return Reply(error=f"no text ({choice.finish_reason})", **reply)
     return Reply(text=hidden(client, text), **reply)
