@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from conftest import ROOT
 from evaluation_sets import checkouts
 from scripted_judge import serving
 from tbac_uniimage.shell.main import main
 
 
+@pytest.mark.slow
 def test_from_nothing_to_a_table(tmp_path, capsys):
     def verb(name: str, *arguments: str) -> str:
         capsys.readouterr()

@@ -74,8 +74,8 @@ def read_answers(path: Path) -> dict[str, Answer]:
 def lines_of(path: Path) -> Iterator[tuple[int, str, bool]]:
     """Number, text and whether it is the last, of every line that is not blank. Raises ValueError.
 
-    A line ends with a line feed and nothing else: answers may hold other separators. A last line without one is
-    torn, perhaps within a letter.
+    A line ends with a line feed and nothing else: answers may hold other separators. A last line without one
+    is torn, perhaps within a letter.
     """
     try:
         lines = path.read_bytes().split(b"\n")
