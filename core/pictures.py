@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,6 +52,12 @@ def read_picture(path: str | Path) -> Image.Image:
         ) from error
     except OSError as error:
         raise ValueError(refusal(path, error)) from error
+
+
+def picture_of(data: bytes) -> Image.Image:
+    """A picture file's content as upright sRGB on white. Raises BadPicture."""
+    with open_picture(BytesIO(data)) as image:
+        return to_rgb(image)
 
 
 def open_picture(file: BinaryIO) -> Image.Image:

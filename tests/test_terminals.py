@@ -157,3 +157,19 @@ def test_no_terminal_means_no_bar(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(b"\\u56fe/0001.png\n") and (tmp_path / "图" / "0001.png").is_file()
     assert done.stderr.startswith(b"(seed ") and done.stderr.count(b"\n") == 1 and b"%" not in done.stderr
+
+
+def test_bars_are_rare_in_a_log():
+    code = """
+import time
+from tbac_uniimage.training.report import progress
+bar = progress.progress_bar(total=2000, unit="step")
+for _ in range(2000):
+    bar.update()
+bar.close()
+progress.progress_bar(False, total=9).close()
+"""
+    done = python(code, capture_output=True, text=True)
+    lines = [line for line in done.stderr.replace("\r", "\n").split("\n") if line]
+    assert done.returncode == 0 and len(lines) == 2
+    assert "0/2000" in lines[0] and "2000/2000" in lines[1]

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import BinaryIO
 
 import numpy as np
@@ -15,15 +16,19 @@ from ...core.pictures import open_picture
 from ...core.rgb import BadPicture, conversions, load, orientation, to_rgb
 
 MIN_SIDE = 16  # pixels
-# How names of pictures end; what is in them, their first bytes say.
+# How names of pictures end, by the module that Pillow needs for them; what is in them, their first bytes say.
+BY_PLUGIN = {"pillow_heif": (".heic", ".heif", ".hif"), "pillow_jxl": (".jxl",)}
+INSTALLED = {module for module in BY_PLUGIN if find_spec(module)}
 SUFFIXES = (
-    ".jpg", ".jpeg", ".jfif", ".jpe", ".pjpeg", ".pjp", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif",
-    ".tiff", ".avif", ".jp2", ".j2k",
+    ".jpg", ".jpeg", ".jfif", ".jpe", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib",
+    ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pnm",
+    *(suffix for module in BY_PLUGIN if module in INSTALLED for suffix in BY_PLUGIN[module]),
 )  # fmt: skip
 # pictures too, and nothing here reads them
 UNREADABLE = (
-    ".heic", ".heif", ".hif", ".jxl", ".svg", ".psd", ".exr", ".hdr", ".ico", ".tga", ".ppm", ".pgm", ".pnm",
-    ".eps", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".apng",
+    ".svg", ".psd", ".exr", ".hdr", ".ico", ".tga", ".eps", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf",
+    ".rw2", ".raf",
+    *(suffix for module in BY_PLUGIN if module not in INSTALLED for suffix in BY_PLUGIN[module]),
 )  # fmt: skip
 
 

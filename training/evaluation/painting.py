@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from io import BytesIO
 from math import isqrt
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ...core.editing import drawing_size
+from ...core.pictures import picture_of
 from .benchmark import Item
 
 if TYPE_CHECKING:
@@ -95,11 +95,10 @@ def size_of(pipeline: LadderPipeline, source: Image.Image | None, way: Way) -> t
 
 
 def source_of(item: Item) -> Image.Image:
-    """The picture to edit as RGB, turned as its camera meant it. Raises ValueError."""
+    """The picture to edit, as everything else reads it. Raises ValueError."""
     try:
-        with Image.open(BytesIO(item.source())) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return picture_of(item.source())
+    except (OSError, ValueError) as error:
         raise ValueError(f"The source of {item.key} is no readable picture ({error}).") from error
 
 

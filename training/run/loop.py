@@ -27,6 +27,7 @@ from ..data.samples import MicroBatches, TrainBatch
 from ..exits import BAD_DATA, INTERRUPTED, UNSTABLE, Stop
 from ..recipe.recipe import Recipe
 from ..report.log import RunLog
+from ..report.progress import progress_bar
 from ..report.throughput import Throughput
 from ..step import optimizer
 from ..step.ema import AveragedWeights
@@ -144,12 +145,12 @@ class Trainer:
         self.batches = loader(self.dataset, rank, world, self.done, self.steps, workers=settings.data.workers)
         self.throughput = Throughput(self.parts, self.accelerator.device, world)
         previous = {s: signal.signal(s, self.ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
-        bar = tqdm(
+        bar = progress_bar(
             total=self.steps,
             initial=self.done,
             desc=settings.stage,
             unit="step",
-            disable=not self.accelerator.is_main_process,
+            shown=self.accelerator.is_main_process,
         )
         try:
             while self.done < self.steps:

@@ -22,6 +22,7 @@ from ..recipe.recipe import Recipe
 from ..recipe.settings import ValidationSettings
 from ..report.drawn_text import wrap
 from ..report.log import RunLog, full_disk_stops
+from ..report.progress import progress_bar
 from ..step.ema import AveragedWeights
 from ..step.trainee import LadderTrainee
 from . import engine
@@ -221,12 +222,12 @@ class Validator:
 
     def draw(self, step: int, log: RunLog) -> None:
         """Pictures of the fixed prompts and edits, by all processes alike; the first writes them."""
-        bar = tqdm(
+        bar = progress_bar(
             total=len(self.requests),
             desc="samples",
             unit="picture",
             leave=False,
-            disable=not self.accelerator.is_main_process,
+            shown=self.accelerator.is_main_process,
         )
 
         def draw() -> list[Image.Image]:

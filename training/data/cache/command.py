@@ -131,6 +131,7 @@ def fill(
     import torch
     from tqdm import tqdm
 
+    from ...report.progress import progress_bar
     from ..loading import read_ahead
     from .filling import Computer, Work
 
@@ -142,7 +143,7 @@ def fill(
     bf16 = recipe.train.precision == "bf16"
     autocast = torch.autocast(parts.vae.device.type, torch.bfloat16, enabled=bf16)
     with (
-        tqdm(total=work.count(mine), unit="sample", desc="cache", disable=rank > 0) as bar,
+        progress_bar(rank == 0, total=work.count(mine), unit="sample", desc="cache") as bar,
         closing(read_ahead(work, mine, recipe.data.workers)) as chunks,
     ):
         for items in chunks:
