@@ -38,7 +38,7 @@ READY = (
     "() => window.app?.extensionManager && window.LiteGraph?.registered_node_types['TBACUniImageLoadModel']"
 )
 SHOWING = ("SaveImage", "PreviewImage", "TBACUniImageProbe", "TBACUniImageRungGains")
-LIMIT_MS = 60_000
+LIMIT_MS = 180_000  # a busy machine
 # around the button, on newer pages the button itself
 RUN_BUTTON = '[data-testid="queue-button"] button:visible, button[data-testid="queue-button"]:visible'
 
