@@ -40,7 +40,7 @@ test-all: lint
 	$(PYTEST)
 
 test-newest: setup
-	OMP_NUM_THREADS=1 $(RUN) scripts/test_newest.py -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) scripts/run_on_tree.py -n auto --maxprocesses 4 --dist loadfile
 
 newest: setup
 	$(RUN) scripts/newest.py
@@ -56,4 +56,4 @@ score: setup
 	.venv/bin/tbac-uniimage score
 
 clean:
-	rm -rf .venv .cache/versions .cache/comfyui .cache/mounted .cache/demo out build *.egg-info
+	rm -rf .venv .cache/versions .cache/newest .cache/frontend .cache/comfyui .cache/mounted .cache/demo out build *.egg-info
