@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import statistics
 
 import pytest
 from hypothesis import given, settings
@@ -32,7 +33,7 @@ def grown(count: int = 1000, **changes) -> GradientMonitor:
     return monitor
 
 
-@pytest.mark.parametrize("sigma", [0.02, 0.3, 0.6])
+@pytest.mark.parametrize("sigma", [0.02, 0.3, 0.6, 0.8])
 def test_quiet_norms_hardly_ever_trip(sigma: float) -> None:
     monitor = GradientMonitor(MonitorSettings())
     decisions = feed(monitor, norms(50_000, sigma=sigma))
@@ -109,6 +110,78 @@ def natural(shape: str) -> list[float]:
 @pytest.mark.parametrize("shape", ["fall", "rise", "zero start", "warm-up", "rise and fall"])
 def test_the_natural_beginning_never_trips(shape: str) -> None:
     assert set(feed(GradientMonitor(MonitorSettings()), natural(shape))) == {ACCEPT}
+
+
+def falling(decay: float) -> list[float]:
+    """Norms that fall from 1,000 to 0.7, to a ``decay``-th in every step, then stay."""
+    return [max(1000.0 * decay**-i, 0.7) for i in range(400)]
+
+
+@pytest.mark.parametrize("decay", [1.03, 1.1, 1.3, 2.0, 5.0])
+def test_after_a_fall_the_threshold_is_that_of_what_is_left(decay: float) -> None:
+    values = falling(decay)
+    monitor = GradientMonitor(MonitorSettings())
+    arrived = max(values.index(0.7) + HANDFUL - 1, HANDFUL)
+    for step, norm in enumerate(values):
+        assert monitor.decide(norm, True, step) is ACCEPT
+        if step >= arrived:
+            times = 20 if step >= arrived + 10 else 100  # the latest steps of a steep fall are scatter
+            assert monitor.threshold <= times * 0.7 * (1 + 1e-9)
+        if step >= HANDFUL:  # two more than the latest may be of a higher level
+            assert monitor.threshold <= 100 * norm * decay**2 * (1 + 1e-9)
+    assert monitor.decide(1000.0, True, 400) is SKIP
+    assert monitor.decide(0.7, True, 401) is ACCEPT
+
+
+def test_while_young_the_threshold_is_twenty_times_the_median_of_five() -> None:
+    monitor = GradientMonitor(MonitorSettings())
+    feed(monitor, [9.0, 8.0, 7.0, 6.0])
+    assert monitor.threshold == math.inf
+    feed(monitor, [5.0])
+    assert monitor.threshold == pytest.approx(20 * 7.0)
+    feed(monitor, [4.0, 3.0])
+    assert monitor.threshold == pytest.approx(20 * 5.0)
+
+
+@pytest.mark.parametrize("high, times", [(1.5, 20.0), (1.7, 28.155), (2.0, 78.257), (4.0, 100.0)])
+def test_scattered_norms_have_more_room(high: float, times: float) -> None:
+    monitor = GradientMonitor(MonitorSettings())
+    feed(monitor, [1.0, high, 1.0] * 8 + [1.0])
+    # two of three neighbours differ by log high: 6 deviations are high ** (6 * 1.4826 / sqrt(2))
+    assert monitor.threshold == pytest.approx(times, rel=1e-4)
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.floats(1e-6, 1e6), min_size=HANDFUL, max_size=150),
+    st.sampled_from([2, 10, 100]),
+)
+def test_a_hundred_times_the_usual_norm_is_refused_from_the_sixth_step_on(
+    values: list[float], young: int
+) -> None:
+    monitor = GradientMonitor(MonitorSettings(young=young, trips=10**6))
+    accepted = []
+    for step, norm in enumerate(values):
+        if monitor.decide(norm, True, step) is ACCEPT:
+            accepted.append(norm)
+        if len(accepted) >= HANDFUL:
+            usual = statistics.median(accepted[-HANDFUL:])
+            assert monitor.threshold <= 100 * usual * (1 + 1e-9)
+            spike = GradientMonitor(monitor.settings)
+            spike.load_state_dict(monitor.state_dict())
+            assert spike.decide(101 * usual, True, step + 1) is SKIP
+
+
+def test_checkpoints_from_before_the_bound_are_gone_on_from() -> None:
+    for seen in (50, 300):
+        before = GradientMonitor(MonitorSettings())
+        feed(before, norms(seen))
+        state = before.state_dict()
+        del state["statistics"]["recent"]
+        monitor = GradientMonitor(MonitorSettings())
+        monitor.load_state_dict(state)
+        assert set(feed(monitor, norms(200, seed=1), seen)) == {ACCEPT}
+        assert monitor.decide(101.0, True, 600) is SKIP
 
 
 def test_new_level_while_young_is_accepted_after_a_while() -> None:

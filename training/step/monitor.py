@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
-HANDFUL = 5  # accepted norms without which nothing can be called unusual
-YOUNG_FACTOR = 20.0  # times the median: what trips while the statistics are young
+HANDFUL = 5  # the latest accepted norms: their median is the usual one; with fewer, nothing is unusual
+SCATTER = 25  # the latest accepted norms that say how much norms scatter from step to step
+NEAREST, FARTHEST = 20.0, 100.0  # times the usual norm: what trips at the latest, by how much norms scatter
 NORMAL = 1.4826  # times the median absolute deviation: the standard deviation of a normal distribution
 
 
@@ -72,12 +74,14 @@ class Statistics:
         mean: exponentially weighted mean, bias-corrected.
         variance: exponentially weighted variance, bias-corrected.
         early: while young, all values so far; empty afterwards.
+        recent: the latest :data:`SCATTER` values; none in what was saved before there was a bound.
     """
 
     count: int
     mean: float
     variance: float
     early: list[float]
+    recent: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -114,18 +118,20 @@ class GradientMonitor:
     """Decides about one optimizer step after another.
 
     A step trips if it is not finite, or if its norm is above ``exp(mean + deviations * max(sigma, floor))``,
-    where mean and sigma are those of the log-norms of accepted steps. The test comes before the update, and a
-    step that trips leaves no trace in the statistics. The norm may fall freely; a fall enters as at most the
-    same distance below the mean, so that one tiny norm does not widen sigma.
+    where mean and sigma are those of the log-norms of accepted steps, or above :meth:`bound`. The test comes
+    before the update, and a step that trips leaves no trace in the statistics. The norm may fall freely; a
+    fall enters as at most the same distance below the mean, so that one tiny norm does not widen sigma.
 
-    *Young statistics.* Norms move fast in the first steps, and mean and sigma of a few values are worth
-    little: one early spike would spoil both. So until ``young`` steps are accepted, the test is against the
-    median of the accepted norms: a step trips above 20 times it, or above ``deviations`` robust deviations
-    (1.4826 times the median absolute deviation) where these are wider. That lets a rise by a power of ten
-    within the young steps pass and stops a spike of 100 times. The first five steps have nothing to be
-    compared with and pass; learning rate (warm-up) and clipping keep their effect small. When the statistics
-    come of age, mean and sigma are computed from the young norms without outliers among them, so that
-    a spike which passed is forgotten.
+    *Bound.* The norms of the first hundreds of steps fall or rise by powers of ten. That widens any deviation
+    from a common mean until a spike passes, and as long as such norms are remembered. So at every age a step
+    trips above 20 times the median of the latest five norms. Where norms scatter by more than that allows, it
+    is ``deviations`` deviations from step to step, and never more than 100 times. A trend widens it by
+    nothing: deviations are those of differences of neighbours (von Neumann 1941), robust ones.
+
+    *Young statistics.* Mean and sigma of a few values are worth little, so until ``young`` steps are accepted
+    the bound is all there is. The first five steps have nothing to be compared with and pass; learning rate
+    (warm-up) and clipping keep their effect small. When the statistics come of age, mean and sigma are
+    computed from the young norms without outliers among them, so that a spike which passed is forgotten.
 
     *Roll-back.* Exclusion alone would lock up after a genuine shift, so ``trips`` trips in a row ask for a
     roll-back: the caller loads the newest checkpoint from before :attr:`first_trip_step`, hands its state to
@@ -152,15 +158,21 @@ class GradientMonitor:
     @property
     def threshold(self) -> float:
         """Norm above which the next step trips; infinite while there is none."""
-        early = self.statistics.early
-        if not self.settings.enabled or (self.young and len(early) < HANDFUL):
+        if not self.settings.enabled:
             return math.inf
-        if self.young:
-            middle, deviation = robust(early)
-            limit = max(math.log(YOUNG_FACTOR), self.settings.deviations * deviation)
-        else:
-            middle, limit = self.statistics.mean, self.reach()
-        return math.exp(min(middle + limit, 700.0))  # beyond, float64 ends
+        limit = self.bound()
+        if not self.young:
+            limit = min(limit, self.statistics.mean + self.reach())
+        return math.exp(min(limit, 700.0)) if limit < math.inf else math.inf  # beyond, float64 ends
+
+    def bound(self) -> float:
+        """Log-norm that no accepted step may exceed, whatever was long ago; infinite after too few steps."""
+        recent = self.statistics.recent
+        if len(recent) < HANDFUL:
+            return math.inf
+        _, scatter = robust([after - before for before, after in pairwise(recent)])
+        reach = self.settings.deviations * scatter / math.sqrt(2)  # a difference has twice the variance
+        return statistics.median(recent[-HANDFUL:]) + min(max(reach, math.log(NEAREST)), math.log(FARTHEST))
 
     @property
     def first_trip_step(self) -> int | None:
@@ -213,6 +225,7 @@ class GradientMonitor:
     def learn(self, value: float) -> None:
         """Enter the log-norm of an accepted step."""
         known = self.statistics
+        known.recent = [*known.recent, value][-SCATTER:]
         if not self.young:
             self.average(max(value, known.mean - self.reach()))
             return
@@ -275,7 +288,8 @@ class GradientMonitor:
     def restore_statistics(self, state: Mapping[str, Any]) -> None:
         """Take the statistics of a checkpoint, at a roll-back; what was counted since is kept."""
         kept = state["statistics"]
-        self.statistics = Statistics(**{**kept, "early": list(kept["early"])})
+        recent = kept.get("recent", kept["early"][-SCATTER:])
+        self.statistics = Statistics(**{**kept, "early": list(kept["early"]), "recent": list(recent)})
 
 
 def robust(values: list[float]) -> tuple[float, float]:
