@@ -66,27 +66,35 @@ def run(options: argparse.Namespace) -> None:
         print(dry_run(recipe), end="")
 
 
+def run_folder(recipe: Recipe) -> Path:
+    """Where a run lies, or will. Raises ValueError if nothing can lie there."""
+    from ..core.paths import user_path
+
+    try:
+        return user_path(recipe.run)
+    except ValueError as error:
+        raise ValueError(f"run= names no folder that can be written to: {error}") from error
+
+
 def train(recipe: Recipe) -> None:
     """Everything between a recipe and the loop."""
-    from ..core.paths import user_path
     from .run import engine
     from .run.lock import RunLock
 
     accelerator = engine.start(recipe.train.precision)
     check_engine(recipe, accelerator.num_processes)
-    with RunLock(user_path(recipe.run), say=lambda text: print(text, file=sys.stderr)) as lock:
+    with RunLock(run_folder(recipe), say=lambda text: print(text, file=sys.stderr)) as lock:
         train_alone(recipe, accelerator, lock)
     accelerator.end_training()
 
 
 def train_alone(recipe: Recipe, accelerator: Accelerator, lock: RunLock) -> None:
     """Train with a lock on the folder; the first process takes it at once, or when it makes the folder."""
-    from ..core.paths import user_path
     from .recipe.recipe import total_steps
     from .run import engine
     from .run.loop import Trainer
 
-    folder = user_path(recipe.run)
+    folder = run_folder(recipe)
     recipe, found = engine.by_first(accelerator, lambda: find_start(recipe, folder, lock))
     parts = prepare_parts(recipe, accelerator)
     dataset = open_data(recipe, parts)
@@ -169,7 +177,6 @@ def dry_run(recipe: Recipe) -> str:
     What keeps the run from starting is found here too; of several processes each would say the same.
     """
     from ..core.checkpoints import released_parts_on_meta
-    from ..core.paths import user_path
     from .data.samples import MicroBatches
     from .models import choose_rungs, load_base
     from .recipe.settings import BaseModels
@@ -179,7 +186,7 @@ def dry_run(recipe: Recipe) -> str:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     engine.refuse_deepspeed()
     check_engine(recipe, world)
-    recipe, found = find_start(recipe, user_path(recipe.run))
+    recipe, found = find_start(recipe, run_folder(recipe))
     # the launcher may have asked for it
     parallel = {"parallel": engine.wanted_parallel(recipe.train.parallel)}
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=parallel)})
