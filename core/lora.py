@@ -23,6 +23,7 @@ from torch import nn
 
 from .checkpoints.weights import list_names, read_header, read_json, read_tensors
 from .hub import find_model
+from .versions import know_transformer
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -249,6 +250,7 @@ class LadderLoraMixin(SanaLoraLoaderMixin):
         if kwargs.pop("use_safetensors", None) is False:
             raise ValueError("use_safetensors is False, but only safetensors files are opened; leave it out.")
         self.require("load a LoRA", "transformer")
+        know_transformer(type(self.transformer).__name__)
         tensors, config = read_lora(pretrained_model_name_or_path_or_dict, **kwargs)
         state, metadata = peft_lora(tensors, layer_shapes(self.transformer), config)
         self.load_lora_into_transformer(

@@ -71,6 +71,13 @@ def name_image_processor() -> None:
         transformers.Qwen2VLImageProcessorPil = Qwen2VLImageProcessorPil
 
 
+def know_transformer(name: str) -> None:
+    """Let older diffusers set the strength of a LoRA beside a transformer that it has no class of."""
+    from diffusers.loaders import peft
+
+    peft._SET_ADAPTER_SCALE_FN_MAPPING.setdefault(name, lambda _model, weights: weights)
+
+
 def tokenizer_arguments() -> dict[str, Any]:
     """What reading a tokenizer needs; before 5.0 the list of special tokens that newer ones save is an error.
 

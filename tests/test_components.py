@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import threading
 import weakref
 
@@ -16,6 +17,7 @@ from PIL import Image
 from tbac_uniimage.core.conditions import LadderCondition
 from tbac_uniimage.core.pipeline import LadderPipeline
 from tbac_uniimage.core.schedulers import recipe_scheduler, scheduler_for_call
+from tbac_uniimage.core.versions import IS_4
 
 STEPS = 3
 
@@ -124,6 +126,7 @@ def test_a_component_that_is_dropped_is_freed_and_missed_in_words(way, offloaded
     pipeline.to("cpu")
 
 
+@pytest.mark.skipif(IS_4, reason="with transformers 4 a folder has to be whole")
 def test_parts_of_a_pipeline_load_save_and_come_back(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "whole")
     condition = pipe.encode_prompt("a cat")
@@ -230,6 +233,8 @@ PLAIN = ("UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatc
 def test_solvers_that_draw_take_the_generators_of_the_call(pipe, name):
     if not hasattr(diffusers, name):
         pytest.skip(f"this diffusers has no {name}")
+    if "randn_like" in inspect.getsource(getattr(diffusers, name).step):
+        pytest.skip(f"{name} of this diffusers draws from no generator")
     scheduler = getattr(diffusers, name).from_config(recipe_scheduler().config, **STOCHASTIC[name])
     pipeline = LadderPipeline(**{**pipe.components, "scheduler": scheduler})
     pipeline.set_progress_bar_config(disable=True)
