@@ -231,7 +231,7 @@ def judge(found: Found, full: bool, reading: Reading, examined: Examined) -> Non
         examined.refused.append(Refused(found.key, error.reason, error.detail))
         return
     examined.converted.update(change for _, own in ((target, facts), *inputs) for change in own.conversions)
-    examined.columns[str(found.roles or "of the conversation")] += 1
+    examined.roles[found.roles] += 1
     examined.several += len(found.texts) > 1
     texts = tuple(text for text in found.texts if text)
     refs = tuple(ref for ref, _ in inputs)

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from .index import Entry
 from .layouts.findings import Refused
 from .lengths import LIMIT
+from .roles import Roles
 
 FIRST_NAMES = 5
 SHOWN_NOTES = 20
@@ -34,7 +35,7 @@ class Examined:
     converted: Counter[str] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    columns: Counter[str] = field(default_factory=Counter)
+    roles: Counter[Roles | None] = field(default_factory=Counter)
     several: int = 0
     cut: int = 0
 
@@ -104,7 +105,8 @@ class Report:
         self.converted += examined.converted
         self.ignored += examined.ignored
         self.left_out += examined.left_out
-        self.columns += examined.columns
+        for roles, count in examined.roles.items():
+            self.columns[str(roles or "of the conversation")] += count
         self.several += examined.several
         self.cut += examined.cut
         self.notes += examined.notes

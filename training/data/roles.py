@@ -175,6 +175,7 @@ def parse_field(text: str) -> Field:
     return Field(match["name"], start, end)
 
 
+@lru_cache(maxsize=4096)
 def words_of(name: str) -> tuple[tuple[str, ...], int]:
     """The words of a name in lower case, and the number behind them (-1 if there is none)."""
     words = [word.lower() for word in WORD.findall(name)]
@@ -359,6 +360,7 @@ def typed(target: Field, inputs: tuple[Field, ...], text: str) -> str:
     return f"--columns target={target}{given} text={text}"
 
 
+@lru_cache(maxsize=4096)
 def simple(name: str) -> str:
     """A name as the lists of texts have it: words in lower case, joined by ``_``."""
     return "_".join(words_of(name)[0])
