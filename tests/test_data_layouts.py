@@ -20,6 +20,7 @@ from data_files import BLUE, GREEN, RED, index, pack, picture, samples, write
 from PIL import Image
 from tbac_uniimage.training.data.layouts.findings import Reading
 from tbac_uniimage.training.data.roles import parse_columns
+from tbac_uniimage.training.data.splits import split_of_file
 
 RED_PNG, GREEN_PNG, BLUE_PNG = picture(RED), picture(GREEN), picture(BLUE)
 EDIT = ("do it", RED, BLUE)  # text, target, input
@@ -559,6 +560,37 @@ def test_pictures_that_are_not_read_are_counted(tmp_path):
     assert list(found) == ["a.jfif"]
     assert report.refused_first == {".heic is not read; convert it to .jpg or .png": ["b.HEIC"]}
     assert report.ignored == {".mp4": 1, ".txt": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("data/test-00000-of-00001.parquet", "test"),
+        ("val2017/0.tar", "validation"),
+        ("trainA/0.tar", "train"),
+        ("TEST/0.tar", "test"),
+        ("x/dev/train_0.json", "train"),
+        ("hold_out.csv", "test"),
+        ("data/geneval_train.tar", "train"),
+        ("latest/0.tar", None),
+        ("device/protest.tar", None),
+        ("evaluate.tar", None),
+    ],
+)
+def test_marks_of_splits(name, split):
+    assert split_of_file(name, shard=True) == split
+    assert split_of_file(f"{name}/x.png", shard=False) == split
+
+
+def test_what_lies_beside_shards_is_counted(tmp_path):
+    files = {
+        "0.tar": pack({"1.png": RED_PNG, "1.txt": b"x"}),
+        "a.HEIC": b"x",
+        "b.png": RED_PNG,
+        "LICENSE": "y",
+    }
+    _, report = read(tmp_path, files)
+    assert report.ignored == {".heic": 1, ".png": 1, "without suffix": 1}
 
 
 def test_img2dataset(tmp_path):

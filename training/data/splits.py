@@ -18,8 +18,9 @@ SPLITS = {
     "test": ("test", "testing", "eval", "evaluation", "holdout", "heldout", "held_out", "hold_out"),
 }
 WORDS = {word: split for split, words in SPLITS.items() for word in words}
-# no letter on either side: "test-00000", "val2017" and "dev_set", not "latest", "geneval" or "device"
-WORD = re.compile(rf"(?<![a-z])(?:{'|'.join(sorted(WORDS, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
+# no letter before it and no small one behind: "test-00000", "val2017", "testA" and "dev_set", not "latest",
+# "geneval" or "device"
+WORD = re.compile(rf"(?<![a-zA-Z])(?i:{'|'.join(sorted(WORDS, key=len, reverse=True))})(?![a-z])")
 COLUMNS = ("split", "splits", "data_split", "dataset_split", "subset_split", "partition")
 ALL = "all"
 

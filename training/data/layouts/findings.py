@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,6 +127,12 @@ class Place:
         marked = [(name, split_of_file(name, shards)) for name in names]
         taken, left = choose(marked, self.reading.splits, self.source, rows)
         return set(taken), LeftOut(dict(left))
+
+    def others(self, used: Iterable[str]) -> Ignored:
+        """The files that are none of these, by suffix."""
+        taken = set(used)
+        rest = (os.path.splitext(name)[1].lower() for name, _ in self.files if name not in taken)
+        return Ignored(dict(Counter(suffix or "without suffix" for suffix in rest)))
 
 
 class Layout(Protocol):

@@ -59,6 +59,7 @@ def units(place: Place) -> Iterator[Unit | Finding]:
     if place.files:
         taken, left = place.of_splits((name for name, _ in files), rows=True)
         yield left
+        yield place.others(name for name, _ in files)
         files = [(name, path) for name, path in files if name in taken]
     for name, path in files:
         try:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,8 @@ def units(place: Place) -> Iterator[tuple[Archive, Path] | LeftOut]:
     if place.files:
         taken, left = place.of_splits(archive.name for archive in archives)
         yield left
+        parts = {os.path.basename(path) for archive in archives for path, _ in archive.parts}
+        yield place.others(name for name, _ in place.files if os.path.basename(name) in parts)
         archives = [archive for archive in archives if archive.name in taken]
     for archive in archives:
         yield archive, description_path(place.scratch, archive)

@@ -48,6 +48,7 @@ def units(place: Place) -> Iterator[tuple[str, str] | LeftOut]:
     if place.files:
         taken, left = place.of_splits((name for name, _ in files), rows=True)
         yield left
+        yield place.others(name for name, _ in files)
         files = [(name, path) for name, path in files if name in taken]
     yield from files
 
