@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import signal
+from argparse import ArgumentParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -15,6 +17,7 @@ from PIL import Image
 from tbac_uniimage.core.pictures import CHUNK
 from tbac_uniimage.shell.main import main
 from tbac_uniimage.training.evaluation.painting import noise_seed
+from tbac_uniimage.training.evaluation.sets import find
 from training_runs import finish, start, wait_until
 
 NANO = ROOT / "assets" / "nano"
@@ -146,6 +149,27 @@ def test_a_part_of_a_set_is_spread_over_it_and_can_be_completed(drawn, sets, tmp
     assert main(command(sets, tmp_path, "geneval", "--limit", "2")) == 0
     assert {path.name for path in (tmp_path / "geneval" / "pictures").iterdir()} == {"00000", "00001"}
     assert main(command(sets, tmp_path, "geneval")) == 0
+    assert files(tmp_path / "geneval") == files(drawn / "geneval")
+
+
+@pytest.mark.parametrize("world", [3, 4])
+def test_more_processes_share_the_items_and_draw_the_same_files(world, drawn, sets, tmp_path):
+    """Each process's share, one after the other, in any order."""
+    from tbac_uniimage.training.evaluation import draw
+
+    parser = ArgumentParser()
+    draw.add_arguments(parser)
+    options = parser.parse_args(arguments(sets, tmp_path, "geneval"))
+    way, job = draw.way_of(options), draw.job_of(find("geneval"), options)
+    [settings] = draw.all_settings([job], options, way, "cpu", "float32")
+    pipeline = draw.load(options, "cpu", "float32")
+    draw.begin(job, settings, options.model)
+    for rank in reversed(range(world)):
+        state = SimpleNamespace(process_index=rank, num_processes=world, is_main_process=rank == 0)
+        draw.draw(job, settings, way, pipeline, state)
+        if rank == 1:
+            assert not (job.pictures / "00000" / "samples").exists()  # item 0 is the first process's
+    draw.end(job)
     assert files(tmp_path / "geneval") == files(drawn / "geneval")
 
 

@@ -20,6 +20,17 @@ from ..arguments import any_path, guidance, positive, seed
 from ..exits import LOST_PROCESS, Parser, Stop, parse, run_command
 from . import fetch, folders
 from .benchmark import Benchmark, Checkout, Item
+from .manifest import (
+    PARTIALS,
+    alone,
+    difference,
+    model_digest,
+    read_json,
+    versions,
+    write_changed,
+    write_whole,
+    writing,
+)
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -28,7 +39,6 @@ if TYPE_CHECKING:
     from ...core.pipeline import LadderPipeline
     from .painting import Way
 
-PARTIALS = ".partial"
 END = b"IEND\xaeB`\x82"  # of a whole PNG
 
 
@@ -138,7 +148,7 @@ def run(options: argparse.Namespace) -> None:
     on_cpu = options.device == "cpu" or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu, timeout=engine.PATIENCE)
     if on_cpu:
-        torch.set_num_threads(1)  # sums over another number of threads round otherwise
+        torch.set_num_threads(1)  # sums over another number of threads may round otherwise
     own = options.device in (None, state.device.type)  # of several of a kind, each process has its own
     device = str(state.device) if own else options.device
     dtype = options.dtype or ("float32" if on_cpu else "bfloat16")
@@ -197,8 +207,6 @@ def all_settings(
     jobs: Sequence[Job], options: argparse.Namespace, way: Way, device: str, dtype: str
 ) -> list[dict[str, Any]]:
     """What decides every picture, per set. Raises ValueError: what is there was drawn in another way."""
-    from .manifest import model_digest, versions
-
     common = {"model": model_digest([options.model, *beside(options)]), "dtype": dtype}
     common |= {"device": device.split(":")[0], "versions": versions()}
     every = []
@@ -222,8 +230,6 @@ def settings_of(job: Job, way: Way) -> dict[str, Any]:
 
 def check_there(job: Job, settings: dict[str, Any], way: Way) -> None:
     """Raise ValueError if a folder holds pictures of another model, set or way of drawing."""
-    from .manifest import difference, read_json
-
     path = job.folder / folders.MANIFEST
     manifest = read_json(path)
     there = [(item, n) for item in job.items for n, _ in enumerate(item.pictures)]
@@ -304,22 +310,15 @@ def begin(job: Job, settings: dict[str, Any], model: Path) -> None:
     Raises:
         Stop: they cannot be written.
     """
-    from .manifest import write_whole, writing
-
     with writing(job.folder):
         job.folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(job.folder / PARTIALS, ignore_errors=True)
     manifest = {"title": job.benchmark.title, "model": model.resolve().name, "settings": settings}
-    write_whole(
-        job.folder / folders.MANIFEST,
-        (json.dumps(manifest, indent=1) + "\n").encode(),
-        job.folder / PARTIALS,
-    )
+    said = (json.dumps(manifest, indent=1) + "\n").encode()
+    write_changed(job.folder / folders.MANIFEST, said, job.folder / PARTIALS)
     for item in job.items:
         for name, content in job.benchmark.companions(item).items():
-            path = job.pictures / name
-            if not path.exists() or path.read_bytes() != content:
-                write_whole(path, content, job.folder / PARTIALS)
+            write_changed(job.pictures / name, content, job.folder / PARTIALS)
 
 
 def draw_together(
@@ -331,8 +330,6 @@ def draw_together(
         ValueError: another command draws into the folder.
         Stop: a picture cannot be written.
     """
-    from .manifest import alone
-
     try:
         with alone(job.folder / folders.MANIFEST) if state.is_main_process else nullcontext():
             draw(job, settings, way, pipeline, state)
@@ -360,7 +357,6 @@ def draw(job: Job, settings: dict[str, Any], way: Way, pipeline: LadderPipeline,
     """
     from tqdm import tqdm
 
-    from .manifest import write_whole
     from .painting import paint
 
     mine = job.items[state.process_index :: state.num_processes]

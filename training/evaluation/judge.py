@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from ..arguments import any_path, guidance, number, positive
 from . import fetch, folders, sets
 from .benchmark import Benchmark, Checkout, Item, Judge, Request, Shown
+from .manifest import difference, digest_of, read_json
 
 Wanted = list[tuple[Item, Request]]
 
@@ -138,8 +139,6 @@ def check(options: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> None:
 
 def drawn(benchmark: Benchmark, options: argparse.Namespace) -> Drawn:
     """The pictures of a set. Raises ValueError: there are none, some are missing, or the set has changed."""
-    from .manifest import digest_of, read_json
-
     checkout = fetch.load(benchmark, options.sets)
     items = benchmark.items(checkout)
     folder = options.out / benchmark.name
@@ -199,8 +198,6 @@ def judge_of(benchmark: Benchmark, options: argparse.Namespace) -> Judge:
 
 def about(found: Drawn, wanted: Wanted, judge: Judge, url: str | None) -> dict[str, Any]:
     """Who judges what and how; ``judge.json``."""
-    from .manifest import digest_of
-
     asked = [
         [request.key, request.system, request.choices, [p for p in request.parts if isinstance(p, str)]]
         for _, request in wanted
@@ -218,8 +215,6 @@ def about(found: Drawn, wanted: Wanted, judge: Judge, url: str | None) -> dict[s
 
 def check_about(folder: Path, wanted: dict[str, Any]) -> None:
     """Raise ValueError if a folder holds answers of another judge or about other pictures."""
-    from .manifest import difference, read_json
-
     held = read_json(folder / folders.JUDGE)
     if held is None:
         return

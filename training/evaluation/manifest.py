@@ -18,6 +18,7 @@ from ..run.lock import NO_LOCKS, lock
 MODEL_FILES = (".safetensors", ".json", ".txt")
 LIBRARIES = ("torch", "transformers", "diffusers")  # whose versions decide the last bits of a picture
 BLOCK = 1 << 20
+PARTIALS = ".partial"  # folder of what is not whole yet
 
 
 def model_digest(paths: Sequence[Path]) -> str:
@@ -116,6 +117,12 @@ def write_whole(path: Path, content: bytes, partials: Path) -> None:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def write_changed(path: Path, content: bytes, partials: Path) -> None:
+    """Write a file unless it has this content; another command may hold it. Raises Stop."""
+    if not path.exists() or path.read_bytes() != content:
+        write_whole(path, content, partials)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The pictures of an item: a function of the model, the item, the way of drawing and the seed.
 
 An item is one call of the pipeline whatever else there is to draw: sums of a larger batch, or of another
-number of threads, would round differently.
+number of threads, may round differently.
 """
 
 from __future__ import annotations

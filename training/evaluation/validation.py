@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..recipe.settings import ValidationSet, ValidationSettings
 from . import draw, fetch, folders, judge, sets
 from .draw import Job
+from .manifest import PARTIALS, versions, write_whole
 
 if TYPE_CHECKING:
     from ...core.pipeline import LadderPipeline
@@ -57,7 +58,6 @@ class JudgedSets:
         Raises:
             Stop: they cannot be written.
         """
-        from .manifest import versions, write_whole
         from .painting import paint
 
         for found in self.jobs:
@@ -70,7 +70,7 @@ class JudgedSets:
                     if first:
                         path = job.pictures / item.pictures[number].path
                         said = draw.chunk_of(job, item, number, settings, self.way)
-                        write_whole(path, draw.png(picture, said), job.folder / draw.PARTIALS)
+                        write_whole(path, draw.png(picture, said), job.folder / PARTIALS)
             if first:
                 draw.end(job)
 

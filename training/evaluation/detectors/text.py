@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -54,7 +55,7 @@ def judge(found: Drawn, options: argparse.Namespace) -> None:
     """
     from tqdm import tqdm
 
-    from ..manifest import write_whole
+    from ..manifest import PARTIALS, write_whole
     from ..words import gned, recall
 
     wanted = true_words(found, options.words, options.partial)
@@ -69,8 +70,8 @@ def judge(found: Drawn, options: argparse.Namespace) -> None:
     folder = folders.judged(options.out, found.benchmark.name, RECOGNISER)
     content: dict[str, Any] = {"judge": name, "pictures": found.manifest, "figures": figures, "rows": rows}
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_whole(folder / FILE, text.encode(), folder / ".partial")
-    (folder / ".partial").rmdir()
+    write_whole(folder / FILE, text.encode(), folder / PARTIALS)
+    shutil.rmtree(folder / PARTIALS, ignore_errors=True)
     told = ", ".join(f"{figure} {at['value']:.3f} ± {at['error']:.3f}" for figure, at in figures.items())
     print(f"{found.benchmark.name}, text ({name}): {told}; {len(rows):,} pictures, in {folder / FILE}")
 

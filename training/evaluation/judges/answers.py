@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import folders
-from ..manifest import write_whole, writing
+from ..manifest import PARTIALS, write_changed, writing
 
 Lines = dict[str, list[dict[str, Any]]]
 
@@ -69,10 +70,8 @@ class AnswerFile:
             return
         about = (json.dumps(self.about, indent=1, ensure_ascii=False) + "\n").encode()
         record = self.path.with_name(folders.JUDGE)
-        if not record.exists() or record.read_bytes() != about:
-            write_whole(record, about, self.path.parent / ".partial")
-            with writing(self.path):
-                (self.path.parent / ".partial").rmdir()
+        write_changed(record, about, self.path.parent / PARTIALS)
+        shutil.rmtree(self.path.parent / PARTIALS, ignore_errors=True)
         with writing(self.path):
             self.file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             content = self.path.read_bytes()
@@ -96,7 +95,5 @@ def put_in_order(path: Path, keys: Sequence[str]) -> None:
     known = sorted(lines, key=lambda key: place.get(key, len(place)))
     ordered = [json.dumps(line, ensure_ascii=False) + "\n" for key in known for line in lines[key]]
     content = "".join(ordered).encode()
-    if content != path.read_bytes():
-        write_whole(path, content, path.parent / ".partial")
-        with writing(path):
-            (path.parent / ".partial").rmdir()
+    write_changed(path, content, path.parent / PARTIALS)
+    shutil.rmtree(path.parent / PARTIALS, ignore_errors=True)
