@@ -281,6 +281,7 @@ def test_a_full_disk_leaves_whole_lines(made_up, out, capsys, monkeypatch):
     assert [line["request"] for line in lines(out)] == ["10", "11", "12"]
 
 
+@pytest.mark.slow
 def test_killed_while_judging_and_resumed_to_the_same_bytes(made_up, out):
     file, log = out / "dpg" / "owl" / "answers.jsonl", out / "log"
     with serving(lambda *_: "Yes.") as (url, judge):
