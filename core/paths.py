@@ -1,9 +1,10 @@
-"""What the system says about a path that somebody gave, as one sentence."""
+"""What the system says about a path that somebody gave, as one sentence; files written whole."""
 
 from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 FORBIDDEN = ("may not be used by this account", "change its permissions, or give another")
@@ -53,6 +54,23 @@ def refusal(path: str | Path, error: OSError | ValueError) -> str:
     known = (f"cannot be used ({error.strerror or error})", "check the path")
     reason, advice = REFUSALS.get(error.errno or 0, known)
     return f"{shown(path)} {reason}; {advice}."
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, in place of one that is there.
+
+    Raises:
+        ValueError: the system refuses, or the disk is full.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        raise ValueError(refusal(path, error)) from error
+    finally:
+        with suppress(OSError):  # of a place where nothing can be written nothing can be removed
+            partial.unlink(missing_ok=True)
 
 
 def shown(path: str | Path) -> str:

@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 from children import answer, first_pixels
 from data_files import BLUE, GREEN, RED, index, pack, picture, pixel, samples, write
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from tbac_uniimage.core.prompts import MAX_IMAGES
+from tbac_uniimage.shell.main import main
 from tbac_uniimage.training.data import build as build_module
 from tbac_uniimage.training.data import command, storage
 from tbac_uniimage.training.data import index as index_module
@@ -27,6 +30,7 @@ from tbac_uniimage.training.data.layouts import findings
 from tbac_uniimage.training.data.paths import list_files
 from tbac_uniimage.training.data.sets import TrainSet
 from tbac_uniimage.training.data.storage import Ref, Storage
+from tbac_uniimage.training.exits import raised_by_us
 from tbac_uniimage.training.train import cut_texts
 from transformers import AutoTokenizer
 
@@ -371,6 +375,80 @@ def test_bad_indexes(tmp_path):
         Index(found.folder)
 
 
+FLIPPED = ["samples.arrow", "files.arrow", "manifest.json"]
+
+
+def everything(folder: Path) -> list:
+    """All that training reads of an index."""
+    found = Index(folder)
+    rows = [found[i] for i in range(len(found))]
+    return [found.fingerprint, found.sizes().tolist(), found.selected(["*1*"]).tolist(), rows]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> tuple[Path, list]:
+    folder = tmp_path_factory.mktemp("sound")
+    found, _ = index(write(folder / "d", pairs(12)), folder / "out")
+    return found.folder, everything(found.folder)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(["samples.arrow", "files.arrow", "manifest.json"]),
+    st.integers(0, 10**6),
+    st.integers(0, 7),
+)
+def test_flipped_bits_are_refused_or_harmless(sound, name, at, bit):
+    folder, expected = sound
+    content = (folder / name).read_bytes()
+    flipped = bytearray(content)
+    flipped[at % len(content)] ^= 1 << bit
+    (folder / name).write_bytes(flipped)
+    try:
+        assert everything(folder) == expected  # padding
+    except ValueError as error:
+        assert raised_by_us(error), error
+        assert "index the data set again" in str(error) or "no index" in str(error)
+    finally:
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_flipped_letter_of_a_text_and_an_offset_that_leads_out(tmp_path, old):
+    found, _ = index(write(tmp_path / "d", pairs(3)), tmp_path / "out")
+    if old:  # of an index from before there were sums only what cannot be read is found
+        manifest = {name: value for name, value in found.manifest.items() if name != "sums"}
+        (found.folder / "manifest.json").write_text(json.dumps(manifest))
+    path = found.folder / "samples.arrow"
+    whole = path.read_bytes()
+    offsets = np.array([0, 6, 12, 18], "<i4").tobytes()
+    assert offsets in whole and b"text 0" in whole
+    cases = [whole.replace(offsets, np.array([0, 6, 1 << 30, 18], "<i4").tobytes())]
+    cases += [] if old else [whole.replace(b"text 0", b"texu 0")]
+    for content in cases:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"samples\.arrow is damaged; index the data set again"):
+            Index(found.folder)[0]
+    path.write_bytes(whole)
+    assert Index(found.folder)[1].text == "text 1"
+
+
+def test_full_disk_while_indexing(tmp_path, monkeypatch, capsys):
+    make = build_module.make_scratch
+
+    def full(out: Path, name: str) -> Path:
+        scratch = make(out, name)
+        (scratch / "samples.arrow").symlink_to("/dev/full")
+        return scratch
+
+    monkeypatch.setattr(build_module, "make_scratch", full)
+    source = write(tmp_path / "d", pairs(2))
+    assert main(["data", "index", str(source), "-o", str(tmp_path / "out"), "--workers", "1"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("out/d does not fit, the disk is full; free some space.")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_names_that_are_no_unicode(tmp_path):
     write(tmp_path / "d", pairs(1))
     os.makedirs(os.fsencode(tmp_path / "d"), exist_ok=True)
@@ -483,8 +561,8 @@ def test_the_sheet_shows_what_the_model_sees(tmp_path):
     call("index", tmp_path / "d", "-o", tmp_path / "out", "--workers", "1")
     recipe = Path(command.__file__).parent.parent / "recipes/nano/own_pictures.yaml"
     colors, heights = {}, {}
-    for name, given in {"whole": [], "seen": ["--recipe", recipe, "--tokenizer", TOKENIZER]}.items():
-        call("show", tmp_path / "out/d", "-o", tmp_path / f"{name}.png", *given)
+    for name, words in {"whole": [], "seen": ["--recipe", recipe, "--tokenizer", TOKENIZER]}.items():
+        call("show", tmp_path / "out/d", "-o", tmp_path / f"{name}.png", *words)
         with Image.open(tmp_path / f"{name}.png") as sheet:
             colors[name] = {color for _, color in sheet.convert("RGB").getcolors(10**6)}
             heights[name] = sheet.height

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tbac_uniimage.core.paths import REFUSALS, refusal, user_path
+from tbac_uniimage.core.paths import REFUSALS, refusal, user_path, write_whole
 from tbac_uniimage.shell.main import main
 from tbac_uniimage.training.exits import run_command
 from tbac_uniimage.training.recipe.recipe import load_recipe
@@ -125,6 +125,44 @@ def test_what_a_program_could_have_known_is_a_bug():
 
     with pytest.raises(FileNotFoundError):
         run_command(command)
+
+
+def test_a_file_on_a_full_disk(tmp_path):
+    (tmp_path / ".plot.png.partial").symlink_to("/dev/full")
+    (tmp_path / "plot.png").write_bytes(b"before")
+    with pytest.raises(ValueError, match=r"plot\.png does not fit, the disk is full; free some space\.$"):
+        write_whole(tmp_path / "plot.png", b"after")
+    assert (tmp_path / "plot.png").read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+    write_whole(tmp_path / "plot.png", b"after")
+    assert (tmp_path / "plot.png").read_bytes() == b"after"
+
+
+@pytest.mark.parametrize("command", ["data show", "train plot"])
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+def test_pictures_where_nothing_can_be_written(command, number, folder, monkeypatch, capsys):
+    """Nothing can be removed there either, which must not be what is said."""
+    if command == "data show":
+        Path("d").mkdir()
+        Path("scene.png").rename("d/scene.png")
+        Path("d/scene.txt").write_text("a scene")
+        assert main(["data", "index", "d", "--workers", "1"]) == 0
+        argv, name = ["data", "show", "index/d"], "index/d/sheet.png"
+    else:
+        Path("run").mkdir()
+        Path("run/metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+        argv, name = ["train", "plot", "run"], "run/plot.png"
+    capsys.readouterr()
+
+    def refuse(path, *args, **kwargs):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    reason, advice = REFUSALS[number]
+    assert captured.err == f"tbac-uniimage: {name} {reason}; {advice}.\n" and captured.out == ""
 
 
 def test_a_reason_without_a_sentence_of_its_own():

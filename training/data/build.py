@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -16,6 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from ...core.paths import refusal
 from .index import Entry, IndexWriter
 from .layouts import arrow, folders, lance, lists, mds, parquet, tars, tfrecords
 from .layouts.findings import (
@@ -110,6 +112,10 @@ def build(
         report.write(scratch)
         writer.close(report.facts())
         replace_folder(scratch, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of what is read nothing is said so
+            raise ValueError(refusal(target, error)) from error
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return report
@@ -152,7 +158,7 @@ def make_scratch(out: Path, name: str) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=f".{name}-", dir=out))
     except OSError as error:
-        raise ValueError(f"{out} cannot be written to ({error}); give another folder with -o.") from error
+        raise ValueError(refusal(out, error)) from error
 
 
 def replace_folder(new: Path, target: Path) -> None:

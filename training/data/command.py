@@ -141,8 +141,10 @@ def index_all(options: argparse.Namespace) -> None:
 
 def show_index(options: argparse.Namespace) -> None:
     """Print the summary of an index, and draw samples that are spread over it at random."""
+    from io import BytesIO
     from random import Random
 
+    from ...core.paths import write_whole
     from .index import Index
     from .lengths import find_tokenizer
     from .report import read_report
@@ -154,21 +156,14 @@ def show_index(options: argparse.Namespace) -> None:
         raise ValueError(f"{path} is no .png; give the contact sheet such a name.")
     if not path.parent.is_dir():
         raise ValueError(f"There is no folder {path.parent}; make it first.")
-    print(read_report(options.index).table())
+    report = read_report(options.index)
     count = min(options.samples, len(index))
     numbers = sorted(Random(options.seed).sample(range(len(index)), count))
-    partial = path.with_name(f".{path.name}.partial")
     view = View(seen_sizes(options.recipe) if options.recipe else (), find_tokenizer(options.tokenizer))
-    sheet = contact_sheet(index, numbers, view)
-    try:
-        sheet.save(partial, format="PNG")
-        os.replace(partial, path)
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be written ({error.strerror}); give another place with -o."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    picture = BytesIO()
+    contact_sheet(index, numbers, view).save(picture, format="PNG")
+    write_whole(path, picture.getvalue())
+    print(report.table())
     print(f"{count} of them: {path}")
 
 

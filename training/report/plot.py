@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.paths import write_whole
 from ..arguments import any_path
 from .log import METRICS, SKIPS, read_lines
 
@@ -47,16 +49,9 @@ def run(options: argparse.Namespace) -> None:
     if not output.parent.is_dir():
         raise ValueError(f"There is no folder {output.parent} to write the picture to; make it first.")
     figure = draw(record)
-    partial = output.with_name(f".partial-{output.name}")
-    try:
-        figure.savefig(partial)
-        partial.replace(output)
-    except OSError as error:
-        raise ValueError(
-            f"{output} cannot be written ({error.strerror}); give another place with -o."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    picture = BytesIO()
+    figure.savefig(picture, format=output.suffix[1:].lower())
+    write_whole(output, picture.getvalue())
     print(output)
 
 
