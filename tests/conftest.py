@@ -43,6 +43,10 @@ def comfy(comfy_tree: Path) -> None:
     from comfy.cli_args import args
 
     args.cpu = True
+    import comfy.utils
+
+    # ComfyUI from 0.9.1 on tells of progress ten times a second at most, and tests look at every step
+    comfy.utils.PROGRESS_THROTTLE_MIN_INTERVAL = comfy.utils.PROGRESS_THROTTLE_MIN_PERCENT = 0
 
 
 PARITY = Path(__file__).parent / "data" / "parity"

@@ -76,6 +76,7 @@ def test_room_for_the_diffusion_model(released, fake, monkeypatch):
         memory_usage_shape_process={},
         manual_cast_dtype=None,
         get_dtype=torch.get_default_dtype,
+        get_dtype_inference=torch.get_default_dtype,  # what ComfyUI 0.13 and newer ask
     )
     told = BaseModel.memory_required(model, large) - BaseModel.memory_required(model, small)
     print(f"\n{taken / 2**20:.0f} MB more for latents of 64 x 64 than of 16 x 16, {told / 2**20:.0f} told")
