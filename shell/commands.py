@@ -50,7 +50,7 @@ def load_pipeline(options: argparse.Namespace) -> LadderPipeline:
     path = model_path(options)
 
     from ..core.pipeline import LadderPipeline
-    from ..core.threads import spare_threads
+    from ..training.threads import spare_threads
 
     device = options.device or best_device()
     dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tbac_uniimage.core import threads
-from tbac_uniimage.core.threads import CHOICES, spare_threads
 from tbac_uniimage.shell import commands
 from tbac_uniimage.shell.main import make_parser
+from tbac_uniimage.training import threads
+from tbac_uniimage.training.threads import CHOICES, spare_threads
 from torch import nn
 
 

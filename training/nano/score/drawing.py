@@ -85,7 +85,7 @@ def load(folder: Path, device: str) -> LadderPipeline:
     """
     from ....core.checkpoints import load_parts
     from ....core.pipeline import LadderPipeline
-    from ....core.threads import spare_threads
+    from ...threads import spare_threads
 
     pipeline = LadderPipeline(**vars(load_parts(folder, dtype=torch.float32, device=device)))
     if device == "cpu":
