@@ -98,8 +98,6 @@ def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> No
     first_seed = random.randrange(RANDOM_SEEDS) if options.seed is None else options.seed
     check_folder(options.out)
     pipeline = load_pipeline(options)
-    if options.seed is None:
-        print(f"(seed {first_seed})", file=sys.stderr)
 
     import torch
 
@@ -132,6 +130,8 @@ def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> No
             size = {"width": picture.width, "height": picture.height}
             path = write_picture(picture, options.out, {"prompt": prompt, "seed": used} | size | settings)
             print(path, flush=True)
+    if options.seed is None:
+        print(f"(seed {first_seed})", file=sys.stderr)
 
 
 def ask(options: argparse.Namespace) -> None:
