@@ -6,6 +6,7 @@ import json
 import math
 import random
 import statistics
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -36,9 +37,9 @@ def grown(count: int = 1000, **changes) -> GradientMonitor:
 @pytest.mark.parametrize("sigma", [0.02, 0.3, 0.6, 0.8])
 def test_quiet_norms_hardly_ever_trip(sigma: float) -> None:
     monitor = GradientMonitor(MonitorSettings())
-    decisions = feed(monitor, norms(50_000, sigma=sigma))
-    assert decisions.count(ACCEPT) > 50_000 * (1 - 1e-4)
-    assert monitor.skips == 50_000 - decisions.count(ACCEPT)
+    decisions = feed(monitor, norms(20_000, sigma=sigma))
+    assert decisions.count(ACCEPT) > 20_000 * (1 - 1e-4)
+    assert monitor.skips == 20_000 - decisions.count(ACCEPT)
 
 
 def test_statistics_are_those_of_the_norms() -> None:
@@ -110,6 +111,35 @@ def natural(shape: str) -> list[float]:
 @pytest.mark.parametrize("shape", ["fall", "rise", "zero start", "warm-up", "rise and fall"])
 def test_the_natural_beginning_never_trips(shape: str) -> None:
     assert set(feed(GradientMonitor(MonitorSettings()), natural(shape))) == {ACCEPT}
+
+
+@pytest.fixture(scope="module")
+def recorded() -> list[float]:
+    """Norms before clipping of a thousand steps that were trained: ``nano/own_pictures.yaml`` on 96 pictures.
+
+    With ``train.batch=4 train.micro_batch=4 train.learning_rate=1e-3 train.steps=1200``, 4 samples a step, so
+    that they scatter; they fall from 8 to 0.3. No step of that run was refused.
+    """
+    return json.loads((Path(__file__).parent / "data" / "gradient_norms.json").read_text())
+
+
+def test_recorded_norms_never_trip(recorded: list[float]) -> None:
+    """Of 30,000 decisions none, where fewer than 3 would be 1e-4; wherever a run begins."""
+    assert set(feed(GradientMonitor(MonitorSettings()), recorded)) == {ACCEPT}
+    decisions = []
+    for first in range(0, 700, 7):
+        decisions += feed(GradientMonitor(MonitorSettings()), recorded[first : first + 300])
+    assert len(decisions) == 30_000 and set(decisions) == {ACCEPT}
+
+
+def test_a_hundred_times_a_recorded_norm_is_always_refused(recorded: list[float]) -> None:
+    monitor = GradientMonitor(MonitorSettings())
+    for step, norm in enumerate(recorded):
+        if step >= HANDFUL:
+            usual = statistics.median(recorded[step - HANDFUL : step])
+            assert monitor.threshold < 100 * usual
+        assert monitor.decide(norm, True, step) is ACCEPT
+    assert monitor.threshold < 20 * statistics.median(recorded[-HANDFUL:])
 
 
 def falling(decay: float) -> list[float]:
