@@ -14,6 +14,7 @@ from tbac_uniimage.core.rung_kinds import RUNGS
 from tbac_uniimage.training.recipe.recipe import (
     Recipe,
     differences,
+    lengthened,
     load_recipe,
     recipe_yaml,
     save_recipe,
@@ -340,6 +341,10 @@ def test_differences_name_what_changes_the_result():
         "validation.held_out: 64, now 8",
     ]
     assert differences(before, before) == []
+    short, long = recipe(train={"steps": 6000}), recipe(train={"steps": 6001})
+    assert differences(short, long) == [] and lengthened(short, long) == ["train.steps"]
+    assert differences(long, short) == ["train.steps: 6001, now 6000"] and lengthened(long, short) == []
+    assert lengthened(long, recipe()) == [] and len(differences(long, recipe())) == 2  # steps, now epochs
     fewer = recipe(data={"sets": [{"index": "index/a"}]})
     assert differences(before, fewer)[0] == "data.sets.1.index: b, now absent"
 

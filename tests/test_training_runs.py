@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import signal
 import subprocess
@@ -224,6 +226,30 @@ def test_workers_change_nothing_and_end_with_the_run(tmp_path, data, reference, 
     settings["data"] |= {"workers": 2}
     train(settings, world)
     assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_lengthened(tmp_path, data):
+    """At a constant rate, where nothing else hangs on the length: as if it had been that from the start."""
+    constant = recipe(tmp_path, data)["train"] | {"min_learning_rate": 2e-3, "ema": 0.9}
+    whole = recipe(tmp_path / "whole", data, train=constant | {"steps": 8})
+    train(whole)
+    settings = recipe(tmp_path / "run", data, train=constant | {"steps": 4})
+    train(settings)
+    settings["train"]["steps"] = 3
+    codes, output = run(settings)
+    assert codes == [2] and "train.steps: 4, now 3" in output
+    settings["train"] |= {"steps": 8, "profile": 2}
+    assert "The run becomes longer (train.steps is higher)" in train(settings)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert [line["step"] for line in metrics(tmp_path / "run")] == list(range(1, 9))
+
+    traces = list((tmp_path / "run").glob("*profile*"))
+    assert [path.name for path in traces] == ["profile-step-00000006.json.gz"]
+    with gzip.open(traces[0]) as file:
+        names = [event.get("name", "") for event in json.load(file)["traceEvents"]]
+    assert sum(name.startswith("Optimizer.step#") for name in names) == 2
+    assert "aten::mm" in names
 
 
 def test_another_recipe_is_not_gone_on_with(tmp_path, data):

@@ -265,7 +265,7 @@ def checkpoint_to_resume(folder: Path, recipe: Recipe) -> Path | None:
         ValueError: the folder holds a run of another recipe, or checkpoints of which none is whole.
     """
     from .models import RECIPE_FILE
-    from .recipe.recipe import differences, load_recipe
+    from .recipe.recipe import differences, lengthened, load_recipe
     from .run.checkpoints import folders
 
     saved = folder / RECIPE_FILE
@@ -282,6 +282,12 @@ def checkpoint_to_resume(folder: Path, recipe: Recipe) -> Path | None:
         raise ValueError(
             f"{folder} holds a run of another recipe ({'; '.join(changed)}); name another folder with run=, "
             "or take the recipe of that run."
+        )
+    for key in lengthened(load_recipe(saved), recipe):
+        print(
+            f"The run becomes longer ({key} is higher): weights and optimizer go on, the learning rate "
+            "follows the schedule of the new length.",
+            file=sys.stderr,
         )
     for sentence in refused:
         print(f"Passed over: {sentence}", file=sys.stderr)

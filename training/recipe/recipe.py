@@ -127,6 +127,7 @@ FREE = (
     "data.cache",
     "train.micro_batch",
     "train.parallel",
+    "train.profile",
     "train.gradient_checkpointing",
     "train.compile",
     "checkpoint",
@@ -139,14 +140,22 @@ BOUND = ("validation.held_out",)  # says what is trained on
 def differences(saved: Recipe, given: Recipe) -> list[str]:
     """What keeps ``given`` from going on with a run of ``saved``: ``train.batch: 128, now 64``.
 
-    Folders of data sets are compared by their last name: data may have moved. Whether they are the same
-    data, their fingerprints say.
+    A run may become longer. Folders of data sets are compared by their last name: data may have moved.
+    Whether they are the same data, their fingerprints say.
     """
     before, after = dict(flat(comparable(saved))), dict(flat(comparable(given)))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
+    for key in lengthened(saved, given):
+        keys.remove(key)
     return [
         f"{key}: {before.get(key, 'absent')}, now {after.get(key, 'absent')}" for key in keys if decides(key)
     ]
+
+
+def lengthened(saved: Recipe, given: Recipe) -> list[str]:
+    """Which of ``train.steps`` and ``train.epochs`` is given and higher than a run had it before."""
+    pairs = {name: (getattr(saved.train, name), getattr(given.train, name)) for name in ("steps", "epochs")}
+    return [f"train.{name}" for name, (old, new) in pairs.items() if old and new and new > old]
 
 
 def decides(key: str) -> bool:

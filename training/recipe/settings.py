@@ -214,6 +214,7 @@ class TrainSettings(Section):
         gradient_checkpointing: computes the blocks twice to save memory.
         compile: compiles the blocks.
         ema: decay of averaged weights per step, null averages none, as published.
+        profile: steps whose trace by torch's profiler is written into the run's folder, 0 for none.
     """
 
     steps: Count | None = None
@@ -234,6 +235,7 @@ class TrainSettings(Section):
     gradient_checkpointing: Switch = True
     compile: Switch = False
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    profile: Annotated[Whole, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def check(self) -> TrainSettings:

@@ -27,6 +27,7 @@ from ..data.samples import MicroBatches, TrainBatch
 from ..exits import BAD_DATA, INTERRUPTED, UNSTABLE, Stop
 from ..recipe.recipe import Recipe
 from ..report.log import RunLog
+from ..report.profile import traced_steps
 from ..report.progress import progress_bar
 from ..report.throughput import Throughput
 from ..step import optimizer
@@ -153,10 +154,13 @@ class Trainer:
             shown=self.accelerator.is_main_process,
         )
         try:
-            while self.done < self.steps:
-                sums = self.step(self.done, bar)
-                bar.update()
-                self.after_step(sums)
+            wanted = settings.train.profile if self.accelerator.is_main_process else 0
+            with traced_steps(self.run, self.done, wanted) as traced:
+                while self.done < self.steps:
+                    sums = self.step(self.done, bar)
+                    traced()
+                    bar.update()
+                    self.after_step(sums)
         except (RuntimeError, ValueError) as error:
             # a data worker's death may be reported anywhere
             stop = as_stop(error) or engine.as_lost_process(error) or error
