@@ -19,10 +19,10 @@ from data_files import BLUE, GREEN, RED, index, pack, picture, pixel, samples, w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tbac_uniimage.core.prompts import MAX_IMAGES
+from tbac_uniimage.core.prompts import MAX_IMAGES, MAX_TEXT_TOKENS
 from tbac_uniimage.shell.main import main
 from tbac_uniimage.training.data import build as build_module
-from tbac_uniimage.training.data import command, storage
+from tbac_uniimage.training.data import command, lengths, storage
 from tbac_uniimage.training.data import index as index_module
 from tbac_uniimage.training.data.build import build
 from tbac_uniimage.training.data.index import Index
@@ -30,6 +30,7 @@ from tbac_uniimage.training.data.layouts import findings
 from tbac_uniimage.training.data.paths import list_files
 from tbac_uniimage.training.data.sets import TrainSet
 from tbac_uniimage.training.data.storage import Ref, Storage
+from tbac_uniimage.training.data.texts import CAPTION_RULES
 from tbac_uniimage.training.exits import raised_by_us
 from tbac_uniimage.training.train import cut_texts
 from transformers import AutoTokenizer
@@ -462,7 +463,8 @@ def test_names_that_are_no_unicode(tmp_path):
 
 def test_limits_agree_with_core():
     assert findings.MAX_INPUTS == MAX_IMAGES
-    assert set(command.LAYOUTS) == set(build_module.LAYOUTS)
+    assert command.LAYOUTS == tuple(build_module.LAYOUTS)
+    assert command.CAPTIONS == CAPTION_RULES and lengths.LIMIT == MAX_TEXT_TOKENS
 
 
 # --- the command

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from data_files import BLUE, GREEN, RED, index, pack, picture, samples, write
 from PIL import Image
+from tbac_uniimage.training.data.columns import parse_columns
 from tbac_uniimage.training.data.layouts.findings import Reading
-from tbac_uniimage.training.data.roles import parse_columns
 from tbac_uniimage.training.data.splits import split_of_file
 
 RED_PNG, GREEN_PNG, BLUE_PNG = picture(RED), picture(GREEN), picture(BLUE)

@@ -10,7 +10,8 @@ import pytest
 from data_files import BLUE, GREEN, RED, index, pack, picture, samples, write
 from hypothesis import given
 from hypothesis import strategies as st
-from tbac_uniimage.training.data.records import Broken, parse_record, read_records
+from tbac_uniimage.training.data.records import parse_record, read_records
+from tbac_uniimage.training.data.rows import Broken
 
 
 def test_sharegpt_4o_image(tmp_path):

@@ -15,8 +15,9 @@ from data_files import BLUE, GREEN, RED, index, pack, picture, pixel, samples, w
 from hypothesis import given
 from hypothesis import strategies as st
 from tbac_uniimage.training.data.archives import Torn, walk
+from tbac_uniimage.training.data.columns import Columns
 from tbac_uniimage.training.data.layouts.pairs import pair
-from tbac_uniimage.training.data.roles import Columns, kind_of
+from tbac_uniimage.training.data.roles import kind_of
 from tbac_uniimage.training.data.storage import Ref, Storage
 
 

@@ -109,9 +109,9 @@ def index_all(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .build import build, name_of
+    from .columns import parse_columns
     from .layouts.findings import Reading
     from .lengths import find_tokenizer
-    from .roles import parse_columns
     from .texts import check_encoding
 
     check_encoding(options.encoding)

@@ -32,6 +32,16 @@ UNREADABLE = (
 )  # fmt: skip
 
 
+def is_picture_name(name: object) -> bool:
+    """Whether a value ends like a picture's file."""
+    return (
+        isinstance(name, str)
+        and len(name) < 4096
+        and "\n" not in name
+        and name.strip().lower().endswith((*SUFFIXES, *UNREADABLE))
+    )
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a look at a picture showed.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,26 +9,18 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from .chats import is_chat, parse_chat
-from .pictures import SUFFIXES, UNREADABLE
-from .roles import CAPTIONS, INSTRUCTIONS, PICTURE, Columns, Roles, kind_of, roles_of, simple, words_of
+from .columns import Columns
+from .pictures import is_picture_name
+from .roles import CAPTIONS, INSTRUCTIONS, PICTURE, Roles, kind_of, roles_of, simple, words_of
+from .rows import LONGEST, Broken, read_table
 from .texts import captions_of, is_text
 
 BLOCK = 2**20  # characters that are read at once
-LONGEST = 2**24  # characters of one record; beyond that the file is taken for broken
 WHOLE = 2**31  # characters of a file that is one JSON object
 GAP = re.compile(r"[\s,]*")
 TABLES = {".csv": ",", ".tsv": "\t"}
 PICTURE_WORDS = PICTURE - frozenset("name names local ground file files path paths".split())
 TEXT_NAMES = frozenset((*CAPTIONS, *INSTRUCTIONS))
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A record that is none, with what is wrong; ``last`` if nothing after it can be read."""
-
-    reason: str
-    detail: str = ""
-    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,70 +54,6 @@ def read_records(file: TextIO, name: str) -> Iterator[Any | Broken]:
         yield from read_object(file, start)
     else:
         yield from read_lines(file, start)
-
-
-def read_table(file: TextIO, name: str, delimiter: str) -> Iterator[dict[str, str] | Broken]:
-    """Rows of a CSV file by column. One that does not fit its header costs itself and none of the next.
-
-    A quote that is not closed would make one cell of all rows down to the next quote, so the rows that it
-    took are read again.
-
-    Raises:
-        ValueError: two columns have one name.
-    """
-    waiting: list[str] = []
-    header: list[str] = []
-    while True:
-        line = waiting.pop() if waiting else file.readline()
-        if not line:
-            return
-        if not line.strip():
-            continue
-        lines = [line]
-        row = parse_row(lines, delimiter)
-        while row is None and (more := waiting.pop() if waiting else file.readline()):
-            lines.append(more)
-            row = parse_row(lines, delimiter)
-        if row is None:
-            row = Broken("a quote is not closed")
-        elif not header:
-            header = [] if isinstance(row, Broken) else [cell.strip() for cell in row]
-            for column in header:
-                if header.count(column) > 1:
-                    raise ValueError(f"{name}: two columns are called {column!r}; rename one.")
-            continue
-        elif not isinstance(row, Broken) and len(row) != len(header):
-            row = Broken("row has more or fewer cells than columns", f"{len(row)} for {len(header)}")
-        elif not isinstance(row, Broken) and any(resembles(more, row, delimiter) for more in lines[1:]):
-            row = Broken("a quote is not closed")
-        if isinstance(row, Broken):
-            waiting += reversed(lines[1:])
-            yield row
-        else:
-            yield dict(zip(header, row, strict=True))
-
-
-def parse_row(lines: list[str], delimiter: str) -> list[str] | Broken | None:
-    """The cells of lines that are one row; None if a quote is still open."""
-    if sum(map(len, lines)) > LONGEST:
-        return Broken("a quote is not closed")
-    try:
-        return next(csv.reader(lines, delimiter=delimiter, strict=True))
-    except csv.Error as error:
-        if "unexpected end of data" in str(error):
-            return None
-        if "field limit" in str(error):
-            return Broken(f"cell is longer than {csv.field_size_limit():,} characters")
-        return Broken("a quote is not closed", str(error))
-
-
-def resembles(line: str, row: list[str], delimiter: str) -> bool:
-    """Whether a line within a row is a row of its own: as many cells, and pictures where that has them."""
-    other = parse_row([line], delimiter)
-    if not isinstance(other, list) or len(other) != len(row):
-        return False
-    named = [place for place, cell in enumerate(row) if is_picture_name(cell)]
-    return bool(named) and all(is_picture_name(other[place]) for place in named)
 
 
 def read_lines(file: TextIO, start: str) -> Iterator[Any | Broken]:
@@ -305,16 +232,6 @@ def looks_like_pictures(name: str, value: Any) -> bool:
     words = set(words_of(name)[0])
     return (
         all(map(is_picture_name, names)) or bool(words & PICTURE_WORDS) and all(" " not in n for n in names)
-    )
-
-
-def is_picture_name(name: Any) -> bool:
-    """Whether a value ends like a picture's file."""
-    return (
-        isinstance(name, str)
-        and len(name) < 4096
-        and "\n" not in name
-        and name.strip().lower().endswith((*SUFFIXES, *UNREADABLE))
     )
 
 

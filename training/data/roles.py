@@ -11,9 +11,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
 
-T = TypeVar("T")
+from .columns import Columns, Field
 
 INPUT = frozenset(
     "input inputs in source sources src original originals orig origin before start control controls "
@@ -47,7 +46,6 @@ INSTRUCTION_WORDS = frozenset("instruction instructions".split())
 OF_ONE_PICTURE = INPUT | TARGET
 
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+")
-SPEC = re.compile(r"(?P<name>.+?)(?:\[(?P<at>-?\d+)\]|\[(?P<start>-?\d*):(?P<end>-?\d*)\])?", re.DOTALL)
 
 
 class UnclearRoles(ValueError):
@@ -74,33 +72,6 @@ class UnclearText(UnclearRoles):
 
 
 @dataclass(frozen=True)
-class Field:
-    """A field, or some of the pictures in it.
-
-    Attributes:
-        name: of the field.
-        start: first of its pictures, if it holds a list; counted from the end if below 0.
-        stop: the one after the last.
-    """
-
-    name: str
-    start: int | None = None
-    stop: int | None = None
-
-    def pick(self, items: Sequence[T]) -> Sequence[T]:
-        """Those of the field's pictures that are meant."""
-        return items[self.start : self.stop]
-
-    def __str__(self) -> str:
-        if self.start is self.stop is None:
-            return self.name
-        if self.start is not None and self.stop == (self.start + 1 or None):
-            return f"{self.name}[{self.start}]"
-        start, stop = ("" if end is None else end for end in (self.start, self.stop))
-        return f"{self.name}[{start}:{stop}]"
-
-
-@dataclass(frozen=True)
 class Roles:
     """What the fields of a sample are.
 
@@ -122,57 +93,6 @@ class Roles:
         return (
             f"target {self.target}{inputs}, text {' or '.join(self.texts) or 'of the conversation'}{unused}"
         )
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Fields that were named by hand, ``--columns target=… input=…,… text=…``; empty where none was."""
-
-    target: tuple[Field, ...] = ()
-    inputs: tuple[Field, ...] = ()
-    texts: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.target or self.inputs or self.texts)
-
-    def names(self) -> tuple[str, ...]:
-        """All of them."""
-        return (*(field.name for field in (*self.target, *self.inputs)), *self.texts)
-
-    def words(self) -> list[str]:
-        """As they were typed."""
-        parts = (("target", self.target), ("input", self.inputs), ("text", self.texts))
-        return [f"{role}={','.join(map(str, fields))}" for role, fields in parts if fields]
-
-
-def parse_columns(words: Sequence[str]) -> Columns:
-    """``["target=a", "input=b,c[0]", "text=d"]`` as fields. Raises ValueError."""
-    found: dict[str, list[str]] = {}
-    for word in words:
-        role, equals, names = word.partition("=")
-        fields = [name.strip() for name in names.split(",")]
-        if role not in ("target", "input", "text") or not equals or not all(fields):
-            raise ValueError(
-                f"--columns {word} cannot be understood; give target=NAME, input=NAME,NAME and text=NAME."
-            )
-        found.setdefault(role, []).extend(fields)
-    if len(found.get("target", [])) > 1:
-        raise ValueError(f"--columns names {len(found['target'])} targets; there is one picture to learn.")
-    return Columns(
-        tuple(map(parse_field, found.get("target", []))),
-        tuple(map(parse_field, found.get("input", []))),
-        tuple(found.get("text", [])),
-    )
-
-
-def parse_field(text: str) -> Field:
-    """``images[-1]`` or ``images[:-1]`` or ``images`` as a field."""
-    match = SPEC.fullmatch(text)
-    if match["at"] is not None:
-        at = int(match["at"])
-        return Field(match["name"], at, at + 1 or None)
-    start, end = (int(match[name]) if match[name] else None for name in ("start", "end"))
-    return Field(match["name"], start, end)
 
 
 @lru_cache(maxsize=4096)

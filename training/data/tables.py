@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from . import splits
+from .columns import Columns
 from .layouts.findings import Found, Reading, Refused
-from .roles import Columns, Roles, UnclearRoles, roles_of
+from .roles import Roles, UnclearRoles, roles_of
 from .storage import Ref
 from .texts import captions_of
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..roles import Columns, Roles
+from ..columns import Columns
+from ..roles import Roles
 from ..splits import choose, split_of_file
 from ..storage import Ref, Storage
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from ..paths import join
 from ..pictures import SUFFIXES, UNREADABLE
 from ..storage import Ref, Storage
+from .beside import TEXTS
 from .findings import Finding, Found, Ignored, Place, Reading, Refused, chunked
-from .pairs import TEXTS, Group, is_edit, leftovers, pair, samples_of
+from .pairs import Group, is_edit, leftovers, pair, samples_of
 
 NAME = "folder"
 SUMMARY = "pictures, each with a .txt, .caption or .json file of the same name beside it"

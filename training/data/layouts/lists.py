@@ -18,17 +18,20 @@ from itertools import islice
 from typing import Any, BinaryIO, cast
 
 from ..chats import is_chat
+from ..columns import Columns, Field
 from ..names import Names
 from ..paths import absolute, check_apart, join, list_files, parent
-from ..pictures import SUFFIXES
-from ..records import Broken, Named, is_picture_name, parse_record, picture_names, read_records
-from ..roles import Columns, Field, UnclearRoles, UnclearText
+from ..pictures import SUFFIXES, is_picture_name
+from ..records import Named, parse_record, picture_names, read_records
+from ..roles import UnclearRoles, UnclearText
+from ..rows import Broken
 from ..splits import is_left_out
 from ..storage import Ref, Storage
 from ..tables import holds_pictures
 from ..texts import open_text
+from .beside import TEXTS
 from .findings import Finding, Found, LeftOut, Note, Place, Reading, Refused, chunked
-from .pairs import PART, TEXTS
+from .pairs import PART
 
 NAME = "lists"
 SUMMARY = "JSON, JSON-lines, CSV or Parquet lists of picture files and texts, or a data.txt of root,json,flag"

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 import unicodedata
@@ -15,27 +14,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from ..columns import Columns
 from ..pictures import SUFFIXES, UNREADABLE
-from ..roles import (
-    CAPTIONS,
-    INSTRUCTIONS,
-    Columns,
-    Field,
-    Roles,
-    UnclearRoles,
-    UnclearText,
-    kind_of,
-    picture_roles,
-    simple,
-    text_roles,
-)
+from ..roles import CAPTIONS, INSTRUCTIONS, Roles, UnclearRoles, kind_of, picture_roles, simple
 from ..storage import Ref, Storage
-from ..texts import BadText, captions_of, clean, decode_text, is_text
+from .beside import TEXTS, read_texts, text_order
 from .findings import Finding, Found, Ignored, Reading, Refused
 
-TEXTS = (".txt", ".caption", ".json")  # of several the first one counts
 TEXT_WORDS = frozenset((*CAPTIONS, *INSTRUCTIONS))
-Pictures = tuple[Field, tuple[Field, ...]]  # target and inputs
 PART = re.compile(r"(?P<base>.*?[^/])(?P<part>(?P<mark>[._-])(?P<word>[^./_-]+(?:[_-]\d+)?))", re.DOTALL)
 
 
@@ -291,68 +277,6 @@ def sample_of(group: Group, reading: Reading, storage: Storage, edits: bool, loo
     return Found(
         key, captions, group.pictures[target.name], refs, Roles(target, inputs, (name,), (*unused, *left))
     )
-
-
-def text_order(ending: str) -> tuple[int, str]:
-    """Plain ``.txt`` first, then ``.caption``, what says more in its name, and JSON last."""
-    return (TEXTS.index(ending) if ending in TEXTS[:2] else 3 if ending.endswith(".json") else 2, ending)
-
-
-def read_texts(
-    key: str,
-    files: dict[str, Ref],
-    texts: tuple[str, ...],
-    pictures: Pictures,
-    reading: Reading,
-    storage: Storage,
-) -> tuple[str, tuple[str, ...]] | Refused:
-    """What the text is called, and its wordings: of the first of the files that holds any."""
-    name = ""
-    try:
-        names = told_files(texts, pictures, reading.columns)
-        for name in names:
-            data = decode_text(storage.read(files[name]), reading.encoding)
-            if name.endswith(".json"):
-                told, captions = captions_in_json(name, data, pictures, reading.columns)
-            else:
-                told, captions = name, [clean(data)]
-            if any(captions):
-                return told, tuple(captions)
-        return Refused(key, "empty text" if names else "no text")
-    except BadText as error:
-        return Refused(key, str(error), files[name].path)
-    except UnclearText as error:
-        return Refused(key, str(error))
-    except OSError as error:
-        return Refused(key, "text cannot be read", str(error))
-
-
-def told_files(texts: tuple[str, ...], pictures: Pictures, columns: Columns) -> tuple[str, ...]:
-    """The text files to look into, in order. Raises UnclearText."""
-    records = tuple(name for name in texts if name.endswith(".json"))
-    if columns.texts:  # endings of files, or fields of the JSON
-        endings = tuple(name for name in columns.texts if name in texts)
-        fields = any(name not in texts for name in columns.texts)
-        return endings + tuple(name for name in records if fields and name not in endings)
-    plain = tuple(name for name in texts if name in TEXTS[:2])
-    more = tuple(name for name in texts if name not in (*plain, *records))
-    if more and not plain:
-        plain = text_roles(more, *pictures, columns)
-    return plain + records
-
-
-def captions_in_json(name: str, data: str, pictures: Pictures, columns: Columns) -> tuple[str, list[str]]:
-    """The field of a JSON file that holds the text, and its wordings. Raises BadText, UnclearText."""
-    try:
-        record = json.loads(data)
-    except ValueError as error:
-        raise BadText("text is no JSON") from error
-    fields = tuple(key for key, value in record.items() if is_text(value)) if isinstance(record, dict) else ()
-    if not fields:
-        raise BadText("JSON without a text")
-    named = Columns(texts=tuple(key for key in columns.texts if key in fields))
-    chosen = text_roles(fields, *pictures, named)
-    return f"{name}:{chosen[0]}", captions_of(record, chosen)
 
 
 def leftovers(unreadable: list[str], others: Counter[str], shard: str) -> Iterator[Finding]:
