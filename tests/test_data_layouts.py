@@ -591,6 +591,14 @@ def test_what_lies_beside_shards_is_counted(tmp_path):
     }
     _, report = read(tmp_path, files)
     assert report.ignored == {".heic": 1, ".png": 1, "without suffix": 1}
+    listed = {
+        "m.jsonl": lines({"image": "1.png", "text": "x"}),
+        "1.png": RED_PNG,
+        "a.HEIC": b"x",
+        "b.mp4": b"y",
+    }
+    _, report = read(tmp_path / "list", listed)
+    assert report.ignored == {".heic": 1, ".mp4": 1}
 
 
 def test_img2dataset(tmp_path):

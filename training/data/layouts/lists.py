@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, BinaryIO, cast
 
+from ..archives import ARCHIVE
+from ..archives import PART as PARTS
 from ..chats import is_chat
 from ..columns import Columns, Field
 from ..names import Names
@@ -214,6 +216,12 @@ def units(place: Place) -> Iterator[list[Finding] | Finding]:
     if place.files:
         taken, left = place.of_splits((item.name for item in lists), rows=True)
         yield left
+        known = (ARCHIVE, PARTS, SUFFIX)
+        yield place.others(
+            name
+            for name, _ in place.files
+            if name.lower().endswith(SUFFIXES) or any(pattern.search(name) for pattern in known)
+        )
         lists = [item for item in lists if item.name in taken]
     for listed in lists:
         if listed.root not in tables:
