@@ -21,7 +21,7 @@ REFUSALS = {  # what is wrong, what to do
     errno.EIO: ("cannot be read or written, its disk reports an error", "see to the disk"),
     errno.ESTALE: ("is gone from its network disk", "mount it again"),
 }
-SHOWN = 80  # letters of a path
+SHOWN = 200  # letters of a path
 
 
 def user_path(path: str | Path) -> Path:
