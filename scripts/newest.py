@@ -38,6 +38,8 @@ LEFT_OUT = {
     "make test": "CI runs it",
     "comfy launch -- --cpu": "needs ComfyUI; tests/test_registry.py runs comfy-cli against one",
     "comfy run --workflow tests/data/workflows_api/text_to_image.json --wait": "the same",
+    "tbac-uniimage evaluate draw geneval --model DIR --out runs/eval": "needs the benchmark's files from its "
+    "repository; tests/test_evaluation_end_to_end.py runs the verbs",
     "tbac-uniimage score": "needs drawings from npm, half an hour; tests/test_nano_score.py runs its parts",
     "accelerate launch -m tbac_uniimage.training.train training/recipes/1_text_to_image.yaml": NEEDS_A_HUB,
     "accelerate launch -m tbac_uniimage.training.train training/recipes/2_image_text_to_image.yaml "
