@@ -203,9 +203,9 @@ def said_in_readme(records: Mapping[str, dict[str, str]]) -> str:
         max(feature_release(tested[name]) for tested in records.values())
         for name in ("transformers", "diffusers")
     )
-    pythons = sorted({min(map(feature_release, records)), max(map(feature_release, records))})
-    transformers, diffusers, *ends = (".".join(map(str, version)) for version in (*libraries, *pythons))
-    return f"tested up to {transformers} and {diffusers}, with Python {' to '.join(ends)}"
+    pythons = sorted(map(feature_release, records))  # each that ran: what lies between two may not have
+    transformers, diffusers, *ran = (".".join(map(str, version)) for version in (*libraries, *pythons))
+    return f"tested up to {transformers} and {diffusers}, with Python {' and '.join(ran)}"
 
 
 def record(tested: dict[str, str]) -> None:
@@ -216,7 +216,7 @@ def record(tested: dict[str, str]) -> None:
     RECORD.write_text(json.dumps(dict(sorted(records.items())), indent=2) + "\n")
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    said = r"tested up to [\d.]+ and [\d.]+, with Python [\d.]*\d(?: to [\d.]*\d)?"
+    said = r"tested up to [\d.]+ and [\d.]+, with Python [\d.]*\d(?: and [\d.]*\d)*"
     readme.write_text(re.sub(said, said_in_readme(records), text), encoding="utf-8")
 
 

@@ -101,7 +101,7 @@ def test_a_record_is_written_into_readme(tmp_path, monkeypatch):
     newest.record({"python": "3.12.1", "transformers": "6.10.1", "diffusers": "1.0.0"})
     assert "(tested up to 6.10 and 1.0, with Python 3.12;" in readme.read_text()
     newest.record({"python": "3.9.18", "transformers": "6.9.3", "diffusers": "1.2"})
-    said = "tested up to 6.10 and 1.2, with Python 3.9 to 3.12"
+    said = "tested up to 6.10 and 1.2, with Python 3.9 and 3.12"
     assert readme.read_text() == f"needs x 1.2 ({said};\nbut 3.1 is)\n"
     assert json.loads((tmp_path / "record.json").read_text())["3.9"]["transformers"] == "6.9.3"
 
