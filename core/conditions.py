@@ -43,13 +43,18 @@ class LadderCondition:
         states: caption states ``[layers, batch, queries, dim]``.
         mask: ``[batch, queries]`` int64, 1 = attend.
         branches: of the guidance; the batch holds all prompts of the first, then of the second, and so on.
-        image_size: width and height of the first picture in pixels; None without pictures.
+        canvases: what is edited, the first picture of every prompt; None without pictures.
     """
 
     states: torch.Tensor
     mask: torch.Tensor
     branches: int = 1
-    image_size: tuple[int, int] | None = None
+    canvases: Sequence[Image.Image] | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Width and height of the first picture in pixels; None without pictures."""
+        return None if self.canvases is None else self.canvases[0].size
 
     def to(self, *place: Any, **options: Any) -> LadderCondition:
         """The same with its states elsewhere or in another type; arguments of ``torch.Tensor.to``."""
@@ -68,7 +73,7 @@ def check_condition(condition: LadderCondition, guidance: Guidance, layers: int,
     """
     if not isinstance(condition, LadderCondition):
         raise ValueError(f"The condition is a {type(condition).__name__}; give what encode_prompt returned.")
-    branches = guidance.num_branches(condition.image_size is not None)
+    branches = guidance.num_branches(condition.canvases is not None)
     if condition.branches != branches:
         raise ValueError(
             f"The condition was made for guidance of {condition.branches} branches, these scales need "

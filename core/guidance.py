@@ -73,6 +73,11 @@ def black_like(image: Image.Image) -> Image.Image:
     return Image.new("RGB", image.size)
 
 
+def sees_pictures(branches: int) -> list[bool]:
+    """Which branches of an edit see its input pictures, in the order of the table; the others see black."""
+    return [branches < 3, *[True] * (branches - 1)]
+
+
 def branch_inputs(
     prompts: Sequence[str],
     negatives: Sequence[str],
@@ -83,8 +88,8 @@ def branch_inputs(
     all_prompts = [*list(negatives) * (branches - 1), *prompts]
     if images is None:
         return all_prompts, None
-    real = [list(group) for group in images]
-    if branches == 3:
-        black = [[black_like(image) for image in group] for group in real]
-        return all_prompts, black + real + real
-    return all_prompts, real * branches
+    return all_prompts, [
+        list(group) if sees else [black_like(image) for image in group]
+        for sees in sees_pictures(branches)
+        for group in images
+    ]

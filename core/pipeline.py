@@ -126,7 +126,7 @@ class LadderPipeline(LadderComponents, LadderLoraMixin):
     @torch.no_grad()
     def _encode(self, request: Request, branches: int) -> LadderCondition:
         prompts, images = branch_inputs(request.prompts, request.negatives, request.images, branches)
-        return replace(self.encoder(prompts, images), branches=branches, image_size=request.image_size)
+        return replace(self.encoder(prompts, images), branches=branches, canvases=request.canvases)
 
     @torch.no_grad()
     def __call__(
@@ -193,15 +193,15 @@ class LadderPipeline(LadderComponents, LadderLoraMixin):
             self.require("encode a prompt", *ENCODING)
             request = check_request(prompt, image, negative_prompt)
             branches, num_prompts = guidance.num_branches(request.images is not None), len(request.prompts)
-            image_size = request.image_size
+            canvases = request.canvases
         else:
             if prompt is not None or image is not None or negative_prompt:
                 raise ValueError("Give either a condition, or a prompt with what belongs to it, not both.")
             check_condition(condition, guidance, config.num_layers, config.caption_channels)
-            branches, image_size = condition.branches, condition.image_size
+            branches, canvases = condition.branches, condition.canvases
             num_prompts = condition.states.shape[1] // branches
         batch = num_prompts * num_images_per_prompt
-        shape = (batch, *self._latent_shape(height, width, image_size))
+        shape = (batch, *self._latent_shape(height, width, canvases))
         generator = check_generator(generator, batch)
 
         with self.undisturbed():
@@ -241,7 +241,7 @@ class LadderPipeline(LadderComponents, LadderLoraMixin):
         return self.transformer(x, rungs, timestep, return_dict=False)[0].float()
 
     def _latent_shape(
-        self, height: int | None, width: int | None, image_size: tuple[int, int] | None
+        self, height: int | None, width: int | None, canvases: Sequence[Image.Image] | None
     ) -> tuple[int, int, int]:
         """Channels, height and width of a latent, by default of the trained area, as wide as the picture is.
 
@@ -250,14 +250,14 @@ class LadderPipeline(LadderComponents, LadderLoraMixin):
         """
         config = self.transformer.config
         side = config.sample_size
-        if self.vae is None and height is None and width is None and image_size is None:
+        if self.vae is None and height is None and width is None and canvases is None:
             return config.in_channels, side, side
         factor = self.vae_scale_factor
-        if height is None and width is None and image_size is not None:
-            width, height = fit_size(image_size, side * factor, factor)
+        if height is None and width is None and canvases is not None:
+            width, height = fit_size(canvases[0].size, side * factor, factor)
         height, width = (side * factor if length is None else length for length in (height, width))
         check_size(height, width, factor)
-        return self.vae.config.latent_channels, height // factor, width // factor
+        return config.in_channels, height // factor, width // factor
 
     def prepare_latents(
         self,

@@ -26,9 +26,9 @@ class Request:
     images: list[list[Image.Image]] | None
 
     @property
-    def image_size(self) -> tuple[int, int] | None:
-        """Width and height of the first picture, if there are pictures."""
-        return self.images[0][0].size if self.images else None
+    def canvases(self) -> list[Image.Image] | None:
+        """What is edited: the first picture of every prompt, if there are pictures."""
+        return None if self.images is None else [group[0] for group in self.images]
 
 
 def check_options(steps: int, per_prompt: int, output_type: str) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ...core.canvas import to_pixels
+from ...core.guidance import black_like
 from ...core.inputs import LadderInputs, LadderProcessor
 from ..recipe.recipe import Recipe
 from ..recipe.settings import DropSettings
@@ -184,19 +185,13 @@ class MicroBatches(Dataset):
         data, row = self.locate(place)
         entry = data.index[row]
         name = f"{data.index.name}/{entry.key}"
-        width, height = self.sizes[place.bucket]
+        size = self.sizes[place.bucket]
         no_text, black = dropped(drop, bool(entry.inputs), self.drop)
         sample = Sample(name, "" if no_text else entry.texts[int(wording * len(entry.texts))])
         try:
-            sample.target = self.read_target(data.index, entry, name, (width, height), crop)
-            if entry.inputs and self.vision:
-                sample.features, sample.grid = self.read_features(data.index, entry, name, (width, height))
-                if black:
-                    sample.features = self.black_features(sample.grid, name)
-            elif entry.inputs:
-                sample.images = read_inputs(self.storage, entry, (width, height), crop)
-                if black:
-                    sample.images = [Image.new("RGB", image.size) for image in sample.images]
+            sample.target = self.read_target(data.index, entry, name, size, crop)
+            if entry.inputs:
+                self.read_pictures(sample, data.index, entry, size, crop, black)
         except (BadPicture, OSError) as error:
             return Sample(name, bad=f"{name}: {error}")
         return sample
@@ -209,12 +204,23 @@ class MicroBatches(Dataset):
             return to_pixels(fit(decode(self.storage.read(entry.target)), *size, crop))
         return self.read_entry(self.latents, index, entry, name, size)["latents"].float()
 
-    def read_features(
-        self, index: Index, entry: Entry, name: str, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """Vision tokens ``[tokens, mllm_dim]`` and grid ``[images, 3]`` of the cache."""
-        stored = self.read_entry(self.vision, index, entry, name, size)
-        return stored["features"], stored["grid"]
+    def read_pictures(
+        self,
+        sample: Sample,
+        index: Index,
+        entry: Entry,
+        size: tuple[int, int],
+        crop: tuple[float, float],
+        black: bool,
+    ) -> None:
+        """Give an edit all that is made of its input pictures; where they are dropped, of black ones."""
+        if self.vision is None:
+            images = read_inputs(self.storage, entry, size, crop)
+            sample.images = [black_like(image) for image in images] if black else images
+        else:
+            stored = self.read_entry(self.vision, index, entry, sample.key, size)
+            sample.grid = stored["grid"]
+            sample.features = self.black_features(sample.grid, sample.key) if black else stored["features"]
 
     def read_entry(
         self, cache: Cache, index: Index, entry: Entry, name: str, size: tuple[int, int]
@@ -314,9 +320,3 @@ def cut(picture: Image.Image, size: tuple[int, int], crop: tuple[float, float]) 
     width, height = (max(1, min(round(s * scale), p)) for s, p in zip(size, picture.size, strict=True))
     left, top = round((picture.width - width) * crop[0]), round((picture.height - height) * crop[1])
     return picture.crop((left, top, left + width, top + height))
-
-
-def to_pixels(picture: Image.Image) -> Tensor:
-    """RGB to ``[3, height, width]`` float32, -1 (black) to 1 (white)."""
-    values = torch.from_numpy(np.array(picture, dtype=np.float32))
-    return (values / 127.5 - 1).permute(2, 0, 1).contiguous()

@@ -33,7 +33,7 @@ from ..report.throughput import Throughput
 from ..step import optimizer
 from ..step.ema import AveragedWeights
 from ..step.monitor import Decision, GradientMonitor, MonitorSettings
-from ..step.trainee import LadderTrainee, encode_latents, parameters_by_name
+from ..step.trainee import LadderTrainee, latents_of, parameters_by_name
 from . import engine
 from .checkpoints import folders, shards
 from .checkpoints.keeper import Keeper
@@ -264,12 +264,9 @@ class Trainer:
         # what layers draw (dropout of a LoRA) follows from the position too
         torch.manual_seed(position_seed(self.recipe.seed, self.recipe.stage, batch.positions[0]))
         with self.accelerator.autocast():
-            latents = batch.latents
-            if latents is None:
-                latents = encode_latents(self.parts.vae, batch.pixels.to(device, non_blocking=True))
             return self.module(
                 batch.inputs,
-                latents.to(device, torch.float32, non_blocking=True),
+                latents_of(self.parts.vae, batch.pixels, batch.latents, device),
                 batch.noise.to(device, non_blocking=True),
                 batch.u.to(device, non_blocking=True),
             )

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from ...core.canvas import encode_latents
 from ...core.checkpoints import LadderParts
 from ...core.conditions import LadderEncoder
 from ...core.inputs import LadderInputs
@@ -77,7 +78,10 @@ def parameters_by_name(trainee: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in trainee.named_parameters() if p.requires_grad}
 
 
-@torch.no_grad()
-def encode_latents(vae: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """Scaled latents of pictures ``[batch, 3, height, width]`` in -1 … 1."""
-    return vae.encode(pixels.to(vae.dtype)).latent * vae.config.scaling_factor
+def latents_of(
+    vae: nn.Module, pixels: torch.Tensor | None, latents: torch.Tensor | None, device: torch.device
+) -> torch.Tensor:
+    """Scaled latents float32 on a device: those of a cache, else what ``vae`` makes of pixels in -1 … 1."""
+    if latents is None:
+        latents = encode_latents(vae, pixels.to(device, non_blocking=True))
+    return latents.to(device, torch.float32, non_blocking=True)

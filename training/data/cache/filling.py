@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ....core.canvas import encode_latents, to_pixels
 from ....core.checkpoints import LadderParts
 from ...recipe.recipe import Recipe
-from ...step.trainee import encode_latents
 from ..index import Index
 from ..pictures import BadPicture, decode, fit
-from ..samples import CENTRE, read_inputs, to_pixels
+from ..samples import CENTRE, read_inputs
 from ..sets import open_sets, target_sizes
 from ..storage import Storage
 from .entries import black_path, latent_cache, transform_name, vision_cache

@@ -1,0 +1,39 @@
+"""The canvas of an edit: its first input picture, at the size that is drawn, as pixels and as latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+
+def to_pixels(picture: Image.Image) -> torch.Tensor:
+    """RGB to ``[3, height, width]`` float32, -1 (black) to 1 (white)."""
+    values = torch.from_numpy(np.array(picture, dtype=np.float32))
+    return (values / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def canvas_pixels(pictures: Sequence[Image.Image], width: int, height: int) -> torch.Tensor:
+    """Pictures at the size that is drawn, ``[pictures, 3, height, width]`` float32 in -1 … 1.
+
+    All of a picture is kept, so what is drawn lies exactly over it; in other proportions it is stretched.
+
+    Args:
+        pictures: RGB.
+        width, height: in pixels.
+    """
+    size, scaled = (width, height), []
+    for picture in pictures:
+        # the gap halves large pictures first, which is several times faster and cannot be seen
+        same = picture.size == size
+        scaled.append(picture if same else picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
+    return torch.stack([to_pixels(picture) for picture in scaled])
+
+
+@torch.no_grad()
+def encode_latents(vae: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """Scaled latents of pictures ``[batch, 3, height, width]`` in -1 … 1."""
+    return vae.encode(pixels.to(vae.dtype)).latent * vae.config.scaling_factor
