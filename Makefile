@@ -2,10 +2,12 @@
 # make comfyui  open ComfyUI with this pack for a browser
 # make test     lint, parity, every fast test, one graph in real ComfyUI and in a real browser (minutes)
 # make test-all every test (a quarter of an hour on two cores)
-# make test-newest COMFYUI_PATH=/path/to/ComfyUI  the tests that need ComfyUI on any tree, with its own packages
+# make test-newest COMFYUI_PATH=/path/to/ComfyUI  this pack's tests on another ComfyUI, with the packages that it asks
+#               for (another ComfyUI; for newer libraries see make newest)
 # make score    the embedded model on held-out scenes, with chance and ceilings; fetches the drawings (needs npm)
 # make nano     the embedded model again from nothing, most of a day on two cores (needs npm); goes on where it was
-# make newest   every command of README and of docs/training.md's ten minutes with today's newest libraries (3 minutes)
+# make newest   today's newest transformers, diffusers and the rest, without ComfyUI: every command of README and of
+#               docs/training.md's ten minutes (newer libraries; for another ComfyUI see make test-newest; 3 minutes)
 # make versions parity and core's tests at the ends of the supported transformers and diffusers, then with the newest;
 #               writes what was newest into README (10 minutes)
 # COMFYUI_PATH=/path/to/ComfyUI uses a tree of yours instead of the one fetched into .cache/

@@ -205,7 +205,8 @@ def said_in_readme(records: Mapping[str, dict[str, str]]) -> str:
     )
     pythons = sorted(map(feature_release, records))  # each that ran: what lies between two may not have
     transformers, diffusers, *ran = (".".join(map(str, version)) for version in (*libraries, *pythons))
-    return f"tested up to {transformers} and {diffusers}, with Python {' and '.join(ran)}"
+    listed = " and ".join(filter(None, (", ".join(ran[:-1]), ran[-1])))
+    return f"tested up to {transformers} and {diffusers}, with Python {listed}"
 
 
 def record(tested: dict[str, str]) -> None:
@@ -216,7 +217,7 @@ def record(tested: dict[str, str]) -> None:
     RECORD.write_text(json.dumps(dict(sorted(records.items())), indent=2) + "\n")
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    said = r"tested up to [\d.]+ and [\d.]+, with Python [\d.]*\d(?: and [\d.]*\d)*"
+    said = r"tested up to [\d.]+ and [\d.]+, with Python [\d.]*\d(?:(?:, | and )[\d.]*\d)*"
     readme.write_text(re.sub(said, said_in_readme(records), text), encoding="utf-8")
 
 

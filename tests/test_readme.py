@@ -1,6 +1,7 @@
 """What ``make newest`` runs of the documents, and that README says of versions only what ran."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import newest
 import pytest
+import setup_env
 
 
 def commands():
@@ -100,10 +102,20 @@ def test_a_record_is_written_into_readme(tmp_path, monkeypatch):
     monkeypatch.setattr(newest, "RECORD", tmp_path / "record.json")
     newest.record({"python": "3.12.1", "transformers": "6.10.1", "diffusers": "1.0.0"})
     assert "(tested up to 6.10 and 1.0, with Python 3.12;" in readme.read_text()
-    newest.record({"python": "3.9.18", "transformers": "6.9.3", "diffusers": "1.2"})
-    said = "tested up to 6.10 and 1.2, with Python 3.9 and 3.12"
-    assert readme.read_text() == f"needs x 1.2 ({said};\nbut 3.1 is)\n"
+    for older, said in (("3.9", "3.9 and 3.12"), ("3.10", "3.9, 3.10 and 3.12")):
+        newest.record({"python": f"{older}.18", "transformers": "6.9.3", "diffusers": "1.2"})
+        said = f"tested up to 6.10 and 1.2, with Python {said}"
+        assert readme.read_text() == f"needs x 1.2 ({said};\nbut 3.1 is)\n"
     assert json.loads((tmp_path / "record.json").read_text())["3.9"]["transformers"] == "6.9.3"
+
+
+def test_the_oldest_python_that_ran_is_the_one_that_is_asked_for():
+    """Of users by pyproject.toml; a developer's pins need the one that setup_env.py names."""
+    ran = sorted(map(newest.feature_release, json.loads(newest.RECORD.read_text())))
+    text = (newest.ROOT / "pyproject.toml").read_text()
+    [asked] = re.findall(r'^requires-python = ">=([\d.]+)"$', text, re.MULTILINE)
+    assert newest.feature_release(asked) == ran[0]
+    assert setup_env.OLDEST_PYTHON in ran
 
 
 @pytest.mark.slow
