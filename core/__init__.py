@@ -19,6 +19,7 @@ _HOMES = {
     "LadderEncoder": "conditions",
     "LadderParts": "checkpoints",
     "LadderPipeline": "pipeline",
+    "LadderPipelineOutput": "repainting",
     "LadderTransformer2DModel": "transformer",
     "assemble": "checkpoints",
     "euler_scheduler": "schedulers",

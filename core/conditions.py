@@ -61,6 +61,17 @@ class LadderCondition:
         states = self.states.to(*place, **options)
         return replace(self, states=states, mask=self.mask.to(states.device))
 
+    def single(self, number: int) -> LadderCondition:
+        """One prompt of the batch, with all its branches."""
+        rows = slice(number, None, self.states.shape[1] // self.branches)
+        canvases = self.canvases and self.canvases[number : number + 1]
+        return replace(self, states=self.states[:, rows], mask=self.mask[rows], canvases=canvases)
+
+    def last(self, branches: int) -> LadderCondition:
+        """The last branches alone; that of the prompt is the last of all."""
+        rows = self.states.shape[1] // self.branches * branches
+        return replace(self, states=self.states[:, -rows:], mask=self.mask[-rows:], branches=branches)
+
 
 def check_condition(condition: LadderCondition, guidance: Guidance, layers: int, width: int) -> None:
     """Raise ValueError unless a condition was made for this guidance, and for a model of these rungs.

@@ -87,7 +87,7 @@ def fit_mask(mask: torch.Tensor, batch: int, height: int, width: int) -> torch.T
     mask = mask.float().clamp(0, 1)
     if not mask.any():
         raise ValueError(
-            "The mask is empty, so nothing may change; paint the part to edit, or disconnect the mask."
+            "The mask is empty, so nothing may change; paint the part to edit, or leave the mask out."
         )
     if mask.shape[1:] != (height, width):
         stretch = (mask.shape[2] * height) / (mask.shape[1] * width)

@@ -58,8 +58,7 @@ def prepare_images(batch: Sequence[Sequence[Image.Image]], prompts: Sequence[str
 def prepare_image(image: object) -> Image.Image:
     """One image for the MLLM, see :func:`prepare_images`; a tensor is ``[channels, height, width]``."""
     if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).movedim(0, -1).numpy()
+        image = array_of(image.movedim(0, -1))
     try:
         if isinstance(image, np.ndarray):
             image = from_array(image)
@@ -69,6 +68,12 @@ def prepare_image(image: object) -> Image.Image:
         return to_rgb(image)
     except BadPicture as error:
         raise ValueError(f"An input image cannot be used: {error}; give another.") from error
+
+
+def array_of(tensor: torch.Tensor) -> np.ndarray:
+    """Its values, those of types that numpy lacks as float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def check_proportions(image: Image.Image) -> None:

@@ -10,13 +10,14 @@ import importlib
 import json
 import os
 import warnings
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from .paths import refusal, shown, user_path
+from .paths import refusal, shown, user_path, write_whole
 from .rgb import BROKEN, BadPicture, check_shape, to_rgb
 
 # No EPS and the like: Pillow starts other programs to read them.
@@ -31,11 +32,18 @@ MAX_PIXELS = 89_478_485  # of a file; from here on Pillow warns of a decompressi
 MAX_PROFILE = 64 * 2**20  # bytes; Pillow opens no PNG with more than 1 MiB of profile, and printers have 2
 CHUNK = "tbac_uniimage"  # not "prompt" or "workflow": ComfyUI reads a graph out of chunks of these names
 
+T = TypeVar("T")
+
 PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, MAX_PROFILE)
 
 
 def read_picture(path: str | Path) -> Image.Image:
-    """A picture file as upright sRGB on white.
+    """A picture file as upright sRGB on white. Raises ValueError, see :func:`read_file`."""
+    return read_file(path, to_rgb)
+
+
+def read_file(path: str | Path, read: Callable[[Image.Image], T]) -> T:
+    """What ``read`` makes of a picture file that was opened; it may raise BadPicture.
 
     Raises:
         ValueError: no file there, or none that holds a picture.
@@ -45,13 +53,24 @@ def read_picture(path: str | Path) -> Image.Image:
         raise ValueError(f"There is no picture at {shown(path)}; check the path.")
     try:
         with open(path, "rb") as file, open_picture(file) as image:
-            return to_rgb(image)
+            return read(image)
     except BadPicture as error:
         raise ValueError(
             f"{shown(path)} is not a readable picture ({error}); give one still picture as PNG, JPEG or WebP."
         ) from error
     except OSError as error:
         raise ValueError(refusal(path, error)) from error
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether a channel of an opened file has more than 8 bits, which Pillow's RGB drops without a word."""
+    if image.mode.startswith(("I", "F")):
+        return True
+    for codec, _, _, told in image.tile:  # a raw mode as "RGB;16B", alone or first; of PPM also the white
+        told = told if isinstance(told, tuple) else (told,)
+        if ";16" in str(told[0]) or (codec == "ppm" and told[1] > 255):
+            return True
+    return False
 
 
 def picture_of(data: bytes) -> Image.Image:
@@ -150,6 +169,13 @@ def write_picture(image: Image.Image, folder: Path, settings: dict[str, Any]) ->
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def save_mask(mask: Image.Image, path: Path) -> None:
+    """Write a mask as PNG, whole or not at all, in place of a file of that name. Raises ValueError."""
+    content = BytesIO()
+    mask.save(content, format="PNG")
+    write_whole(path, content.getvalue())
 
 
 def reserve_number(folder: Path) -> tuple[Path, Path]:

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from diffusers import AutoencoderDC, DiffusionPipeline, ImagePipelineOutput
+from diffusers import AutoencoderDC, DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.schedulers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from .components import LadderComponents
-from .conditions import LadderCondition, LadderEncoder, check_condition
+from .conditions import LadderCondition, check_condition
 from .connector import LadderConnector
-from .guidance import Guidance, branch_inputs
+from .denoising import Sampling, denoise, draw_noises
+from .guidance import Guidance
 from .lora import LadderLoraMixin
+from .masks import MaskInput
+from .originals import as_output
 from .prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
+from .reading import ENCODING, LadderReading
+from .repainting import (
+    ChangeMapOutput,
+    LadderPipelineOutput,
+    check_repainting,
+    draw_over,
+    find_changes,
+    find_mask,
+)
 from .requests import (
     ImageInput,
-    Request,
     check_generator,
     check_options,
     check_request,
@@ -31,15 +39,11 @@ from .requests import (
     fit_size,
 )
 from .rungs import check_gains, scale_rungs
-from .schedulers import scheduler_for_call, step_options
-from .transformer import LadderTransformer2DModel, RungKV, Rungs
-from .understanding import Answer, ask
-
-Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
-ENCODING = ("mllm", "tokenizer", "image_processor", "connector", "transformer")
+from .schedulers import scheduler_for_call
+from .transformer import LadderTransformer2DModel, Rungs
 
 
-class LadderPipeline(LadderComponents, LadderLoraMixin):
+class LadderPipeline(LadderReading, LadderLoraMixin):
     """TBAC-UniImage: a frozen MLLM and a diffusion transformer joined rung by rung.
 
     Calls read the components and settings of their moment, and may run at the same time in several threads:
@@ -86,47 +90,10 @@ class LadderPipeline(LadderComponents, LadderLoraMixin):
         self.register_to_config(system_prompt=system_prompt, max_text_tokens=max_text_tokens)
 
     @property
-    def encoder(self) -> LadderEncoder:
-        """Makes conditions of prompts and pictures, with the components and settings of this moment."""
-        self.require("encode a prompt", *ENCODING)
-        return LadderEncoder(
-            self.mllm,
-            self.connector,
-            self.tokenizer,
-            self.image_processor,
-            num_layers=self.transformer.config.num_layers,
-            system_prompt=self.config.system_prompt,
-            max_text_tokens=self.config.max_text_tokens,
-        )
-
-    @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent along a side."""
         self.require("tell latents from pixels", "vae")
         return self.vae.spatial_compression_ratio
-
-    def encode_prompt(
-        self,
-        prompt: str | Sequence[str],
-        image: ImageInput = None,
-        negative_prompt: str | Sequence[str] = "",
-        guidance_scale: float = 4.5,
-        image_guidance_scale: float = 1.0,
-    ) -> LadderCondition:
-        """Conditions of every branch of the guidance, for use as ``condition`` of several calls.
-
-        Returns:
-            LadderCondition: states ``[layers, branches * prompts, queries, dim]``, branch by branch.
-        """
-        request = check_request(prompt, image, negative_prompt)
-        guidance = Guidance(guidance_scale, image_guidance_scale)
-        with self.undisturbed():
-            return self._encode(request, guidance.num_branches(request.images is not None))
-
-    @torch.no_grad()
-    def _encode(self, request: Request, branches: int) -> LadderCondition:
-        prompts, images = branch_inputs(request.prompts, request.negatives, request.images, branches)
-        return replace(self.encoder(prompts, images), branches=branches, canvases=request.canvases)
 
     @torch.no_grad()
     def __call__(
@@ -140,7 +107,7 @@ class LadderPipeline(LadderComponents, LadderLoraMixin):
         width: int | None = None,
         num_inference_steps: int = 30,
         num_images_per_prompt: int = 1,
-        generator: Generators = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         condition: LadderCondition | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
@@ -149,8 +116,14 @@ class LadderPipeline(LadderComponents, LadderLoraMixin):
         callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         rung_gains: Sequence[float] | None = None,
-    ) -> ImagePipelineOutput | tuple:
+        mask: MaskInput = None,
+        strength: float = 1.0,
+        feather: int | None = None,
+    ) -> LadderPipelineOutput | tuple:
         """Draw pictures from prompts, or edit pictures by instructions.
+
+        With a mask or a strength below 1 pictures are drawn over one after the other, each as if it were
+        alone, and the callback counts the steps of each.
 
         Args:
             prompt: one prompt or a list of them.
@@ -160,7 +133,8 @@ class LadderPipeline(LadderComponents, LadderLoraMixin):
             guidance_scale: strength of the prompt; 1 = no guidance.
             image_guidance_scale: strength of the input picture when editing; 1 = text guidance only.
             height, width: size in pixels, multiples of the autoencoder's factor. Default: the size that the
-                model was trained at; when editing, that area in the proportions of the first picture.
+                model was trained at; when editing, that area in the proportions of the first picture. With a
+                mask it is the size that is drawn at: the result has that of its picture.
             num_inference_steps: denoising steps.
             num_images_per_prompt: results per prompt, next to each other in the output.
             generator: one generator, or one per result; noise is drawn from them, that of the solver too.
@@ -168,12 +142,24 @@ class LadderPipeline(LadderComponents, LadderLoraMixin):
             condition: what :meth:`encode_prompt` returned for the same guidance, in place of ``prompt``,
                 ``image`` and ``negative_prompt``.
             guidance_interval: part of the steps that is guided.
-            output_type: "pil", "np", "pt" or "latent" (scaled latents).
+            output_type: "pil", "np", "pt" or "latent" (scaled latents); with a mask pictures keep their
+                alpha.
             callback_on_step_end: called as ``f(pipeline, step, timestep, {"latents": …})``; may return
                 other latents, and may set ``pipeline._interrupt`` to stop. What it is handed is this call's
                 own view of the pipeline, with the scheduler that steps.
             rung_gains: how loud each block hears its rung, one number from 0 (mute) to 10 for each; 1 = as
                 trained. :func:`.rungs.preset_gains` and :func:`.rungs.parse_curve` make such lists.
+            mask: where a picture may change (white, 1) and where every pixel stays (black, 0), as in
+                diffusers' inpainting: a picture, an array or a tensor of the same proportions, one for all
+                or one for each; or "auto": where :meth:`change_map` finds that the instruction changes it.
+                A further :data:`.change_map.EVALUATIONS` of the transformer for each picture, and with
+                ``guidance_scale=1`` one more condition.
+            strength: share of the way from noise that is drawn: below 1 the last ``strength *
+                num_inference_steps`` steps, from the picture mixed with noise.
+            feather: width in pixels of the mask's seam, which lies inside; None = a quarter of a latent's.
+
+        Returns:
+            LadderPipelineOutput: ``images``, and ``masks`` where there was a mask; or a tuple of them.
 
         Raises:
             ValueError: bad input, one sentence, before anything is computed.
@@ -184,8 +170,6 @@ class LadderPipeline(LadderComponents, LadderLoraMixin):
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; known: latents.")
         self.require("draw", "transformer", "scheduler")
-        if output_type != "latent":
-            self.require("show what it drew", "vae")
         config = self.transformer.config
         if rung_gains is not None:
             check_gains(rung_gains, config.num_layers)
@@ -193,52 +177,83 @@ class LadderPipeline(LadderComponents, LadderLoraMixin):
             self.require("encode a prompt", *ENCODING)
             request = check_request(prompt, image, negative_prompt)
             branches, num_prompts = guidance.num_branches(request.images is not None), len(request.prompts)
-            canvases = request.canvases
+            canvases, pictures = request.canvases, request.originals
         else:
             if prompt is not None or image is not None or negative_prompt:
                 raise ValueError("Give either a condition, or a prompt with what belongs to it, not both.")
             check_condition(condition, guidance, config.num_layers, config.caption_channels)
             branches, canvases = condition.branches, condition.canvases
+            pictures = canvases
             num_prompts = condition.states.shape[1] // branches
+        task = check_repainting(pictures, canvases, mask, strength, feather, output_type)
+        if task is not None and task.auto and condition is not None and branches == 1:
+            raise ValueError(
+                'mask="auto" needs a condition of guidance; encode it with guidance_scale above 1.'
+            )
+        if output_type != "latent" or task is not None:
+            self.require("show what it drew" if task is None else "read the picture", "vae")
         batch = num_prompts * num_images_per_prompt
-        shape = (batch, *self._latent_shape(height, width, canvases))
         generator = check_generator(generator, batch)
+        # from noise alone all are drawn at once, over pictures one after the other
+        drawn = [canvases] if task is None else task.canvases()
+        shapes = [(batch // len(drawn), *self._latent_shape(height, width, each)) for each in drawn]
 
         with self.undisturbed():
             device = self._execution_device
+            scheduler = scheduler_for_call(self.scheduler, num_inference_steps, device, strength)
+            noises = draw_noises(shapes, device, generator, latents)
             call = copy.copy(self)  # what a call changes is its own
-            call.scheduler = scheduler_for_call(self.scheduler, num_inference_steps, device)
             call._interrupt = self._interrupt = False
-            latents = self.prepare_latents(shape, device, generator, latents)
-            if condition is None:
-                condition = self._encode(request, branches)
-            rungs = self.prepare_rungs(condition, num_images_per_prompt, device)
-            if rung_gains is not None:
-                rungs = scale_rungs(rungs, rung_gains)
+            stopped = lambda: call._interrupt or self._interrupt  # noqa: E731
+            sampling = Sampling(scheduler, guidance, rung_gains, callback_on_step_end, stopped)
+            if task is not None:
 
-            timesteps = call.scheduler.timesteps
-            options = step_options(call.scheduler, generator)
-            with self.progress_bar(total=len(timesteps)) as progress:
-                for i, t in enumerate(timesteps):
-                    if call._interrupt or self._interrupt:
-                        break
-                    active = branches if guidance.is_active(i, len(timesteps)) else 1
-                    velocity = self._velocity(latents, t, last_branches(rungs, active * batch), active)
-                    velocity = guidance.combine(velocity, active)
-                    latents = call.scheduler.step(velocity, t, latents, return_dict=False, **options)[0]
-                    if callback_on_step_end is not None:
-                        returned = callback_on_step_end(call, i, t, {"latents": latents})
-                        latents = (returned or {}).pop("latents", latents)
-                    progress.update()
+                def read(number: int, branches: int) -> LadderCondition:
+                    if condition is not None:
+                        return condition.single(number)
+                    return self._encode(request.single(number), branches)
 
-            images = latents if output_type == "latent" else self.decode(latents, output_type)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+                output = draw_over(call, sampling, task, read, noises, generator, output_type)
+            else:
+                if condition is None:
+                    condition = self._encode(request, branches)
+                latents = denoise(call, sampling, condition, noises[0], generator)
+                images = latents if output_type == "latent" else self.decode(latents, output_type)
+                output = LadderPipelineOutput(images=images)
+        return output if return_dict else output.to_tuple()
 
-    def _velocity(self, latents: torch.Tensor, t: torch.Tensor, rungs: Rungs, branches: int) -> torch.Tensor:
-        """Velocities of all branches ``[branches * batch, …]``, float32 because guidance amplifies."""
-        x = torch.cat([latents] * branches).to(self.transformer.dtype)
-        timestep = t.expand(len(x)) * self.transformer.config.timestep_scale
-        return self.transformer(x, rungs, timestep, return_dict=False)[0].float()
+    @torch.no_grad()
+    def change_map(
+        self,
+        prompt: str | Sequence[str],
+        image: ImageInput,
+        negative_prompt: str | Sequence[str] = "",
+        rung_gains: Sequence[float] | None = None,
+    ) -> ChangeMapOutput:
+        """Where an instruction changes its picture, as ``mask="auto"`` finds it.
+
+        The map of a picture depends on nothing but the picture and what is asked: not on a seed, and not on
+        what else is asked for. Takes two conditions and :data:`.change_map.EVALUATIONS` of the transformer.
+
+        Args: as those of a call.
+
+        Raises:
+            ValueError: bad input, one sentence, before anything is computed.
+        """
+        self.require("find changes", *ENCODING, "vae")
+        request = check_request(prompt, image, negative_prompt)
+        if request.images is None:
+            raise ValueError("A change map needs a picture that is changed; give image.")
+        if rung_gains is not None:
+            check_gains(rung_gains, self.transformer.config.num_layers)
+        with self.undisturbed():
+            maps = [
+                find_changes(self, self._encode(request.single(number), 2), rung_gains)
+                for number in range(len(request.prompts))
+            ]
+        found = zip(maps, request.canvases, strict=True)
+        masks = [find_mask(change, canvas.size)[..., None] for change, canvas in found]
+        return ChangeMapOutput(maps, as_output(masks, "pil"))
 
     def _latent_shape(
         self, height: int | None, width: int | None, canvases: Sequence[Image.Image] | None
@@ -259,25 +274,18 @@ class LadderPipeline(LadderComponents, LadderLoraMixin):
         check_size(height, width, factor)
         return config.in_channels, height // factor, width // factor
 
-    def prepare_latents(
+    def prepare_rungs(
         self,
-        shape: tuple[int, ...],
+        condition: LadderCondition,
+        per_prompt: int,
         device: torch.device,
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Initial noise, float32 of ``shape``: ``[batch, channels, height, width]``."""
-        if latents is None:
-            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"latents have shape {list(latents.shape)}; this call needs {list(shape)}.")
-        return latents.to(device, torch.float32)
-
-    def prepare_rungs(self, condition: LadderCondition, per_prompt: int, device: torch.device) -> Rungs:
+        gains: Sequence[float] | None = None,
+    ) -> Rungs:
         """What no step changes, for every branch and every result of a prompt."""
         states = condition.states.repeat_interleave(per_prompt, dim=1).to(device, self.transformer.dtype)
         mask = condition.mask.repeat_interleave(per_prompt, dim=0).to(device)
-        return self.transformer.prepare_rungs(states, mask)
+        rungs = self.transformer.prepare_rungs(states, mask)
+        return rungs if gains is None else scale_rungs(rungs, gains)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
@@ -286,33 +294,3 @@ class LadderPipeline(LadderComponents, LadderLoraMixin):
         latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         pixels = self.vae.decode(latents, return_dict=False)[0].float()
         return VaeImageProcessor().postprocess(pixels, output_type=output_type)
-
-    def ask(
-        self,
-        image: Image.Image | Sequence[Image.Image] | None,
-        question: str,
-        max_new_tokens: int = 128,
-        vocabulary_rows: torch.Tensor | None = None,
-    ) -> Answer:
-        """Answer a question about a picture (or up to four) with the frozen MLLM (see :func:`.ask`)."""
-        self.require("answer", "mllm", "tokenizer", "image_processor")
-        images = [] if image is None else [image] if isinstance(image, Image.Image) else list(image)
-        with self.undisturbed():
-            hook = getattr(self.mllm, "_hf_hook", None)
-            if hook is not None:
-                hook.pre_forward(self.mllm)
-            return ask(
-                self.mllm,
-                self.tokenizer,
-                self.image_processor,
-                images,
-                question,
-                max_new_tokens,
-                vocabulary_rows,
-            )
-
-
-def last_branches(rungs: Rungs, rows: int) -> Rungs:
-    """The last ``rows`` rows of the batch: the branch of the prompt comes last."""
-    kv = [RungKV(key[-rows:], value[-rows:]) for key, value in rungs.kv]
-    return Rungs(kv, None if rungs.bias is None else rungs.bias[-rows:])

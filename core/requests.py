@@ -19,11 +19,23 @@ ImageInput: TypeAlias = Picture | Sequence[Picture] | Sequence[Sequence[Picture]
 
 @dataclass(frozen=True)
 class Request:
-    """A checked batch: as many negatives as prompts, one list of images per prompt or no images at all."""
+    """A checked batch: as many negatives as prompts, one list of images per prompt or no images at all.
+
+    Attributes:
+        images: upright RGB, as the model reads them.
+        originals: the first picture of every prompt as it was given; None without pictures.
+    """
 
     prompts: list[str]
     negatives: list[str]
     images: list[list[Image.Image]] | None
+    originals: list[Picture] | None = None
+
+    def single(self, number: int) -> Request:
+        """One prompt of the batch, with what belongs to it."""
+        one = slice(number, number + 1)
+        images, originals = self.images and self.images[one], self.originals and self.originals[one]
+        return Request(self.prompts[one], self.negatives[one], images, originals)
 
     @property
     def canvases(self) -> list[Image.Image] | None:
@@ -80,14 +92,15 @@ def check_request(
             f"{len(negatives)} negative prompts were given for {len(prompts)} prompts; give one for all or "
             "one for each."
         )
-    images = group_images(image, None if isinstance(prompt, str) else len(prompts))
-    if images is not None:
-        images = prepare_images(images, prompts)
+    given = group_images(image, None if isinstance(prompt, str) else len(prompts))
+    images = None
+    if given is not None:
+        images = prepare_images(given, prompts)
         if len({len(group) > 0 for group in images}) > 1 or not images[0]:
             raise ValueError("Some prompts come with an image and some without; make them two calls.")
     elif any(not text.strip() for text in prompts):
         raise ValueError("The prompt is empty and there is no image; say what to draw.")
-    return Request(prompts, negatives, images)
+    return Request(prompts, negatives, images, given and [group[0] for group in given])
 
 
 def group_images(image: ImageInput, num_prompts: int | None) -> list[list[Picture]] | None:

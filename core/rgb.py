@@ -113,6 +113,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         BadPicture: pixels that cannot be decoded, or nothing says which of their values is white.
     """
+    rgb = to_rgba(image)
+    if rgb.mode == "RGBA":
+        rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
+        rgb.info = {}
+    return rgb
+
+
+def to_rgba(image: Image.Image) -> Image.Image:
+    """Any picture as upright sRGB, with the transparency that it has: RGBA, or RGB. Raises BadPicture."""
     load(image)
     try:
         upright = image if orientation(image) == 1 else ImageOps.exif_transpose(image)
@@ -120,7 +129,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         rgb = to_srgb(to_8_bits(colours))
         if alpha is not None:
             rgb.putalpha(alpha)
-            rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
     except BadPicture:
         raise
     except BROKEN as error:

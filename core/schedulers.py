@@ -51,11 +51,16 @@ def check_flow(scheduler: SchedulerMixin) -> None:
         )
 
 
-def scheduler_for_call(scheduler: SchedulerMixin, steps: int, device: torch.device) -> SchedulerMixin:
+def scheduler_for_call(
+    scheduler: SchedulerMixin, steps: int, device: torch.device, strength: float = 1.0
+) -> SchedulerMixin:
     """A copy of a scheduler, ready for its first step: calls at the same time do not count each other's.
 
     The first step is told by its place and not found by its timestep, of which there are two alike where
     steps are many.
+
+    Args:
+        strength: share of the steps that are made, the last ones, as in image to image of diffusers.
 
     Raises:
         ValueError: see :func:`check_flow`, and what the scheduler says of that number of steps.
@@ -63,7 +68,8 @@ def scheduler_for_call(scheduler: SchedulerMixin, steps: int, device: torch.devi
     check_flow(scheduler)
     own = copy.deepcopy(scheduler)
     own.set_timesteps(steps, device=device)
-    own.set_begin_index(0)
+    begin = (steps - int(steps * strength)) * own.order
+    own.set_begin_index(min(begin, len(own.timesteps)))
     return own
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 PAPER, INK, DIM, FAINT = (24, 26, 31), (236, 238, 242), (184, 190, 202), (96, 102, 114)
 LOUD, QUIET, MUTED = (255, 178, 62), (74, 144, 226), (214, 69, 65)
@@ -122,3 +122,19 @@ def heat_overlay(picture: Image.Image, heat: torch.Tensor, strength: float = 0.8
     grey = grey.reshape(*size, 1).float().expand(-1, -1, 3) * 0.55 + 20
     mixed = torch.lerp(grey, colour, strength * level[..., None] ** 0.8)
     return Image.fromarray(mixed.round().byte().numpy())
+
+
+def change_overlay(picture: Image.Image, change: torch.Tensor, mask: torch.Tensor) -> Image.Image:
+    """A change map over its picture, with the outline of the mask in white.
+
+    Args:
+        picture: RGB.
+        change: ``[h, w]``, 0 … 1.
+        mask: ``[height, width]`` of the picture, above 0 = may change.
+    """
+    width = max(1, round(min(picture.size) / 128))  # of the line
+    inside = Image.fromarray((mask > 0).byte().cpu().numpy() * 255)
+    inner = inside.filter(ImageFilter.MinFilter(2 * width + 1))
+    shown = heat_overlay(picture, change)
+    shown.paste("white", mask=ImageChops.subtract(inside, inner))
+    return shown

@@ -86,14 +86,53 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def edit(options: argparse.Namespace) -> None:
-    """Edit the pictures as one request."""
+    """Edit the pictures as one request, the first within its mask if there is one."""
     pictures = read_pictures(options.images, options.instruction)
-    draw(options, [options.instruction], image=pictures, image_guidance_scale=options.image_guidance)
+    masked = read_mask(options)
+    if masked:
+        from ..core.pictures import read_file
+        from ..core.rgb import to_rgba
+
+        pictures[0] = read_file(options.images[0], to_rgba)  # what stays keeps its alpha
+    settings = {"image_guidance_scale": options.image_guidance, "strength": options.strength} | masked
+    draw(options, [options.instruction], image=pictures, **settings)
+    for name in options.images:
+        say_depth(name)
+
+
+def read_mask(options: argparse.Namespace) -> dict[str, Any]:
+    """The mask as an argument of the pipeline, none if none is asked for.
+
+    Raises:
+        ValueError: no picture at its path, or no place to save it.
+    """
+    from ..core.pictures import check_folder, read_file
+
+    target = options.save_mask
+    if target is not None:
+        if options.mask is None:
+            raise ValueError("--save-mask has no mask to save; give --mask auto, or leave it out.")
+        if target.is_dir() or target.suffix.lower() != ".png":
+            raise ValueError(f"--save-mask {target} is no name of a PNG file; give one that ends in .png.")
+        check_folder(target.parent)
+    if options.mask is None:
+        return {}
+    if options.mask == "auto":
+        return {"mask": "auto"}
+    return {"mask": read_file(options.mask, lambda image: image.copy())}
+
+
+def say_depth(path: str) -> None:
+    """Say on stderr what a picture of more than 8 bits a channel loses."""
+    from ..core.pictures import is_deep, read_file
+
+    if read_file(path, is_deep):
+        print(f"({Path(path).name} has more than 8 bits a channel, its edit has 8)", file=sys.stderr)
 
 
 def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> None:
     """Run the pipeline prompt by prompt; save and name every picture as soon as it is there."""
-    from ..core.pictures import check_folder, write_picture
+    from ..core.pictures import check_folder, save_mask, write_picture
 
     first_seed = random.randrange(RANDOM_SEEDS) if options.seed is None else options.seed
     check_folder(options.out)
@@ -112,10 +151,14 @@ def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> No
     if options.revision is not None:
         settings["revision"] = options.revision
     settings["images"] = [Path(name).name for name in getattr(options, "images", [])]
+    if "mask" in edit:
+        settings["mask"] = Path(options.mask).name
+    if edit.get("strength", 1) < 1:
+        settings["strength"] = edit["strength"]
     for index, prompt in enumerate(prompts):
         # noise is drawn on the CPU and per picture, so that a picture depends on its own seed alone
         seeds = [first_seed + index * options.num + k for k in range(options.num)]
-        pictures = pipeline(
+        output = pipeline(
             prompt,
             negative_prompt=options.negative,
             guidance_scale=options.guidance,
@@ -125,11 +168,13 @@ def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> No
             num_images_per_prompt=options.num,
             generator=[torch.Generator().manual_seed(s) for s in seeds],
             **edit,
-        ).images
-        for picture, used in zip(pictures, seeds, strict=True):
+        )
+        for picture, used in zip(output.images, seeds, strict=True):
             size = {"width": picture.width, "height": picture.height}
             path = write_picture(picture, options.out, {"prompt": prompt, "seed": used} | size | settings)
             print(path, flush=True)
+        if getattr(options, "save_mask", None) is not None:
+            save_mask(output.masks[0], options.save_mask)
     if options.seed is None:
         print(f"(seed {first_seed})", file=sys.stderr)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..training import export as exporter
 from ..training import train
-from ..training.arguments import any_path, guidance, positive, seed
+from ..training.arguments import any_path, guidance, positive, seed, strength
 from ..training.data import command as data_command
 from ..training.data.cache import command as cache
 from ..training.evaluation import command as evaluation
@@ -56,6 +56,21 @@ def make_parser(for_score: bool = False) -> Parser:
         default=1.5,
         metavar="X",
         help="strength of the input picture, 1 = none (default %(default)s)",
+    )
+    edit.add_argument(
+        "--mask",
+        type=lambda text: text if text == "auto" else any_path(text),
+        metavar="FILE",
+        help="picture that is white where something may change and black where every pixel stays; "
+        '"auto" = the model finds it',
+    )
+    edit.add_argument("--save-mask", type=any_path, metavar="FILE", help="write the mask here, as PNG")
+    edit.add_argument(
+        "--strength",
+        type=strength,
+        default=1.0,
+        metavar="X",
+        help="share of the steps that is drawn, from the picture mixed with noise (default: 1, from noise)",
     )
     add_drawing(edit)
     edit.set_defaults(run=commands.edit)

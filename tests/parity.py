@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tbac_uniimage.core.checkpoints import LadderParts, load_parts
+from tbac_uniimage.core.denoising import velocities
 from tbac_uniimage.core.guidance import Guidance, branch_inputs
 from tbac_uniimage.core.pipeline import LadderPipeline
 from tbac_uniimage.core.requests import check_request
@@ -123,7 +124,7 @@ class Parity:
         }
         first = self.recorded[f"{name}.timesteps"][:1]
         rungs = pipe.prepare_rungs(condition, 1, noise.device)
-        prediction = pipe._velocity(noise, first[0], rungs, branches)
+        prediction = velocities(pipe.transformer, noise, first[0], rungs, branches)
         self.compare("first predictions", prediction, f"{name}.first_prediction")
         latents = pipe(case["captions"], images, output_type="latent", **arguments).images
         self.compare("timesteps", torch.tensor(steps, dtype=torch.float32), f"{name}.timesteps")

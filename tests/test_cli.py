@@ -1,10 +1,13 @@
 """The shell command: what it writes and prints, and one sentence for every kind of bad input."""
 
 import json
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import PARITY, load_tiny
@@ -14,6 +17,7 @@ from tbac_uniimage.core.pipeline import LadderPipeline
 from tbac_uniimage.shell import commands
 from tbac_uniimage.shell.main import main
 
+SAMPLES = Path(__file__).resolve().parent.parent / "assets" / "samples"
 FAST = ["--steps", "2", "--seed", "7", "--device", "cpu"]
 
 
@@ -295,3 +299,80 @@ def test_earlier_names_lead_to_the_same():
 
     assert cli.main is main
     assert all(getattr(earlier, name) is getattr(pictures, name) for name in earlier.__all__)
+
+
+@pytest.fixture
+def transparent(tmp_path) -> str:
+    """A picture of an odd size with alpha, of the embedded model's world."""
+    scene = Image.open(SAMPLES / "tbac_uniimage_scene.png").convert("RGBA").resize((61, 61))
+    scene.putalpha(Image.linear_gradient("L").resize(scene.size).point(lambda v: 240 + v // 17))
+    path = tmp_path / "clear.png"
+    scene.save(path)
+    return str(path)
+
+
+def test_edit_within_a_mask_keeps_every_bit_outside(transparent, tmp_path):
+    mask = Image.new("1", (61, 61))
+    mask.paste(1, (0, 0, 40, 61))
+    mask.save(tmp_path / "mask.png")
+    argv = ["edit", transparent, "remove the cactus", "--out", str(tmp_path / "out"), *FAST]
+    assert main([*argv, "--mask", str(tmp_path / "mask.png"), "--strength", "0.5"]) == 0
+    drawn, source = Image.open(tmp_path / "out" / "0001.png"), Image.open(transparent)
+    assert drawn.size == (61, 61) and drawn.mode == "RGBA"
+    assert drawn.crop((40, 0, 61, 61)).tobytes() == source.crop((40, 0, 61, 61)).tobytes()
+    assert drawn.getchannel("A").tobytes() == source.getchannel("A").tobytes()
+    assert ImageChops.difference(drawn.convert("RGB"), source.convert("RGB")).getbbox() is not None
+    settings = json.loads(drawn.text[pictures.CHUNK])
+    assert (settings["mask"], settings["strength"]) == ("mask.png", 0.5)
+
+
+def test_edit_saves_the_mask_that_it_found(transparent, tmp_path):
+    argv = ["edit", transparent, "remove the cactus", "--out", str(tmp_path / "out"), *FAST]
+    saved = tmp_path / "found.png"
+    assert main([*argv, "--mask", "auto", "--save-mask", str(saved), "--num", "2"]) == 0
+    found = Image.open(saved)
+    assert found.size == (61, 61) and found.mode == "L" and found.getextrema() == (0, 255)
+    outside = ImageChops.invert(found).point(lambda v: 255 * (v > 0))
+    for number in (1, 2):
+        drawn = Image.open(tmp_path / "out" / f"{number:04d}.png")
+        difference = ImageChops.difference(drawn.convert("RGB"), Image.open(transparent).convert("RGB"))
+        assert Image.composite(difference, Image.new("RGB", difference.size), outside).getbbox() is None
+    assert main([*argv, "--mask", str(saved), "--num", "2"]) == 0  # the mask gives the same again
+    first, again = (Image.open(tmp_path / "out" / name) for name in ("0001.png", "0003.png"))
+    assert first.tobytes() == again.tobytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("kind", ["I;16", "RGB"])
+def test_the_loss_of_depth_is_said(kind, tmp_path, capsys):
+    path = tmp_path / "deep.png"
+    values = (np.arange(64 * 64 * 3).reshape(64, 64, 3) * 5).astype(">u2")
+    if kind == "RGB":  # which Pillow cannot write
+        rows = b"".join(b"\0" + row.tobytes() for row in values)
+        parts = [(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
+        chunks = [
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+            for name, data in [*parts, (b"IEND", b"")]
+        ]
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    else:
+        Image.fromarray(values[..., 0].astype(np.uint16)).save(path)
+    argv = ["edit", str(path), "add a star", "--out", str(tmp_path / "out"), "--mask", "auto", *FAST]
+    assert main(argv) == 0
+    assert "(deep.png has more than 8 bits a channel, its edit has 8)\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--mask", "none.png"], "There is no picture at none.png"),
+        (["--save-mask", "m.png"], "--save-mask has no mask to save"),
+        (["--mask", "auto", "--save-mask", "m.jpg"], "m.jpg is no name of a PNG file"),
+        (["--strength", "1.5"], "1.5 is not possible; give a number from 0 to 1"),
+        (["--strength", "nan"], "nan is not possible; give a number from 0 to 1"),
+    ],
+)
+def test_bad_masks_are_one_sentence(options, words, picture, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert words in sentence(capsys, "edit", picture, "make it blue", *options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scene.png"]

@@ -50,7 +50,7 @@ def test_commands_of_the_readme_are_understood():
     from tbac_uniimage.shell.main import make_parser
 
     commands = re.findall(r"^tbac-uniimage (.*?)(?: +#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         make_parser().parse_args([quoted or word for quoted, word in re.findall(r'"([^"]*)"|(\S+)', command)])
 

@@ -103,7 +103,7 @@ def test_kinds_are_chosen_by_name_and_by_group():
     assert cases.choose(["edit-add", "single"]) == ["single", "edit-add"]
     assert cases.choose(["ask", "text"]) == ["text", *cases.GROUPS["ask"]]
     with pytest.raises(
-        ValueError, match="--only color-me is no kind of the score: use draw, edit, masked, ask or one"
+        ValueError, match="--only color-me is no kind of the score: use draw, edit, masked, auto, ask or one"
     ):
         cases.choose(["color-me"])
 
@@ -248,9 +248,9 @@ def test_a_model_that_draws_what_others_were_asked_scores_chance(small, tmp_path
     made = rows.make_rows(small(tmp_path, artist(next_case(8))))
     for row in made:
         assert row.main.value == pytest.approx(row.main.beside["shuffled"])
-    overall, editing, masked, answers = (row.main for row in made if row.name.startswith("overall"))
+    overall, editing, masked, auto, answers = (row.main for row in made if row.name.startswith("overall"))
     assert overall.value < 0.1 and overall.beside["chance"] < 0.1
-    assert editing.value == masked.value < 0.05 and answers.value < 0.5
+    assert editing.value == masked.value == auto.value < 0.05 and answers.value < 0.5
 
 
 def test_nothing_is_drawn_twice(small, tmp_path):
@@ -376,23 +376,6 @@ def test_pictures_of_twice_the_size_are_judged_at_the_judges(drawings):  # noqa:
     assert sheet.framed(tile) == (3 * 128 + 2 * sheet.BETWEEN) * 3 // 2 + 2 * sheet.FRAME
 
 
-def test_outside_of_the_mask_the_source_stays():
-    source, noise, masks = (
-        torch.full((1, 1, 2, 2), 2.0),
-        torch.full((1, 1, 2, 2), -1.0),
-        torch.zeros(1, 1, 2, 2),
-    )
-    masks[..., 0] = 1
-    pipeline = SimpleNamespace(scheduler=SimpleNamespace(sigmas=torch.tensor([1.0, 0.5, 0.0])))
-    callback = drawing.keep_outside(source, noise, masks)
-    drawn = torch.tensor([[[[7.0, 8.0], [9.0, 10.0]]]])
-    halfway, last = (
-        callback(pipeline, step, torch.tensor(0), {"latents": drawn})["latents"] for step in (0, 1)
-    )
-    assert halfway[..., 0].tolist() == last[..., 0].tolist() == [[[7.0, 9.0]]]
-    assert halfway[..., 1].unique().tolist() == [0.5] and last[..., 1].unique().tolist() == [2.0]
-
-
 def test_what_may_change_is_what_the_edit_touches(drawings):  # noqa: F811
     for number in range(30):
         edit = cases.one("masked-remove", 0, number).asked
@@ -405,21 +388,19 @@ def test_what_may_change_is_what_the_edit_touches(drawings):  # noqa: F811
 
 
 def test_a_masked_edit_is_the_same_edit_with_the_same_noise(drawings):  # noqa: F811
-    plain, masked = (cases.collect(f"{group}-add", [0], 3) for group in ("edit", "masked"))
-    assert [case.asked for case in plain] == [case.asked for case in masked]
-    assert [Job(case, 0).noise_seed for case in plain] == [Job(case, 0).noise_seed for case in masked]
-    pipeline = Pipeline()
-    pipeline.vae = Vae()
-    drawing.draw(pipeline, [Job(case, 0) for case in masked], options())
-    callback = pipeline.calls[0][2]["callback_on_step_end"]
-    scheduler = SimpleNamespace(sigmas=torch.tensor([1.0, 0.0]))
-    values = {"latents": torch.full((3, 2, 8, 8), 5.0)}
-    found = callback(SimpleNamespace(scheduler=scheduler), 0, torch.tensor(0), values)["latents"]
-    masks = torch.stack([drawing.changeable(case.asked, 64, 8) for case in masked]).expand(-1, 2, -1, -1)
-    sources = torch.stack([drawing.pixels([render(case.asked.source)])[0] for case in masked])
-    assert (found[masks == 1] == 5).all()
-    kept = (0.5 * sources[:, :2, ::8, ::8])[masks == 0]
-    assert torch.allclose(found[masks == 0], kept)
+    groups = {group: cases.collect(f"{group}-add", [0], 3) for group in ("edit", "masked", "auto")}
+    plain = groups["edit"]
+    masks = {}
+    for group, own in groups.items():
+        assert [case.asked for case in own] == [case.asked for case in plain]
+        assert [Job(case, 0).noise_seed for case in own] == [Job(case, 0).noise_seed for case in plain]
+        pipeline = Pipeline()
+        drawing.draw(pipeline, [Job(case, 0) for case in own], options())
+        masks[group] = pipeline.calls[0][2].get("mask")
+    assert masks["edit"] is None and masks["auto"] == "auto"
+    cells = [drawing.changeable(case.asked, 64, 8)[0] for case in plain]
+    expected = torch.stack([one.repeat_interleave(8, 0).repeat_interleave(8, 1) for one in cells])
+    assert torch.equal(masks["masked"], expected)
 
 
 class Vae:

@@ -26,6 +26,11 @@ def guidance(text: str) -> float:
     )
 
 
+def strength(text: str) -> float:
+    """Share of the way from noise that is drawn."""
+    return number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
 def number(text: str, kind: type, is_good: Callable[[Any], bool], wanted: str) -> Any:
     """``text`` as a number. Raises ArgumentTypeError."""
     try:

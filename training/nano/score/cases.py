@@ -18,11 +18,12 @@ GROUPS: dict[str, dict[str, str]] = {  # group -> kind of the score -> kind of t
     "draw": {kind: kind for kind in prompts.KINDS},
     "edit": {f"edit-{kind}": kind for kind in edits.KINDS},
     "masked": {f"masked-{kind}": kind for kind in edits.KINDS},
+    "auto": {f"auto-{kind}": kind for kind in edits.KINDS},
     "ask": {f"ask-{kind.replace(' ', '-')}": kind for kind in questions.KINDS},
 }
 KINDS = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
-DRAW = {"draw": prompts.draw, "edit": edits.draw, "masked": edits.draw, "ask": questions.draw}
-EDITED = ("edit", "masked")  # groups whose cases are edits
+EDITED = ("edit", "masked", "auto")  # groups whose cases are edits
+DRAW = {"draw": prompts.draw, **dict.fromkeys(EDITED, edits.draw), "ask": questions.draw}
 TRIES = 40  # draws per case wanted before texts may repeat
 
 
@@ -37,13 +38,14 @@ class Case:
 
     @property
     def group(self) -> str:
-        """ "draw", "edit", "masked" (edits within a mask over the source's latents) or "ask"."""
+        """ "draw", "edit", "masked" (within the true mask), "auto" (within the model's own) or "ask"."""
         return KINDS[self.kind]
 
     @property
     def stream(self) -> str:
         """Kind of its prompts and noise: an edit within a mask has those of the same edit without."""
-        return self.kind.replace("masked-", "edit-")
+        name = GROUPS[self.group][self.kind]
+        return f"edit-{name}" if self.group in EDITED else self.kind
 
     @property
     def wanted(self) -> Scene:

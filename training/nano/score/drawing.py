@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ....core.change_map import mask_of_cells
 from ..domain.edits import Edit
 from ..domain.render import render
 from ..domain.scene import SIZE, SIZES
@@ -146,10 +147,12 @@ def settings_of(
         "image_guidance_scale": options.image_guidance,
     }
     if cases[0].group == "masked":
-        latents = encode(pipeline.vae, sources) * pipeline.vae.config.scaling_factor
-        masks = torch.stack([changeable(case.asked, size, noise.shape[-1]) for case in cases])
-        latents, masks = (t.to(latents).repeat_interleave(copies, 0) for t in (latents, masks))
-        settings["callback_on_step_end"] = keep_outside(latents, noise.to(latents), masks)
+        masks = [
+            mask_of_cells(changeable(case.asked, size, noise.shape[-1])[0], size, size) for case in cases
+        ]
+        settings["mask"] = torch.stack(masks)
+    elif cases[0].group == "auto":
+        settings["mask"] = "auto"
     return settings
 
 
@@ -161,26 +164,6 @@ def changeable(edit: Edit, size: int, side: int) -> Tensor:
     """
     touched = torch.from_numpy(~keep_mask(edit, size)).float()
     return F.adaptive_max_pool2d(touched[None], side)
-
-
-def keep_outside(source: Tensor, noise: Tensor, masks: Tensor) -> Callable:
-    """A callback that gives the latents outside of the masks back to the source after every step.
-
-    They are mixed with as much noise as the flow has there, at the end with none, as ComfyUI does when a
-    latent has a mask.
-
-    Args:
-        source: its latents [B, C, h, w].
-        noise: what the drawing starts from, of the same shape.
-        masks: [B, 1, h, w], 1 = may change.
-    """
-
-    def callback(pipeline: LadderPipeline, step: int, t: Tensor, values: dict) -> dict:
-        sigma = float(pipeline.scheduler.sigmas[step + 1])
-        kept = (1 - sigma) * source + sigma * noise
-        return {"latents": torch.where(masks > 0, values["latents"], kept.to(values["latents"]))}
-
-    return callback
 
 
 @torch.no_grad()

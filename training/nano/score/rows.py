@@ -28,6 +28,7 @@ EDITS = {
 NAMES = {  # of a group's kinds, where they are not those of the domain
     "edit": EDITS,
     "masked": EDITS,
+    "auto": EDITS,
     "ask": {"color": "which colour"},
 }
 KEPT = ("kept dB", "kept SSIM")

@@ -26,7 +26,7 @@ GREEN, RED, BLACK, DIM = (22, 140, 60), (204, 32, 32), (20, 20, 20), (95, 95, 95
 BETWEEN = 2  # white pixels between the pictures of one tile, before scaling
 LONG = 150  # letters of a text that takes the width of two pictures
 MOST = 18  # passes and failures of a kind, each
-FEW = {"draw": 6, "edit": 2, "masked": 2, "ask": 6}  # of a kind on the sheet of its group
+FEW = {"draw": 6, "edit": 2, "masked": 2, "auto": 2, "ask": 6}  # of a kind on the sheet of its group
 MEASURE = {"dense": "whole", "text": "word"}  # what decides whether a picture counts; else "right"
 
 

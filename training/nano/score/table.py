@@ -16,6 +16,7 @@ TITLES = {
     "draw": "text to image",
     "edit": "editing",
     "masked": "editing in a mask",
+    "auto": "editing, automatic mask",
     "ask": "understanding",
 }
 
@@ -30,10 +31,10 @@ NOTES = (
     "contents that these tell, each with a combination that training never shows.",
     *(f"{view}: {meaning}." for view, meaning in VIEWS.items()),
     "editing: the whole picture is drawn from noise; the model has seen the source, but is given no pixel of "
-    "it. editing in a mask: the same edits, where the source's latents stay wherever the exact result is the "
-    "source; so the mask tells where to draw.",
+    "it. editing in a mask: the same edits, where all stays wherever the exact result is the source; so the "
+    "mask tells where to draw. editing, automatic mask: the model finds the mask itself.",
     "kept: how near to the exact result is what an edit must not touch (60 dB = equal); ceil.: the same of "
-    "the exact result rebuilt by the autoencoder.",
+    "the exact result rebuilt by the autoencoder, which what a mask keeps does not pass.",
     "text: words, RapidOCR (with --ocr): whole words as a reader of print sees them, who has not seen this "
     "font; truth is how well that reader reads it.",
     "The sprite-scene score speaks of these sprites only; it has the shape of GenEval and ImgEdit and is "

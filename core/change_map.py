@@ -1,0 +1,66 @@
+"""Where an instruction changes a picture: the term of guidance that is the instruction's, by its size.
+
+``v(picture, text) - v(picture)`` is what the text adds to the velocity. At the source's latents mixed with
+noise, its size tells where the source will not stay (the idea of DiffEdit, Couairon et al. 2022, with the
+branches that guidance evaluates anyway). Nothing here depends on what else is edited: the noise is always
+the same, and every picture is evaluated by itself.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+LEVELS = (0.6, 0.7, 0.8, 0.9)  # of noise, each with a draw of its own; 1 is noise alone
+SEED = 0
+EVALUATIONS = 2 * len(LEVELS)  # of the transformer for one map
+SHARE = 0.41  # of the largest value; cells above it change
+EVERYTHING = 0.5  # of the cells; where more change than that, all may
+
+
+def mixtures(source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The source's latents mixed with noise.
+
+    Args:
+        source: ``[channels, h, w]``, scaled.
+
+    Returns:
+        ``[mixtures, channels, h, w]`` float32 and their noise levels ``[mixtures]``, 0 … 1.
+    """
+    levels = torch.tensor(LEVELS, device=source.device)
+    noise = torch.randn(len(levels), *source.shape, generator=torch.Generator().manual_seed(SEED))
+    share = levels[:, None, None, None]
+    return (1 - share) * source.float() + share * noise.to(source.device), levels
+
+
+def change_map(plain: torch.Tensor, prompted: torch.Tensor) -> torch.Tensor:
+    """How much the text changes every cell, from 0 to 1 where it changes most: ``[h, w]`` float32.
+
+    The differences are averaged before they are measured, so that what differs from draw to draw goes, and
+    over the cells around, because what changes is seldom a single cell.
+
+    Args:
+        plain: velocities of the mixtures by the picture alone, ``[mixtures, channels, h, w]``.
+        prompted: the same by picture and text.
+    """
+    size = (prompted.float() - plain.float()).mean(0).square().mean(0).sqrt()
+    size = F.avg_pool2d(size[None], 3, stride=1, padding=1, count_include_pad=False)[0]
+    return size / size.max().clamp(min=torch.finfo(size.dtype).tiny)
+
+
+def changed_cells(change: torch.Tensor) -> torch.Tensor:
+    """Cells that may change, ``[h, w]`` bool, of a map ``[h, w]``; all, where it is most of them."""
+    cells = change > SHARE
+    return cells | (cells.float().mean() > EVERYTHING)
+
+
+def mask_of_cells(cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Cells ``[h, w]`` as a mask ``[height, width]`` of pixels, 1 = may change.
+
+    A pixel on the border of a cell that stays is left out, so that the mask touches the same cells again. Of
+    a picture with fewer pixels than cells it holds those that have a share in one that changes.
+    """
+    cells = cells[None].float()
+    if height < cells.shape[1] or width < cells.shape[2]:
+        return F.adaptive_max_pool2d(cells, (height, width))[0]
+    return 1 - F.adaptive_max_pool2d(1 - cells, (height, width))[0]
