@@ -9,14 +9,16 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
 from .checkpoints import is_pipeline_folder, load_parts
 from .checkpoints.export import complete_folder, forget_origin, name_class
 from .checkpoints.load import check_layout
+from .checkpoints.parts import check_dtype
 from .hub import find_model
-from .versions import IS_4, name_image_processor
+from .versions import DTYPE_ARGUMENT, IS_4, name_image_processor
 
 MOVING = threading.RLock()
 HUB_OPTIONS = ("subfolder", "revision", "cache_dir", "token", "local_files_only", "force_download")
@@ -106,22 +108,24 @@ class LadderComponents(DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: a path or ``owner/model``.
             kwargs: ``revision``, ``subfolder``, ``cache_dir``, ``token``, ``local_files_only`` and
-                ``force_download`` say what of the hub is meant, see :func:`.hub.find_model`. Components
-                and settings replace those of the model; None leaves a component out. A pipeline folder takes
-                all others of :meth:`DiffusionPipeline.from_pretrained`, a released checkpoint
-                ``torch_dtype`` and those of :func:`.checkpoints.load_parts`; with transformers 4 so does a
-                pipeline folder.
+                ``force_download`` say what of the hub is meant, see :func:`.hub.find_model`. ``dtype``, or
+                ``torch_dtype`` as it was called before, is a torch type or its name. Components and settings
+                replace those of the model; None leaves a component out. A pipeline folder takes all others of
+                :meth:`DiffusionPipeline.from_pretrained`, a released checkpoint those of
+                :func:`.checkpoints.load_parts`; with transformers 4 so does a pipeline folder.
 
         Raises:
             ValueError: no model, or one that is not whole or of another kind, one sentence.
         """
         if kwargs.pop("use_safetensors", None) is False:
             raise ValueError("use_safetensors is False, but only safetensors files are opened; leave it out.")
+        dtype = wanted_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
         path = find_model(pretrained_model_name_or_path, variant=kwargs.get("variant"), **hub)
         check_layout(path)
         if is_pipeline_folder(path) and not IS_4:  # it reads no tokenizer that transformers 5 saved
             name_image_processor()
+            kwargs[DTYPE_ARGUMENT] = dtype
             return super().from_pretrained(path, use_safetensors=True, **kwargs)
         given = {
             name: kwargs.pop(name)
@@ -129,8 +133,47 @@ class LadderComponents(DiffusionPipeline):
             for name in names
             if name in kwargs
         }
-        dtype = kwargs.pop("torch_dtype", kwargs.pop("dtype", None))
         return cls(**{**vars(load_parts(path, dtype=dtype, **kwargs)), **given})
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """As in diffusers: every layer comes to an accelerator for as long as it computes.
+
+        Raises:
+            ValueError: ``device`` is the CPU.
+        """
+        if device is not None and torch.device(device).type == "cpu":
+            raise ValueError(
+                "enable_sequential_cpu_offload brings weights from the CPU to an accelerator, and device is "
+                "the CPU, where they lie already; leave the call out, or name the accelerator."
+            )
+        super().enable_sequential_cpu_offload(gpu_id, device)
+
+    def enable_vae_tiling(self) -> None:
+        """Decode large pictures tile by tile: ``vae.enable_tiling()``."""
+        self.require("decode in tiles", "vae")
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Decode pictures whole: ``vae.disable_tiling()``."""
+        self.require("decode", "vae")
+        self.vae.disable_tiling()
+
+    def enable_vae_slicing(self) -> None:
+        """Decode one picture of a batch after the other: ``vae.enable_slicing()``."""
+        self.require("decode in slices", "vae")
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Decode the pictures of a batch at once: ``vae.disable_slicing()``."""
+        self.require("decode", "vae")
+        self.vae.disable_slicing()
+
+    def fuse_qkv_projections(self) -> None:
+        """Refused, see :meth:`.LadderTransformer2DModel.fuse_qkv_projections`."""
+        self.require("fuse its projections", "transformer")
+        self.transformer.fuse_qkv_projections()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write a pipeline folder, whole or not at all; arguments as in diffusers.
@@ -155,3 +198,19 @@ class LadderComponents(DiffusionPipeline):
         super().save_config(save_directory, *args, **kwargs)
         forget_origin(Path(save_directory))
         name_class(Path(save_directory), type(self).__name__)
+
+
+def wanted_dtype(
+    dtype: torch.dtype | str | dict | None, torch_dtype: torch.dtype | str | dict | None
+) -> torch.dtype | dict[str, torch.dtype | None] | None:
+    """The type of the weights under its newest name or the one before, or those of components by name.
+
+    Raises:
+        ValueError: both are given, or one that is no floating-point type.
+    """
+    if dtype is not None and torch_dtype is not None:
+        raise ValueError("Both dtype and torch_dtype are given, which mean the same; give dtype alone.")
+    given = torch_dtype if dtype is None else dtype
+    if isinstance(given, dict):
+        return {name: check_dtype(one) for name, one in given.items()}
+    return check_dtype(given)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -78,13 +79,19 @@ class LadderTransformer2DModel(SanaTransformer2DModel):
             mask: ``[batch, queries]``, 1 = query to attend to; None attends to all.
 
         Raises:
-            ValueError: the number of layers is not the number of blocks.
+            ValueError: the number of layers is not the number of blocks, or a processor cannot read rungs.
         """
         if len(encoder_hidden_states) != len(self.transformer_blocks):
             raise ValueError(
                 f"The condition has {len(encoder_hidden_states)} layers but the diffusion transformer has "
                 f"{len(self.transformer_blocks)} blocks; encode the prompt with the MLLM of the same model."
             )
+        check_processors(
+            {
+                f"transformer_blocks.{i}.attn2.processor": block.attn2.processor
+                for i, block in enumerate(self.transformer_blocks)
+            }
+        )
         states = self.caption_norm(self.caption_projection(encoder_hidden_states))
         blocks = zip(self.transformer_blocks, states, strict=True)
         kv = [RungAttnProcessor.keys_and_values(block.attn2, rung) for block, rung in blocks]
@@ -93,6 +100,30 @@ class LadderTransformer2DModel(SanaTransformer2DModel):
             bias = torch.zeros(mask.shape, dtype=states.dtype, device=states.device)
             bias = bias.masked_fill(~mask.bool(), float("-inf"))[:, None, None, :]
         return Rungs(kv, bias)
+
+    def set_attn_processor(self, processor: Any) -> None:
+        """Set a processor for each attention, as in diffusers; those of ``attn2`` have to stay.
+
+        Args:
+            processor: a dict with the keys of :attr:`attn_processors`.
+
+        Raises:
+            ValueError: one that cannot read rungs would stand in ``attn2``.
+        """
+        given = processor if isinstance(processor, dict) else dict.fromkeys(self.attn_processors, processor)
+        check_processors(given)
+        super().set_attn_processor(processor)
+
+    def fuse_qkv_projections(self) -> None:
+        """Refused: diffusers has no fused projections for SANA, and would pass over all in silence.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "SANA's attention has no fused projections in diffusers, so nothing can be fused; keys and "
+            "values of the rungs are computed once for all steps anyway. Leave the call out."
+        )
 
     def forward(
         self,
@@ -134,3 +165,17 @@ class LadderTransformer2DModel(SanaTransformer2DModel):
             x, "b (h w) (p q c) -> b c (h p) (w q)", h=height // patch, w=width // patch, p=patch, q=patch
         )
         return Transformer2DModelOutput(sample=x) if return_dict else (x,)
+
+
+def check_processors(processors: Mapping[str, Any]) -> None:
+    """Raise ValueError if a processor, by name, cannot do what its attention is for."""
+    for name, processor in processors.items():
+        reads_rungs = isinstance(processor, RungAttnProcessor)
+        if name.endswith(".attn2.processor") and not reads_rungs:
+            raise ValueError(
+                f"{type(processor).__name__} at {name} cannot read rungs, whose keys and values are computed "
+                "before the first step; leave RungAttnProcessor in every attn2, and set those of attn1 with "
+                "a dict like transformer.attn_processors."
+            )
+        if name.endswith(".attn1.processor") and reads_rungs:
+            raise ValueError(f"RungAttnProcessor at {name} has no rung to read; it belongs into attn2 alone.")

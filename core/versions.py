@@ -1,4 +1,4 @@
-"""What transformers 4.56 to 5.23 have under another name or in another shape than the newest.
+"""What transformers 4.56 to 5.23 and diffusers before 0.40 have otherwise than the newest: names, shapes.
 
 The rest of the code is written for the newest; each name here says what an older version needs.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
 import transformers
 from packaging.version import Version
@@ -21,6 +22,7 @@ IS_4 = FOUND < Version("5")
 # 5.5 does no more, but its patch releases are not told apart here: our positions are right in all of them
 MISPLACES_PICTURES = Version("5.3") <= FOUND < Version("5.6")
 CACHE_ARGUMENT = "cache" if FOUND >= Version("5.24") else "past_key_values"  # of decoder layers, masks
+DTYPE_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 try:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil

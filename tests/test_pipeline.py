@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import load_tiny
+from diffusers.models.attention_processor import AttnProcessor2_0, SanaLinearAttnProcessor2_0
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -12,6 +14,8 @@ from tbac_uniimage.core.guidance import Guidance
 from tbac_uniimage.core.pipeline import LadderPipeline
 from tbac_uniimage.core.requests import check_request, check_size, fit_size
 from tbac_uniimage.core.schedulers import euler_scheduler
+from tbac_uniimage.core.versions import IS_4
+from tiny_checkpoint import BASES, CHECKPOINT
 
 STEPS = 3
 
@@ -166,6 +170,34 @@ def test_bfloat16_runs_close_to_float32(pipe, tmp_path):
     assert ((rounded - exact).norm() / exact.norm()).item() < 0.05
 
 
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("kind", ["pipeline folder", "released"])
+def test_the_type_of_the_weights_has_two_names(pipe, tmp_path, name, kind):
+    """Of both layouts, as a torch type and as text; both names at once are refused."""
+    path, bases = CHECKPOINT, BASES
+    if kind == "pipeline folder":
+        pipe.save_pretrained(path := tmp_path / "saved")
+        bases = {}
+    for wanted in (torch.bfloat16, "bfloat16"):
+        loaded = LadderPipeline.from_pretrained(path, **{name: wanted}, **bases)
+        parts = (loaded.mllm, loaded.connector, loaded.transformer, loaded.vae)
+        assert {part.dtype for part in parts} == {torch.bfloat16}
+    with pytest.raises(ValueError, match="Both dtype and torch_dtype are given"):
+        LadderPipeline.from_pretrained(path, dtype=torch.float16, torch_dtype=torch.bfloat16, **bases)
+    for wrong in ("int7", torch.int8, 16):
+        with pytest.raises(ValueError, match=f"The type {wrong} is not known"):
+            LadderPipeline.from_pretrained(path, **{name: wrong}, **bases)
+
+
+@pytest.mark.skipif(IS_4, reason="transformers 5 lets diffusers read the folder")
+def test_components_have_types_of_their_own(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "saved")
+    mixed = LadderPipeline.from_pretrained(
+        tmp_path / "saved", dtype={"mllm": "bfloat16", "default": torch.float32}
+    )
+    assert (mixed.mllm.dtype, mixed.transformer.dtype) == (torch.bfloat16, torch.float32)
+
+
 def test_save_and_load_change_no_number(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "pipeline")
     again = LadderPipeline.from_pretrained(tmp_path / "pipeline")
@@ -225,6 +257,94 @@ def test_model_offload_brings_each_part_before_it_computes(pipe, tmp_path, monke
     order = list(dict.fromkeys(brought))
     assert order == ["Qwen2_5_VLForConditionalGeneration", "LadderTransformer2DModel", "AutoencoderDC"]
     assert brought.index("LadderTransformer2DModel") < brought.index("AutoencoderDC")
+
+
+def test_layers_that_are_brought_one_by_one_compute_the_same(pipe):
+    """The hooks of sequential offloading, which on an accelerator load each layer's weights."""
+    from accelerate import cpu_offload
+
+    arguments = {"latents": noise(1), "image_guidance_scale": 1.5}
+    expected = run(pipe, "make it red", picture(3), **arguments)
+    answer = pipe.ask(picture(3), "what is it?", max_new_tokens=4).text
+    offloaded = LadderPipeline(**vars(load_tiny()))
+    offloaded.set_progress_bar_config(disable=True)
+    for name in ("mllm", "transformer", "vae"):
+        part = getattr(offloaded, name)
+        cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
+    assert next(offloaded.transformer.parameters()).device.type == "meta"
+    result = run(offloaded, "make it red", picture(3), **arguments)
+    torch.testing.assert_close(result, expected, atol=0, rtol=0)
+    torch.testing.assert_close(offloaded.decode(result, "pt"), pipe.decode(expected, "pt"), atol=0, rtol=0)
+    assert offloaded.ask(picture(3), "what is it?", max_new_tokens=4).text == answer
+
+
+def test_sequential_offloading_to_the_cpu_is_refused(pipe):
+    for device in ("cpu", torch.device("cpu", 0)):
+        with pytest.raises(ValueError, match="device is the CPU, where they lie already; leave the call out"):
+            pipe.enable_sequential_cpu_offload(device=device)
+    assert not hasattr(pipe.transformer, "_hf_hook")
+
+
+def test_tiles_and_slices_are_the_autoencoders_own():
+    pipeline = LadderPipeline(**vars(load_tiny()))
+    for name in ("tiling", "slicing"):
+        getattr(pipeline, f"enable_vae_{name}")()
+        assert getattr(pipeline.vae, f"use_{name}")
+        getattr(pipeline, f"disable_vae_{name}")()
+        assert not getattr(pipeline.vae, f"use_{name}")
+    pipeline.vae = None
+    with pytest.raises(ValueError, match="has no vae, without which it cannot decode in tiles"):
+        pipeline.enable_vae_tiling()
+
+
+def test_tiles_show_the_whole_picture(pipe):
+    """Larger than a tile of the autoencoder; what differs is only where tiles meet."""
+    pipeline = LadderPipeline(**vars(load_tiny()))
+    latents = torch.randn(
+        1, pipe.vae.config.latent_channels, 16, 24, generator=torch.Generator().manual_seed(0)
+    )
+    whole = pipeline.decode(latents, "pt")
+    pipeline.vae.enable_tiling(64, 64, 48, 48)
+    tiles = pipeline.decode(latents, "pt")
+    assert tiles.shape == whole.shape == (1, 3, 128, 192)
+    assert 0 < (tiles - whole).abs().mean() < 0.1 < whole.std() * 2
+
+
+def test_nothing_is_fused_in_silence(pipe):
+    for owner in (pipe, pipe.transformer):
+        with pytest.raises(ValueError, match="SANA's attention has no fused projections"):
+            owner.fuse_qkv_projections()
+
+
+def test_processors_of_self_attention_can_be_set_and_those_of_rungs_stay(pipe):
+    pipeline = LadderPipeline(**vars(load_tiny()))
+    transformer = pipeline.transformer
+    before = transformer.attn_processors
+
+    class Counting(SanaLinearAttnProcessor2_0):
+        calls = 0
+
+        def __call__(self, *args, **kwargs):
+            Counting.calls += 1
+            return super().__call__(*args, **kwargs)
+
+    expected = run(pipe, "a cat", latents=noise(1))
+    transformer.set_attn_processor({n: Counting() if ".attn1." in n else p for n, p in before.items()})
+    torch.testing.assert_close(run(pipeline, "a cat", latents=noise(1)), expected, atol=0, rtol=0)
+    assert Counting.calls == STEPS * transformer.config.num_layers
+    kept = transformer.attn_processors
+    name = "transformer_blocks.0.attn2.processor"
+    for wrong, sentence in (
+        (AttnProcessor2_0(), f"AttnProcessor2_0 at {name} cannot read rungs"),
+        ({**kept, name: AttnProcessor2_0()}, f"AttnProcessor2_0 at {name} cannot read rungs"),
+        (kept[name], "RungAttnProcessor at transformer_blocks.0.attn1.processor has no rung to read"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            transformer.set_attn_processor(wrong)
+        assert transformer.attn_processors == kept
+    transformer.transformer_blocks[0].attn2.set_processor(AttnProcessor2_0())
+    with pytest.raises(ValueError, match=f"AttnProcessor2_0 at {name} cannot read rungs"):
+        run(pipeline, "a cat", latents=noise(1))
 
 
 BAD = [

@@ -160,7 +160,7 @@ def check_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """A torch type of a type or its name. Raises ValueError for any other."""
     if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         return dtype
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"The type {dtype} is not known; choose float32, bfloat16 or float16.")
     return DTYPES[dtype]
 
