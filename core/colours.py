@@ -36,6 +36,29 @@ def has_other_colours(image: Image.Image) -> bool:
     return "icc_profile" in image.info and transform_of(image) is not None
 
 
+def rgb_profile(image: Image.Image) -> bytes:
+    """The profile of a picture in RGB, if colours can be brought to it and back; else nothing."""
+    profile = image.info.get("icc_profile") or b""
+    return profile if image.mode in ("RGB", "RGBA") and profile and to_profile(profile) is not None else b""
+
+
+def from_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """An sRGB picture in the colours of a profile that :func:`rgb_profile` returned."""
+    if not profile or make_transform(profile, "RGB") is None:  # another wording of sRGB
+        return image
+    return to_profile(profile).apply(image)
+
+
+@lru_cache(maxsize=16)
+def to_profile(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """The transform from sRGB to an RGB profile; None if there is none, as of a scanner's."""
+    try:
+        target = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return ImageCms.buildTransform(ImageCms.createProfile("sRGB"), target, "RGB", "RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+
 def transform_of(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
     """The transform of a picture to sRGB, None if it needs none or has no usable profile."""
     profile = image.info.get("icc_profile") or b""

@@ -16,14 +16,14 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
-from .editing import bounds, paste, resize
+from .editing import bounds, feathered, paste, resize
 from .requests import fit_size
 
 Box: TypeAlias = tuple[slice, slice]
 
 MOST_PARTS = 16  # of a mask; the specks of a finer one are taken together
 MOST_ASPECT = 2  # a crop is at most so many times as long as wide, where mask and picture allow
-MOST_ZOOM = 2  # how far a crop may be enlarged: a smaller part gets more surroundings
+CONTEXT = 0.5  # how far a crop reaches beyond its part on every side, as a share of the part's longer side
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def plan_crops(mask: torch.Tensor, context: float, side: int, factor: int) -> li
     Args:
         mask: ``[height, width]``; whatever is above 0 may change.
         context: how far a crop reaches beyond its part on every side, as a share of the part's longer side.
-            0 is the part itself; much is the whole picture.
+            0 is the part itself, much is the whole picture.
         side: side in pixels that the model draws at.
         factor: pixels per latent.
 
@@ -62,36 +62,47 @@ def plan_crops(mask: torch.Tensor, context: float, side: int, factor: int) -> li
     return sorted(crops, key=lambda crop: (crop.part[0].start, crop.part[1].start))
 
 
-def stitch(picture: torch.Tensor, drawn: torch.Tensor, crop: Crop, share: torch.Tensor) -> None:
-    """Lay a drawn crop into a picture, in place; where the share is 0 the picture stays bit for bit.
+def whole(height: int, width: int) -> Crop:
+    """All of a picture."""
+    box = slice(0, height), slice(0, width)
+    return Crop(box, box)
+
+
+def stitch(pictures: torch.Tensor, drawn: torch.Tensor, crop: Crop, mask: torch.Tensor, feather: int) -> None:
+    """Lay a drawn crop into pictures, in place; outside of the mask they stay bit for bit.
 
     Args:
-        picture: ``[height, width, 3 or 4]``; alpha is kept.
-        drawn: ``[h, w, 3]``, the crop at the size that it was drawn at.
-        share: ``[height, width]`` of the edit in every pixel, as :func:`.editing.feathered` returns it.
+        pictures: ``[batch, height, width, 3 or 4]``; alpha is kept.
+        drawn: ``[batch, h, w, 3]``, the crop at the size that it was drawn at.
+        mask: ``[height, width]``, 0 … 1.
+        feather: width of the seam in pixels, see :func:`.editing.feathered`.
     """
     height, width = lengths(crop.box)
-    drawn = resize(drawn[None], width, height)[0][within(crop.part, crop.box)]
-    picture[crop.part] = paste(picture[crop.part][None], drawn[None], share[crop.part][None])[0]
+    part = (slice(None), *crop.part)
+    around = grown(crop.part, mask.shape)  # the seam begins where the mask ends
+    share = feathered(mask[around][None], feather)[(slice(None), *within(crop.part, around))]
+    drawn = resize(drawn, width, height)[(slice(None), *within(crop.part, crop.box))]
+    pictures[part] = paste(pictures[part], drawn, share.to(pictures).expand(len(pictures), -1, -1))
 
 
 def crop_box(part: Box, size: tuple[int, int], context: float, side: int, factor: int) -> Box:
     """The box to cut out around a part of a mask, never beyond the picture.
 
-    Where the picture has room it has the proportions that it is drawn in (:func:`.requests.fit_size`).
+    Where the picture has room it is at least as large as it is drawn, and has the proportions that it is
+    drawn in (:func:`.requests.fit_size`).
 
     Args:
         size: height and width of the picture.
     """
     own = lengths(part)
     margin = min(context * max(own), max(size))  # a context may be infinite
-    wanted = [max(length + 2 * margin, side / MOST_ZOOM) for length in own]
+    wanted = [max(length + 2 * margin, side) for length in own]
     wanted = [max(length, max(wanted) / MOST_ASPECT) for length in wanted]
     wanted = [min(length, room) for length, room in zip(wanted, size, strict=True)]
+    if tuple(wanted) == size:
+        return whole(*size).box
     longest = MOST_ASPECT * min(wanted)  # less surroundings where the picture is narrow
     wanted = [max(min(length, longest), mine) for length, mine in zip(wanted, own, strict=True)]
-    if tuple(wanted) == size:
-        return slice(0, size[0]), slice(0, size[1])
 
     # as many of the model's squares as it will be drawn in: the shorter side grows, or the longer shrinks
     squares = fit_size((math.ceil(wanted[0]), math.ceil(wanted[1])), side, factor)
@@ -147,6 +158,19 @@ def union(one: Box, other: Box) -> Box:
 def overlap(one: Box, other: Box) -> bool:
     """Whether two boxes share a pixel."""
     return all(a.start < b.stop and b.start < a.stop for a, b in zip(one, other, strict=True))
+
+
+def grown(box: Box, size: tuple[int, int]) -> Box:
+    """The box and a pixel around it, where the picture of this height and width has one."""
+    return tuple(
+        slice(max(0, edge.start - 1), min(edge.stop + 1, room)) for edge, room in zip(box, size, strict=True)
+    )
+
+
+def corners(box: Box) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom, as PIL has them."""
+    rows, columns = box
+    return columns.start, rows.start, columns.stop, rows.stop
 
 
 def lengths(box: Box) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VL
 
 from .conditions import LadderCondition, check_condition
 from .connector import LadderConnector
+from .crops import CONTEXT
 from .denoising import Sampling, denoise, draw_noises
 from .guidance import Guidance
 from .lora import LadderLoraMixin
@@ -119,6 +120,7 @@ class LadderPipeline(LadderReading, LadderLoraMixin):
         mask: MaskInput = None,
         strength: float = 1.0,
         feather: int | None = None,
+        context: float | None = CONTEXT,
     ) -> LadderPipelineOutput | tuple:
         """Draw pictures from prompts, or edit pictures by instructions.
 
@@ -157,6 +159,11 @@ class LadderPipeline(LadderReading, LadderLoraMixin):
             strength: share of the way from noise that is drawn: below 1 the last ``strength *
                 num_inference_steps`` steps, from the picture mixed with noise.
             feather: width in pixels of the mask's seam, which lies inside; None = a quarter of a latent's.
+            context: of a picture larger than the model's only the parts of the mask are cut out, drawn at
+                the model's size and laid in, with so much around them on every side, as a share of the part's
+                longer side; the language model sees what is cut out. None = the whole picture is drawn, which
+                is also what a size, latents, a condition and ``output_type="latent"`` mean. (diffusers'
+                ``padding_mask_crop`` is this in pixels, for one part.)
 
         Returns:
             LadderPipelineOutput: ``images``, and ``masks`` where there was a mask; or a tuple of them.
@@ -185,7 +192,9 @@ class LadderPipeline(LadderReading, LadderLoraMixin):
             branches, canvases = condition.branches, condition.canvases
             pictures = canvases
             num_prompts = condition.states.shape[1] // branches
-        task = check_repainting(pictures, canvases, mask, strength, feather, output_type)
+        if output_type == "latent" or any(given is not None for given in (height, width, latents, condition)):
+            context = None
+        task = check_repainting(pictures, canvases, mask, strength, feather, context, output_type)
         if task is not None and task.auto and condition is not None and branches == 1:
             raise ValueError(
                 'mask="auto" needs a condition of guidance; encode it with guidance_scale above 1.'
@@ -208,10 +217,10 @@ class LadderPipeline(LadderReading, LadderLoraMixin):
             sampling = Sampling(scheduler, guidance, rung_gains, callback_on_step_end, stopped)
             if task is not None:
 
-                def read(number: int, branches: int) -> LadderCondition:
+                def read(number: int, canvas: Image.Image, branches: int) -> LadderCondition:
                     if condition is not None:
                         return condition.single(number)
-                    return self._encode(request.single(number), branches)
+                    return self._encode(request.single(number, canvas), branches)
 
                 output = draw_over(call, sampling, task, read, noises, generator, output_type)
             else:

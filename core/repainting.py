@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,10 +15,11 @@ from PIL import Image
 
 from .canvas import canvas_pixels, encode_latents
 from .change_map import change_map, changed_cells, mask_of_cells, mixtures
-from .denoising import Generators, Sampling, Source, denoise, rows_of, velocities
-from .editing import feathered, latent_mask, paste, resize
+from .crops import Crop, corners, plan_crops, whole
+from .denoising import Generators, Sampling, Source, denoise, draw_noises, rows_of, velocities
+from .editing import latent_mask
 from .masks import MaskInput
-from .originals import Original, as_output, make_originals
+from .originals import Original, as_output, lay_in, make_originals
 from .requests import Picture, fit_size
 
 if TYPE_CHECKING:
@@ -63,12 +65,22 @@ class Repainting:
         masked: whether results are laid into their pictures.
         auto: whether the model is asked where they change.
         feather: width of the seam in pixels of the picture; None = a quarter of a latent's.
+        context: what is drawn of the surroundings of a mask's parts, see :func:`.crops.plan_crops`; None =
+            the whole picture.
     """
 
     originals: list[Original]
     masked: bool
     auto: bool
     feather: int | None
+    context: float | None
+
+    def crops(self, call: LadderPipeline, mask: torch.Tensor) -> list[Crop]:
+        """What is drawn of a picture with a mask ``[height, width]``."""
+        if self.context is None:
+            return [whole(*mask.shape)]
+        factor = call.vae_scale_factor
+        return plan_crops(mask, self.context, call.transformer.config.sample_size * factor, factor)
 
     def canvases(self) -> list[list[Image.Image]]:
         """Of every drawing the pictures, the first of which sets its proportions."""
@@ -82,6 +94,7 @@ def check_repainting(
     mask: MaskInput,
     strength: float,
     feather: int | None,
+    context: float | None,
     output_type: str,
 ) -> Repainting | None:
     """What a call draws over; None if it draws from noise alone.
@@ -91,31 +104,35 @@ def check_repainting(
         canvases: the same as the model sees them.
 
     Raises:
-        ValueError: a strength, a feather or a mask that cannot be, or no picture for them.
+        ValueError: a strength, a feather, a context or a mask that cannot be, or no picture for them.
     """
     if not (isinstance(strength, int | float) and 0 <= strength <= 1):  # NaN is in no order
         raise ValueError(f"strength is {strength}; give a number from 0 (the picture as it is) to 1.")
     if feather is not None and feather < 0:
         raise ValueError(f"feather is {feather}; give a width of at least 0 pixels.")
+    if context is not None and not (isinstance(context, int | float) and context >= 0):
+        raise ValueError(f"context is {context}; give a share of the mask's size from 0, or None.")
     if mask is None and strength == 1:
         return None
     if pictures is None:
         what = "A strength below 1" if mask is None else "A mask"
         raise ValueError(f"{what} needs a picture that is drawn over; give image.")
-    originals = make_originals(pictures, canvases, mask)
+    originals = make_originals(
+        pictures, canvases, mask, own_colours=mask is not None and output_type == "pil"
+    )
     shapes = {(original.size, original.pixels.shape[-1] == 4) for original in originals}
     if mask is not None and output_type != "pil" and len(shapes) > 1:
         raise ValueError(
             'The pictures differ in size or transparency, which no array holds; give output_type="pil".'
         )
-    return Repainting(originals, mask is not None, isinstance(mask, str), feather)
+    return Repainting(originals, mask is not None, isinstance(mask, str), feather, context)
 
 
 def draw_over(
     call: LadderPipeline,
     sampling: Sampling,
     task: Repainting,
-    read: Callable[[int, int], LadderCondition],
+    read: Callable[[int, Image.Image, int], LadderCondition],
     noises: Sequence[torch.Tensor],
     generator: Generators,
     output_type: str,
@@ -124,31 +141,68 @@ def draw_over(
 
     Args:
         call: the call's own view of the pipeline.
-        read: ``read(number, branches)`` is the condition of a picture, of at least so many branches.
+        read: ``read(number, canvas, branches)`` is the condition of a picture, or of a crop of it, of at
+            least so many branches.
         noises: for each picture ``[results, channels, h, w]``.
-        generator: of stochastic solvers.
+        generator: of stochastic solvers, and of the noise of crops.
     """
-    branches = sampling.guidance.num_branches(has_images=True)
     drawn, masks = [], []
     for number, (original, noise) in enumerate(zip(task.originals, noises, strict=True)):
         own = rows_of(generator, number * len(noise), len(noise))
-        condition = read(number, max(branches, 2) if task.auto else branches)
-        mask = original.mask
-        if task.auto:
-            mask = find_mask(find_changes(call, condition, sampling.gains), original.size)
-        rows, columns = noise.shape[-2:]
-        cells = None if mask is None else latent_mask(mask, rows, columns).to(noise.device)
-        source = Source(encode(call, original.canvas, rows, columns), cells)
-        latents = denoise(call, sampling, condition.last(branches), noise, own, source)
+        result, mask = draw_picture(
+            call, sampling, task, original, partial(read, number), noise, own, output_type
+        )
+        drawn.append(result)
         if mask is not None:
             masks.append(mask[..., None].expand(len(noise), -1, -1, -1))
-        if output_type != "latent":
-            latents = call.decode(latents, "pt").movedim(1, -1)
-            if mask is not None:
-                latents = lay_in(original, mask, latents, task.feather, columns)
-        drawn.append(latents)
-    images = torch.cat(drawn) if output_type == "latent" else as_output(drawn, output_type)
+    if output_type == "latent":
+        images = torch.cat(drawn)
+    else:
+        images = as_output(drawn, output_type, [original.profile for original in task.originals])
     return LadderPipelineOutput(images, as_output(masks, output_type) if masks else None)
+
+
+def draw_picture(
+    call: LadderPipeline,
+    sampling: Sampling,
+    task: Repainting,
+    original: Original,
+    read: Callable[[Image.Image, int], LadderCondition],
+    noise: torch.Tensor,
+    generator: Generators,
+    output_type: str,
+) -> tuple[torch.Tensor | np.ndarray, torch.Tensor | None]:
+    """Draw over one picture, whole or in crops: latents or pixels, and the mask ``[1, height, width]``."""
+    branches = sampling.guidance.num_branches(has_images=True)
+    mask, known = original.mask, None
+    if task.auto:
+        known = read(original.canvas, max(branches, 2))
+        mask = find_mask(find_changes(call, known, sampling.gains), original.size)
+
+    def draw(canvas: Image.Image, inside: torch.Tensor | None, noise: torch.Tensor) -> torch.Tensor:
+        condition = known if known is not None and canvas is original.canvas else read(canvas, branches)
+        rows, columns = noise.shape[-2:]
+        cells = None if inside is None else latent_mask(inside, rows, columns).to(noise.device)
+        source = Source(encode(call, canvas, rows, columns), cells)
+        return denoise(call, sampling, condition.last(branches), noise, generator, source)
+
+    if output_type == "latent":
+        return draw(original.canvas, mask, noise), mask
+    if mask is None:
+        return call.decode(draw(original.canvas, None, noise), "pt").movedim(1, -1), None
+    result = original.copies(len(noise))
+    for crop in task.crops(call, mask[0]):
+        if sampling.stopped():
+            break  # what was not begun stays as it was
+        part, start = original.canvas, noise
+        if crop.box != whole(*mask.shape[1:]).box:
+            part = part.crop(corners(crop.box))
+            shape = (len(noise), *call._latent_shape(None, None, [part]))
+            [start] = draw_noises([shape], noise.device, generator)
+        pixels = call.decode(draw(part, mask[0][crop.box][None], start), "pt").movedim(1, -1)
+        feather = round(SEAM * part.width / start.shape[-1]) if task.feather is None else task.feather
+        lay_in(result, pixels, crop, mask[0], feather, original.profile)
+    return result, mask
 
 
 def find_changes(
@@ -177,24 +231,3 @@ def encode(call: LadderPipeline, canvas: Image.Image, rows: int, columns: int) -
     factor = call.vae_scale_factor
     pixels = canvas_pixels([canvas], columns * factor, rows * factor)
     return encode_latents(call.vae, pixels.to(call._execution_device)).float()
-
-
-def lay_in(
-    original: Original, mask: torch.Tensor, drawn: torch.Tensor, feather: int | None, columns: int
-) -> torch.Tensor:
-    """Drawn pictures within their source, whose pixels stay bit for bit outside of the mask.
-
-    Args:
-        mask: ``[1, height, width]``.
-        drawn: ``[results, h, w, 3]``, 0 … 1, of any size in the proportions of the source.
-        feather: width of the seam in pixels; None = a quarter of a latent's.
-        columns: latents along the width.
-
-    Returns:
-        ``[results, height, width, 3 or 4]`` on the device of ``drawn``.
-    """
-    width, height = original.size
-    share = feathered(mask, round(SEAM * width / columns) if feather is None else feather)
-    results, place = len(drawn), drawn.device
-    source = original.pixels.to(place).expand(results, -1, -1, -1)
-    return paste(source, resize(drawn, width, height), share.to(place).expand(results, -1, -1))

@@ -31,10 +31,12 @@ class Request:
     images: list[list[Image.Image]] | None
     originals: list[Picture] | None = None
 
-    def single(self, number: int) -> Request:
-        """One prompt of the batch, with what belongs to it."""
+    def single(self, number: int, canvas: Image.Image | None = None) -> Request:
+        """One prompt of the batch, with what belongs to it; a canvas takes the place of its first picture."""
         one = slice(number, number + 1)
         images, originals = self.images and self.images[one], self.originals and self.originals[one]
+        if canvas is not None:
+            images = [[canvas, *images[0][1:]]]
         return Request(self.prompts[one], self.negatives[one], images, originals)
 
     @property

@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageOps
 
-from .colours import has_other_colours, to_srgb
+from .colours import has_other_colours, rgb_profile, to_srgb
 
 MAX_ASPECT = 200  # the limit of Qwen2.5-VL's image processor
 WHITES = (1, 255, 65535)  # of floating-point pixels
@@ -120,13 +120,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
-def to_rgba(image: Image.Image) -> Image.Image:
-    """Any picture as upright sRGB, with the transparency that it has: RGBA, or RGB. Raises BadPicture."""
+def to_rgba(image: Image.Image, own_colours: bool = False) -> Image.Image:
+    """Any picture as upright sRGB, with the transparency that it has: RGBA, or RGB. Raises BadPicture.
+
+    Args:
+        own_colours: RGB with a profile that colours can be brought back to keeps its numbers and the profile.
+    """
     load(image)
     try:
         upright = image if orientation(image) == 1 else ImageOps.exif_transpose(image)
         colours, alpha = split(upright)
-        rgb = to_srgb(to_8_bits(colours))
+        profile = rgb_profile(colours) if own_colours else b""
+        rgb = colours if profile else to_srgb(to_8_bits(colours))
         if alpha is not None:
             rgb.putalpha(alpha)
     except BadPicture:
@@ -134,7 +139,7 @@ def to_rgba(image: Image.Image) -> Image.Image:
     except BROKEN as error:
         raise BadPicture("broken", error) from error
     if rgb is not image:
-        rgb.info = {}  # what was applied must not be applied again
+        rgb.info = {"icc_profile": profile} if profile else {}  # what was applied must not be again
     return rgb
 
 

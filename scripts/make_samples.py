@@ -8,12 +8,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+from tbac_uniimage.training.nano.domain.art import load
 from tbac_uniimage.training.nano.domain.layouts import ALONE, ROW, side
 from tbac_uniimage.training.nano.domain.render import render
 from tbac_uniimage.training.nano.domain.scene import Item, Scene
+from tbac_uniimage.training.nano.domain.words import BACKGROUNDS
 
 SAMPLES = Path(__file__).resolve().parent.parent / "assets" / "samples"
 SIDE = 256  # four times the model's size: Load Image shows pictures no larger than they are
+LARGE = 1536, 1024
+SCATTERED = {  # in the large picture: centre and side in pixels
+    "house": (330, 620, 260),
+    "car": (640, 760, 150),
+    "cactus": (1180, 700, 210),
+    "sunflower": (900, 850, 120),
+    "balloon": (1260, 190, 110),
+    "butterfly": (560, 330, 90),
+}
 
 
 def compose(background: str, *names: str, large: bool = True) -> Image.Image:
@@ -22,6 +33,15 @@ def compose(background: str, *names: str, large: bool = True) -> Image.Image:
     items = tuple(Item(name, *at, side(centres)) for name, at in zip(names, centres, strict=True))
     picture = Image.fromarray(render(Scene("3D", background, items)))
     return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS) if large else picture
+
+
+def scatter(background: str) -> Image.Image:
+    """A large picture of small things."""
+    picture = Image.new("RGB", LARGE, BACKGROUNDS[background])
+    for name, (x, y, size) in SCATTERED.items():
+        sprite = Image.fromarray(load()["3D", name]).resize((size, size), Image.Resampling.LANCZOS)
+        picture.paste(sprite, (x - size // 2, y - size // 2), sprite)
+    return picture
 
 
 def with_mask(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
@@ -40,6 +60,7 @@ def main() -> None:
         "tbac_uniimage_scene": compose("pink", "rocket", "cactus", large=False),
         "tbac_uniimage_dog_and_rocket": scene,
         "tbac_uniimage_masked": with_mask(scene, (132, 60, 248, 196)),
+        "tbac_uniimage_small_thing": with_mask(scatter("blue"), (1190, 120, 1330, 260)),
         "tbac_uniimage_cat": compose("pink", "cat"),
         "tbac_uniimage_car": compose("green", "car"),
         "tbac_uniimage/1_panda": compose("yellow", "panda"),

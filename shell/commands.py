@@ -93,7 +93,8 @@ def edit(options: argparse.Namespace) -> None:
         from ..core.pictures import read_file
         from ..core.rgb import to_rgba
 
-        pictures[0] = read_file(options.images[0], to_rgba)  # what stays keeps its alpha
+        # what stays keeps its alpha and its colours
+        pictures[0] = read_file(options.images[0], lambda image: to_rgba(image, own_colours=True))
     settings = {"image_guidance_scale": options.image_guidance, "strength": options.strength} | masked
     draw(options, [options.instruction], image=pictures, **settings)
     for name in options.images:
@@ -109,6 +110,10 @@ def read_mask(options: argparse.Namespace) -> dict[str, Any]:
     from ..core.pictures import check_folder, read_file
 
     target = options.save_mask
+    if options.mask is None and options.context is not None:
+        raise ValueError(
+            "--context has no mask to be around; give --mask FILE or --mask auto, or leave it out."
+        )
     if target is not None:
         if options.mask is None:
             raise ValueError("--save-mask has no mask to save; give --mask auto, or leave it out.")
@@ -117,9 +122,10 @@ def read_mask(options: argparse.Namespace) -> dict[str, Any]:
         check_folder(target.parent)
     if options.mask is None:
         return {}
+    context = {} if options.context is None else {"context": options.context}
     if options.mask == "auto":
-        return {"mask": "auto"}
-    return {"mask": read_file(options.mask, lambda image: image.copy())}
+        return {"mask": "auto"} | context
+    return {"mask": read_file(options.mask, lambda image: image.copy())} | context
 
 
 def say_depth(path: str) -> None:
@@ -153,6 +159,8 @@ def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> No
     settings["images"] = [Path(name).name for name in getattr(options, "images", [])]
     if "mask" in edit:
         settings["mask"] = Path(options.mask).name
+    if "context" in edit:
+        settings["context"] = edit["context"]
     if edit.get("strength", 1) < 1:
         settings["strength"] = edit["strength"]
     for index, prompt in enumerate(prompts):

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..training import export as exporter
 from ..training import train
-from ..training.arguments import any_path, guidance, positive, seed, strength
+from ..training.arguments import any_path, guidance, positive, seed, share, strength
 from ..training.data import command as data_command
 from ..training.data.cache import command as cache
 from ..training.evaluation import command as evaluation
@@ -63,6 +63,14 @@ def make_parser(for_score: bool = False) -> Parser:
         metavar="FILE",
         help="picture that is white where something may change and black where every pixel stays; "
         '"auto" = the model finds it',
+    )
+    edit.add_argument(
+        "--context",
+        type=share,
+        default=None,
+        metavar="X",
+        help="with a mask: what is cut out around each of its parts and drawn at the model's size, on every "
+        "side as a share of the part's longer side; inf = the whole picture (default: 0.5)",
     )
     edit.add_argument("--save-mask", type=any_path, metavar="FILE", help="write the mask here, as PNG")
     edit.add_argument(

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import profiles
 import pytest
 import torch
 from conftest import PARITY, load_tiny
@@ -343,6 +344,32 @@ def test_edit_saves_the_mask_that_it_found(transparent, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_edit_of_a_small_part_keeps_the_photograph(tmp_path):
+    """Its colours, its profile and its alpha; only the part of the mask is drawn."""
+    scene = Image.open(SAMPLES / "tbac_uniimage_scene.png").convert("RGB").resize((301, 203))
+    scene.putalpha(Image.linear_gradient("L").resize(scene.size))
+    scene.save(tmp_path / "photograph.png", icc_profile=profiles.rgb())
+    mask = Image.new("1", scene.size)
+    mask.paste(1, (1, 150, 51, 202))
+    mask.save(tmp_path / "mask.png")
+    argv = [
+        "edit",
+        str(tmp_path / "photograph.png"),
+        "remove the cactus",
+        "--out",
+        str(tmp_path / "out"),
+        *FAST,
+    ]
+    assert main([*argv, "--mask", str(tmp_path / "mask.png"), "--context", "0.25"]) == 0
+    drawn = Image.open(tmp_path / "out" / "0001.png")
+    assert (drawn.size, drawn.mode, drawn.info["icc_profile"]) == (scene.size, "RGBA", profiles.rgb())
+    stays = np.asarray(mask) == 0
+    assert np.array_equal(np.asarray(drawn)[stays], np.asarray(scene)[stays])
+    assert np.array_equal(np.asarray(drawn)[..., 3], np.asarray(scene)[..., 3])
+    assert (np.asarray(drawn)[~stays] != np.asarray(scene)[~stays]).mean() > 0.3
+    assert json.loads(drawn.text[pictures.CHUNK])["context"] == 0.25
+
+
 @pytest.mark.parametrize("kind", ["I;16", "RGB"])
 def test_the_loss_of_depth_is_said(kind, tmp_path, capsys):
     path = tmp_path / "deep.png"
@@ -368,6 +395,8 @@ def test_the_loss_of_depth_is_said(kind, tmp_path, capsys):
         (["--mask", "none.png"], "There is no picture at none.png"),
         (["--save-mask", "m.png"], "--save-mask has no mask to save"),
         (["--mask", "auto", "--save-mask", "m.jpg"], "m.jpg is no name of a PNG file"),
+        (["--context", "1"], "--context has no mask to be around"),
+        (["--mask", "auto", "--context", "-1"], "-1 is not possible; give a number of at least 0"),
         (["--strength", "1.5"], "1.5 is not possible; give a number from 0 to 1"),
         (["--strength", "nan"], "nan is not possible; give a number from 0 to 1"),
     ],

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
+import profiles
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from tbac_uniimage.core import repainting
+from tbac_uniimage.core.conditions import LadderEncoder
 from tbac_uniimage.core.crops import MOST_ASPECT, Crop, crop_box, lengths, overlap, plan_crops, stitch
 from tbac_uniimage.core.editing import drawing_size, feathered, resize
 from tbac_uniimage.core.requests import fit_size
+from tbac_uniimage.core.rgb import to_rgb, to_rgba
 
 SIDE, FACTOR = 64, 8
 
@@ -120,7 +128,7 @@ def test_a_mask_of_specks_is_a_few_crops():
         ((2700, 3700, 3000, 4000), (2400, 3400, 3000, 4000)),
         ((1000, 2000, 1300, 2300), (850, 1850, 1450, 2450)),
         ((1, 1, 301, 301), (0, 0, 600, 600)),
-        ((1500, 1500, 1510, 1510), (1377, 1377, 1633, 1633)),  # small: at least half of the model's size
+        ((1500, 1500, 1510, 1510), (1249, 1249, 1761, 1761)),  # small: the model's size
         ((100, 100, 2900, 3900), (0, 0, 3000, 4000)),
     ],
 )
@@ -142,6 +150,8 @@ def test_no_mask_no_crop_and_much_context_is_the_picture():
     assert plan_crops(torch.zeros(40, 50), 0.5, SIDE, FACTOR) == []
     [crop] = plan_crops(mask_of(301, 457, (20, 30, 22, 33)), math.inf, SIDE, FACTOR)
     assert edges(crop.box) == (0, 0, 301, 457)
+    [panorama] = plan_crops(mask_of(300, 4000, (20, 30, 22, 33)), math.inf, SIDE, FACTOR)
+    assert edges(panorama.box) == (0, 0, 300, 4000)
 
 
 def smooth(height: int, width: int, channels: int) -> torch.Tensor:
@@ -155,14 +165,14 @@ def smooth(height: int, width: int, channels: int) -> torch.Tensor:
     return torch.cat([colours, alpha], -1)[..., :channels].contiguous()
 
 
-def stitched(picture: torch.Tensor, crop: Crop, share: torch.Tensor) -> torch.Tensor:
+def stitched(picture: torch.Tensor, crop: Crop, mask: torch.Tensor) -> torch.Tensor:
     """An edit that changes nothing: cut, scaled to the drawn size, scaled back, laid in."""
     height, width = lengths(crop.box)
     drawn = resize(
         picture[None, crop.box[0], crop.box[1], :3], *drawing_size((width, height), 0, SIDE, FACTOR)
     )
     result = picture.clone()
-    stitch(result, drawn[0], crop, share)
+    stitch(result[None], drawn, crop, mask, feather=4)
     return result
 
 
@@ -187,7 +197,7 @@ def test_an_identity_edit_shifts_nothing(part, channels):
     picture = smooth(331, 457, channels)
     mask = mask_of(331, 457, part)
     [crop] = plan_crops(mask, 0.0 if part != PARTS[-1] else 1.0, SIDE, FACTOR)
-    found = stitched(picture, crop, feathered(mask[None], 4)[0])
+    found = stitched(picture, crop, mask)
     assert torch.equal(found[mask == 0], picture[mask == 0])
     assert torch.equal(found[..., 3:], picture[..., 3:])
     # the mean offset of a wave that moved is its slope times the shift
@@ -214,6 +224,147 @@ def test_the_seam_lies_inside_the_part():
     mask = mask_of(200, 300, (60, 80, 120, 160))
     share = feathered(mask[None], 8)[0]
     [crop] = plan_crops(mask, 0.5, SIDE, FACTOR)
-    stitch(picture, torch.ones(64, 64, 3), crop, share)
+    stitch(picture[None], torch.ones(1, 64, 64, 3), crop, mask, feather=8)
     assert (picture - share[..., None]).abs().max() < 1e-6 and not picture[share == 0].any()
     assert picture[90, 120, 0] == 1 and 0 < picture[61, 120, 0] < 0.2
+
+
+def photograph(mode: str = "RGB", size: tuple[int, int] = (403, 301), seed: int = 0) -> Image.Image:
+    """A picture larger than the tiny model's 64 pixels, with detail everywhere."""
+    values = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 4), np.uint8)
+    picture = Image.fromarray(values)
+    return picture if mode == "RGBA" else picture.convert("RGB").convert(mode)
+
+
+APART = mask_of(301, 403, (1, 1, 41, 51), (240, 350, 301, 403))
+
+
+def edit(pipe, image, prompt="make it red", seed=1, **options):
+    settings = {"guidance_scale": 3.0, "image_guidance_scale": 1.5, "num_inference_steps": 1}
+    return pipe(prompt, image, generator=torch.Generator().manual_seed(seed), **settings | options)
+
+
+@contextmanager
+def watched(pipe) -> Iterator[list[tuple[str, object]]]:
+    """``("drawn", (height, width))`` of what the autoencoder encodes, ``("seen", size)`` of what is read."""
+    seen: list[tuple[str, object]] = []
+    encode, read = pipe.vae.encode, LadderEncoder.__call__
+    pipe.vae.encode = lambda x: seen.append(("drawn", tuple(x.shape[2:]))) or encode(x)
+    LadderEncoder.__call__ = lambda self, prompts, images: (
+        seen.append(("seen", images[-1][0].size)) or read(self, prompts, images)
+    )
+    try:
+        yield seen
+    finally:
+        pipe.vae.encode, LadderEncoder.__call__ = encode, read
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_the_pipeline_draws_parts_at_the_models_size(pipe, mode):
+    picture = photograph(mode)
+    with watched(pipe) as seen:
+        [found] = edit(pipe, picture, mask=APART.numpy(), context=0.5).images
+    assert seen == [("seen", (100, 100)), ("drawn", (64, 64)), ("seen", (122, 122)), ("drawn", (64, 64))]
+    expected = picture if mode == "RGBA" else picture.convert("RGB")
+    assert (found.size, found.mode) == (expected.size, expected.mode)
+    before, after = np.asarray(expected), np.asarray(found)
+    assert np.array_equal(after[APART == 0], before[APART == 0])
+    assert np.array_equal(after[..., 3:], before[..., 3:])
+    for box in ((slice(10, 30), slice(10, 40)), (slice(260, 290), slice(370, 400))):
+        assert (after[box] != before[box]).mean() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "drawn"),
+    [
+        ({"context": None}, (56, 72)),
+        ({"context": math.inf}, (56, 72)),
+        ({"width": 64, "height": 48}, (48, 64)),
+        ({"output_type": "latent"}, (56, 72)),
+    ],
+)
+def test_the_whole_picture_is_drawn_where_that_is_wanted(pipe, options, drawn):
+    with watched(pipe) as seen:
+        edit(pipe, photograph(), mask=APART.numpy(), **options)
+    assert seen == [("seen", (403, 301)), ("drawn", drawn)]
+
+
+def test_parts_depend_on_nothing_else(pipe):
+    """The noise of a part comes from the call's generator, in the order of the parts."""
+    picture = photograph()
+    both = np.asarray(edit(pipe, picture, mask=APART.numpy()).images[0])
+    first = np.asarray(edit(pipe, picture, mask=APART.numpy() * (np.arange(301) < 100)[:, None]).images[0])
+    assert np.array_equal(both[:100], first[:100])
+    two = [photograph(), photograph("RGBA", (200, 350), seed=1)]
+    masks = [APART.numpy(), mask_of(350, 200, (100, 100, 140, 140)).numpy()]
+    settings = {"num_inference_steps": 1, "num_images_per_prompt": 2}
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    together = pipe(["make it red", "add a cat"], two, mask=masks, generator=seeds, **settings).images
+    seeds = [torch.Generator().manual_seed(seed) for seed in (2, 3)]
+    alone = pipe("add a cat", two[1], mask=masks[1], generator=seeds, **settings).images
+    assert [one.tobytes() for one in together[2:]] == [one.tobytes() for one in alone]
+    assert together[0].tobytes() != together[1].tobytes()
+
+
+def test_the_map_is_of_the_whole_picture_and_its_parts_are_drawn(pipe, monkeypatch):
+    cells = torch.zeros(8, 8, dtype=torch.bool)
+    cells[1, 6] = True
+    monkeypatch.setattr(repainting, "changed_cells", lambda change: cells)
+    picture = photograph(size=(480, 480))
+    with watched(pipe) as seen:
+        output = edit(pipe, picture, mask="auto", context=0.5)
+    assert seen == [("seen", (480, 480)), ("drawn", (64, 64)), ("seen", (120, 120)), ("drawn", (64, 64))]
+    outside = np.asarray(output.masks[0]) == 0
+    assert np.array_equal(~outside, mask_of(480, 480, (60, 360, 120, 420)) > 0)
+    assert np.array_equal(np.asarray(output.images[0])[outside], np.asarray(picture)[outside])
+
+
+def test_an_interrupted_edit_leaves_what_was_not_begun(pipe):
+    picture = photograph()
+
+    def stop(pipeline, step, timestep, values):
+        pipeline._interrupt = True
+        return {}
+
+    [found] = edit(pipe, picture, mask=APART.numpy(), callback_on_step_end=stop).images
+    changed = (np.asarray(found) != np.asarray(picture)).any(-1)
+    assert changed[:100].any() and not changed[100:].any()
+
+
+@pytest.mark.parametrize("context", [-1, math.nan, "much"])
+def test_a_context_that_cannot_be_is_refused(pipe, context):
+    with pytest.raises(ValueError, match=f"context is {context}"):
+        edit(pipe, photograph(), mask=APART.numpy(), context=context)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_pictures_stay_in_the_colours_of_their_profile(pipe, mode):
+    """Outside of the mask every number stays, and what is drawn is what it would be in sRGB."""
+    picture, profile = photograph(mode), profiles.rgb()
+    plain = edit(pipe, to_rgba(tagged(picture, profile)), mask=APART.numpy()).images[0]
+    [found] = edit(pipe, tagged(picture, profile), mask=APART.numpy()).images
+    assert found.info["icc_profile"] == profile and found.mode == mode
+    outside = APART.numpy() == 0
+    assert np.array_equal(np.asarray(found)[outside], np.asarray(picture)[outside])
+    moved = np.asarray(to_rgba(found)).astype(int) - np.asarray(plain)
+    inside = np.abs(moved[260:290, 370:400, :3])
+    assert inside.mean() < 2 and np.abs(np.asarray(found).astype(int) - np.asarray(plain))[outside].max() > 20
+    again = edit(pipe, found, mask=APART.numpy()).images[0]
+    assert np.array_equal(np.asarray(again)[outside], np.asarray(picture)[outside])
+
+
+def test_profiles_that_lead_nowhere_are_passed_over(pipe):
+    picture = photograph()
+    for profile in (b"broken", profiles.grey(2.2)):
+        [found] = edit(pipe, tagged(picture, profile), mask=APART.numpy()).images
+        assert "icc_profile" not in found.info
+        assert np.array_equal(np.asarray(found)[APART == 0], np.asarray(picture)[APART == 0])
+    values = edit(pipe, tagged(picture, profiles.rgb()), mask=APART.numpy(), output_type="np").images[0]
+    expected = np.asarray(to_rgb(tagged(picture, profiles.rgb()))) / np.float32(255)  # arrays have no profile
+    assert np.array_equal(values[APART == 0], expected[APART == 0])
+
+
+def tagged(picture: Image.Image, profile: bytes) -> Image.Image:
+    picture = picture.copy()
+    picture.info["icc_profile"] = profile
+    return picture

@@ -31,6 +31,11 @@ def strength(text: str) -> float:
     return number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
+def share(text: str) -> float:
+    """A share of something, which may be more than all of it."""
+    return number(text, float, lambda value: value >= 0, "a number of at least 0")
+
+
 def number(text: str, kind: type, is_good: Callable[[Any], bool], wanted: str) -> Any:
     """``text`` as a number. Raises ArgumentTypeError."""
     try:
