@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .asking import LadderAsk
+from .changes import LadderChangeMap
 from .conditioning import LadderEncode, LadderImageEdit
 from .editing import LadderEdit
 from .guider import LadderGuider
@@ -29,6 +30,7 @@ class LadderExtension(ComfyExtension):
             LadderEncode,
             LadderAsk,
             LadderEdit,
+            LadderChangeMap,
             LadderImageEdit,
             LadderEmptyLatent,
             LadderSampler,

@@ -10,9 +10,10 @@ import comfy.sample
 import comfy.utils
 import latent_preview
 import torch
-from comfy.samplers import CFGGuider
+from comfy.samplers import KSAMPLER, CFGGuider, calc_cond_batch
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
+from ..core.change_map import LEVELS, change_map, mixtures
 from ..core.guidance import Guidance, branch_inputs
 from .solver import recipe_sampler, recipe_sigmas
 
@@ -30,10 +31,9 @@ def encode_edits(
     instruction: str,
     groups: list[list[Image.Image]],
     negative_prompt: str,
-    guidance: Guidance,
+    branches: int,
 ) -> list[torch.Tensor]:
     """Folded conditions of every edit, each ``[branches, queries, layers * dim]`` in guidance's order."""
-    branches = guidance.num_branches(has_images=True)
     conditions = []
     for start in range(0, len(groups), ENCODED_TOGETHER):
         some = groups[start : start + ENCODED_TOGETHER]
@@ -48,6 +48,31 @@ def partial_sigmas(steps: int, strength: float) -> torch.Tensor:
     return recipe_sigmas(max(steps, int(steps / strength)))[-steps - 1 :]
 
 
+def find_changes(model: ModelPatcher, condition: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+    """The change map ``[h, w]`` of one edit, see :func:`..core.change_map.change_map`.
+
+    Args:
+        condition: its last two rows are the picture without and with the instruction.
+        latent: of the source, ``[1, channels, h, w]``.
+    """
+    found = []
+
+    def measure(sampled, x, sigmas, extra_args, callback=None, disable=None) -> torch.Tensor:
+        guider = sampled.inner_model
+        mixed, levels = mixtures(sampled.latent_image[0])
+        conds = [guider.conds["negative"], guider.conds["positive"]]
+        clean = calc_cond_batch(guider.inner_model, conds, mixed, levels, extra_args["model_options"])
+        plain, prompted = ((mixed - one) / levels[:, None, None, None] for one in clean)
+        found.append(change_map(plain, prompted))
+        return x
+
+    guider = CFGGuider(model)
+    guider.set_conds(*([[row[None], {}]] for row in (condition[-1], condition[-2])))
+    sampler, sigmas = KSAMPLER(measure), torch.tensor([max(LEVELS), 0.0])
+    guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True)
+    return found[0].float().cpu()
+
+
 def sample_edits(
     model: ModelPatcher,
     conditions: list[torch.Tensor],
@@ -60,7 +85,7 @@ def sample_edits(
     """Sample one edit after the other, each as if it were alone; one progress bar over all.
 
     Args:
-        conditions: of every edit, from :func:`encode_edits`.
+        conditions: of every edit, from :func:`encode_edits`; of more branches than needed the last count.
         latents: ``[edits, channels, h, w]``, zeros to start from noise alone.
         changeable: ``[edits, 1, h, w]``, 0 = latents that stay.
         sigmas: noise levels.
@@ -88,6 +113,7 @@ def sample_edits(
 
 def make_guider(model: ModelPatcher, condition: torch.Tensor, guidance: Guidance) -> CFGGuider:
     """ComfyUI's guider for the branches of ``condition``."""
+    condition = condition[-guidance.num_branches(has_images=True) :]
     *others, positive = ([[row[None], {}]] for row in condition)
     if len(others) == 2:
         guider = Guider_DualCFG(model)

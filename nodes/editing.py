@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .mllm import LadderMLLM, LatentSize
 
 MAX_FEATHER = 128
+CONNECTED, AUTOMATIC, NONE = "as connected", "automatic", "none"
 
 
 class LadderEdit(io.ComfyNode):
@@ -114,9 +115,23 @@ class LadderEdit(io.ComfyNode):
                     optional=True,
                     tooltip="What to steer away from; usually empty.",
                 ),
+                io.Combo.Input(
+                    "mask_from",
+                    options=[CONNECTED, AUTOMATIC, NONE],
+                    default=CONNECTED,
+                    optional=True,
+                    tooltip="As connected: the mask that is connected, if there is one. Automatic: the model "
+                    "finds where the instruction changes the picture, as Change Map shows it. None: the "
+                    "whole picture may change.",
+                ),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="Of the size and number of the input pictures.")
+                io.Image.Output(
+                    display_name="image", tooltip="Of the size and number of the input pictures."
+                ),
+                io.Mask.Output(
+                    display_name="mask", tooltip="Where each picture could change, for another attempt."
+                ),
             ],
         )
 
@@ -164,6 +179,7 @@ class LadderEdit(io.ComfyNode):
         image_3: torch.Tensor | None = None,
         image_4: torch.Tensor | None = None,
         negative_prompt: str = "",
+        mask_from: str = CONNECTED,
     ) -> io.NodeOutput:
         """Check everything; then encode, sample and decode, each part of the model loaded once."""
         import comfy.model_management as management
@@ -187,23 +203,52 @@ class LadderEdit(io.ComfyNode):
         groups = picture_groups(image, image_2, image_3, image_4)
         check_requests(instruction, groups, negative_prompt)
         count, height, width = image.shape[:3]
-        masks = None if mask is None else fit_mask(mask, count, height, width).to(image.device)
+        masks = None
+        if mask is not None and mask_from == CONNECTED:
+            masks = fit_mask(mask, count, height, width).to(image.device)
 
         across, down = drawing_size((width, height), side, size.native, size.factor)
         source = resize(as_rgb(image).float(), across, down)
-        changeable = None if masks is None else latent_mask(masks, down // size.factor, across // size.factor)
         shape = (count, size.channels, down // size.factor, across // size.factor)
-        from_noise = strength == 1 and masks is None
+        automatic = mask_from == AUTOMATIC
+        from_noise = strength == 1 and masks is None and not automatic
         device = management.intermediate_device()
         latents = source.new_zeros(shape, device=device) if from_noise else vae.encode(source)
+        if strength > 0 or automatic:
+            branches = guidances.num_branches(has_images=True)
+            branches = max(branches, 2) if automatic else branches
+            conditions = encode_edits(mllm, instruction, groups, negative_prompt, branches)
+        if automatic:
+            masks, _ = find_masks(model, vae, image, conditions, size)
         if strength > 0:
-            conditions = encode_edits(mllm, instruction, groups, negative_prompt, guidances)
+            changeable = None if masks is None else latent_mask(masks, *shape[-2:])
             latents = sample_edits(
                 model, conditions, guidances, latents, changeable, seed, partial_sigmas(steps, strength)
             )
         edited = resize(vae.decode(latents).float(), width, height).to(image.device)
-        share = None if masks is None else feathered(masks, feather)
-        return io.NodeOutput(paste(image, edited, share))
+        if masks is None:
+            return io.NodeOutput(paste(image, edited), image.new_ones(count, height, width))
+        return io.NodeOutput(paste(image, edited, feathered(masks, feather)), masks)
+
+
+def find_masks(
+    model: ModelPatcher, vae: LadderVAE, image: torch.Tensor, conditions: list[torch.Tensor], size: LatentSize
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each picture of a batch changes: masks ``[batch, height, width]`` and maps ``[batch, h, w]``."""
+    import torch
+
+    from ..core.change_map import changed_cells, mask_of_cells
+    from ..core.editing import as_rgb, drawing_size, resize
+    from .edit_sampling import find_changes
+
+    height, width = image.shape[1:3]
+    across, down = drawing_size((width, height), 0, size.native, size.factor)
+    source = resize(as_rgb(image).float(), across, down).split(1)
+    latents = [vae.encode(picture) for picture in source]  # one by one, so that none counts for another
+    found = zip(conditions, latents, strict=True)
+    maps = [find_changes(model, condition, latent) for condition, latent in found]
+    masks = [mask_of_cells(changed_cells(change), height, width) for change in maps]
+    return torch.stack(masks).to(image.device), torch.stack(maps)
 
 
 def check_same_model(model: ModelPatcher, mllm: LadderMLLM, vae: LadderVAE) -> LatentSize:

@@ -64,6 +64,11 @@ NODES = {
     "14": ("SaveConditioning", {"conditioning": ["12", 0], "note": "a panda"}, (360, 220)),
     "15": ("LoadConditioning", {"file": SAVED}, (400, 0)),
     "16": ("LoadLora", {"model": MODEL, "lora": LORA}, (340, 0)),
+    "17": (
+        "ChangeMap",
+        {"model": MODEL, "mllm": MLLM, "vae": VAE, "image": SCENE, "instruction": "remove the rocket"},
+        (360, 640),
+    ),
 }
 STOCK = {
     "2": ("LoadImage", {"image": "tbac_uniimage_dog_and_rocket.png"}),

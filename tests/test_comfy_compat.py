@@ -30,7 +30,7 @@ def test_every_node_has_search_terms_where_comfyui_takes_them(comfy, monkeypatch
 
     monkeypatch.setattr(compat, "io", SimpleNamespace(Schema=NewerSchema))
     found = {node.define_schema().node_id: node.define_schema().search_aliases for node in all_nodes()}
-    assert len(found) == 15
+    assert len(found) == 16
     for node, terms in found.items():
         assert len(terms) >= 3 and len(set(terms)) == len(terms), node
     assert "image edit" in found["TBACUniImageEdit"] and "image edit" in found["TBACUniImageEditPicture"]

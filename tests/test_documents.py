@@ -41,7 +41,7 @@ def test_every_node_is_in_the_readme():
     names = re.findall(
         r'display_name="([^"]+)",\s+category', "".join(p.read_text() for p in ROOT.glob("nodes/*.py"))
     )
-    assert len(names) == 15
+    assert len(names) == 16
     for name in names:
         assert f"| {name} |" in readme
 

@@ -1,0 +1,123 @@
+"""Change Map and the automatic mask of Image Edit: the pipeline's own mask, and what stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from comfy_helpers import as_batch, largest
+from PIL import Image
+
+pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("inference")]
+
+ROOT = Path(__file__).resolve().parent.parent
+SCENE = ROOT / "assets" / "samples" / "tbac_uniimage_scene.png"
+TEXT = "remove the cactus"
+
+
+@pytest.fixture(scope="module")
+def nano(comfy):
+    from tbac_uniimage.nodes.bridge import load_for_comfy
+    from tbac_uniimage.nodes.loading import EMBEDDED_FOLDER
+
+    names = ("model", "mllm", "vae")
+    return SimpleNamespace(**dict(zip(names, load_for_comfy(EMBEDDED_FOLDER), strict=True)))
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return Image.open(SCENE).convert("RGB")
+
+
+def change_map(parts, image, text=TEXT, **options):
+    from tbac_uniimage.nodes.changes import LadderChangeMap
+
+    return LadderChangeMap.execute(parts.model, parts.mllm, parts.vae, image, text, **options).result
+
+
+def edit(parts, image, text=TEXT, steps=4, guidance=2.0, image_guidance=2.0, **options):
+    from tbac_uniimage.nodes.editing import LadderEdit
+
+    arguments = (parts.model, parts.mllm, parts.vae, image, text, 7, steps, guidance, image_guidance)
+    return LadderEdit.execute(*arguments, **options).result
+
+
+def test_the_map_is_the_pipelines(nano, scene):
+    from tbac_uniimage.core import LadderPipeline
+
+    mask, shown, picture = change_map(nano, as_batch(scene))
+    found = LadderPipeline.from_pretrained(ROOT / "assets" / "nano").change_map(TEXT, scene)
+    assert np.array_equal(mask[0].numpy() > 0, np.asarray(found.masks[0]) > 0)
+    assert 0 < mask.mean() < 0.6 and set(mask.unique().tolist()) == {0.0, 1.0}
+    cells = torch.nn.functional.interpolate(found.maps[0][None, None], (64, 64), mode="bilinear")[0]
+    assert largest(shown, cells) < 1e-3
+    assert picture.shape == (1, 64, 64, 3) and largest(picture, as_batch(scene)) > 0.1
+
+
+def test_the_automatic_mask_is_that_of_the_change_map(nano, scene):
+    picture = as_batch(scene.resize((61, 61)))
+    mask = change_map(nano, picture)[0]
+    edited, used = edit(nano, picture, mask_from="automatic")
+    assert torch.equal(used, mask) and mask.shape == (1, 61, 61) and 0 < mask.mean() < 0.6
+    assert torch.equal(edited[mask == 0], picture[mask == 0])
+    assert (edited - picture).abs()[mask > 0].mean() > 0.01
+    by_hand, same = edit(nano, picture, mask=mask)
+    assert torch.equal(by_hand, edited) and torch.equal(same, mask)
+
+
+def test_choices_of_the_mask(nano, scene):
+    picture = as_batch(scene)
+    half = torch.zeros(1, 64, 64)
+    half[..., 32:] = 1
+    plain, white = edit(nano, picture)
+    assert torch.equal(white, torch.ones(1, 64, 64))
+    assert torch.equal(edit(nano, picture, mask=half, mask_from="none")[0], plain)
+    connected = edit(nano, picture, mask=half)[0]
+    assert torch.equal(edit(nano, picture, mask=half, mask_from="as connected")[0], connected)
+    assert torch.equal(connected[:, :, :32], picture[:, :, :32]) and not torch.equal(connected, plain)
+
+
+def test_maps_of_a_batch_do_not_depend_on_each_other(nano, scene):
+    batch = torch.cat([as_batch(scene), as_batch(scene).flip(2), torch.rand(1, 64, 64, 3)])
+    masks, maps, _ = change_map(nano, batch)
+    for i in range(3):
+        alone = change_map(nano, batch[i : i + 1])
+        assert torch.equal(masks[i], alone[0][0]) and torch.equal(maps[i], alone[1][0])
+    assert not torch.equal(maps[0], maps[1])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_without_guidance_the_mask_is_the_same(nano, scene, guidance):
+    picture = as_batch(scene)
+    used = edit(nano, picture, steps=1, guidance=guidance, image_guidance=1.0, mask_from="automatic")[1]
+    assert torch.equal(used, change_map(nano, picture)[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": " "}, "The instruction is empty"),
+        ({"image": torch.full((1, 8, 8, 3), torch.nan)}, "image holds values that are not finite"),
+        ({"image_2": torch.zeros(3, 8, 8, 3)}, "image_2 holds 3 pictures for 2 edits"),
+    ],
+)
+def test_bad_input_is_one_sentence(nano, monkeypatch, changes, message):
+    from tbac_uniimage.nodes.mllm import LadderMLLM
+
+    monkeypatch.setattr(LadderMLLM, "encode", lambda *_: pytest.fail("encoded"))
+    with pytest.raises(ValueError) as error:
+        change_map(nano, **{"image": torch.rand(2, 40, 40, 3)} | changes)
+    assert message in str(error.value)
+
+
+def test_old_graphs_have_no_choice_and_the_same_face():
+    """Widgets are told by their place in a saved graph: what was there stays where it was."""
+    from tbac_uniimage.nodes.editing import LadderEdit
+
+    schema = LadderEdit.define_schema()
+    assert schema.inputs[-1].id == "mask_from" and schema.inputs[-1].optional
+    assert schema.inputs[-1].default == "as connected"
+    assert [output.display_name for output in schema.outputs] == ["image", "mask"]
