@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import comfy.model_management
@@ -77,38 +77,37 @@ def sample_edits(
     model: ModelPatcher,
     conditions: list[torch.Tensor],
     guidance: Guidance,
-    latents: torch.Tensor,
-    changeable: torch.Tensor | None,
+    latents: Sequence[torch.Tensor],
+    changeable: Sequence[torch.Tensor | None],
     seed: int,
     sigmas: torch.Tensor,
-) -> torch.Tensor:
+) -> list[torch.Tensor]:
     """Sample one edit after the other, each as if it were alone; one progress bar over all.
 
     Args:
         conditions: of every edit, from :func:`encode_edits`; of more branches than needed the last count.
-        latents: ``[edits, channels, h, w]``, zeros to start from noise alone.
-        changeable: ``[edits, 1, h, w]``, 0 = latents that stay.
+        latents: of every edit, ``[1, channels, h, w]`` of its own size, zeros to start from noise alone.
+        changeable: of every edit, ``[1, 1, h, w]``, 0 = latents that stay; None = none does.
         sigmas: noise levels.
     """
     steps = len(sigmas) - 1
     show = preview_callback(model, steps * len(latents))
+    device = comfy.model_management.intermediate_device()
     results = []
-    for i, condition in enumerate(conditions):
+    for i, (condition, latent, mask) in enumerate(zip(conditions, latents, changeable, strict=True)):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        latent = latents[i : i + 1]
-        results.append(
-            make_guider(model, condition, guidance).sample(
-                comfy.sample.prepare_noise(latent, seed),
-                latent,
-                recipe_sampler(),
-                sigmas,
-                denoise_mask=None if changeable is None else changeable[i : i + 1],
-                callback=lambda step, denoised, x, _, done=i * steps: show(done + step, denoised),
-                disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-                seed=seed,
-            )
+        result = make_guider(model, condition, guidance).sample(
+            comfy.sample.prepare_noise(latent, seed),
+            latent,
+            recipe_sampler(),
+            sigmas,
+            denoise_mask=mask,
+            callback=lambda step, denoised, x, _, done=i * steps: show(done + step, denoised),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
         )
-    return torch.cat(results).to(comfy.model_management.intermediate_device())
+        results.append(result.to(device))
+    return results
 
 
 def make_guider(model: ModelPatcher, condition: torch.Tensor, guidance: Guidance) -> CFGGuider:

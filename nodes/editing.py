@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .mllm import LadderMLLM, LatentSize
 
 MAX_FEATHER = 128
+CONTEXT, MAX_CONTEXT = 0.5, 100.0  # the first is that of core.crops, which would import torch
 CONNECTED, AUTOMATIC, NONE = "as connected", "automatic", "none"
 
 
@@ -124,6 +125,17 @@ class LadderEdit(io.ComfyNode):
                     "finds where the instruction changes the picture, as Change Map shows it. None: the "
                     "whole picture may change.",
                 ),
+                io.Float.Input(
+                    "context",
+                    default=CONTEXT,
+                    min=0.0,
+                    max=MAX_CONTEXT,
+                    step=0.1,
+                    optional=True,
+                    tooltip="With a mask: how much around it is cut out, drawn at the model's size and laid "
+                    "in, on every side as a share of the mask's longer side. Parts of a mask that lie apart "
+                    "are drawn one by one. Much draws the whole picture.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -145,6 +157,7 @@ class LadderEdit(io.ComfyNode):
         strength: float | None = None,
         feather: int | None = None,
         side: int | None = None,
+        context: float | None = None,
     ) -> bool | str:
         """ComfyUI's own range check lets NaN pass."""
         found = limits.problem(
@@ -156,6 +169,7 @@ class LadderEdit(io.ComfyNode):
             strength=strength,
             feather=feather,
             side=side,
+            context=context,
         )
         return found or True
 
@@ -180,11 +194,20 @@ class LadderEdit(io.ComfyNode):
         image_4: torch.Tensor | None = None,
         negative_prompt: str = "",
         mask_from: str = CONNECTED,
+        context: float = CONTEXT,
     ) -> io.NodeOutput:
         """Check everything; then encode, sample and decode, each part of the model loaded once."""
         import comfy.model_management as management
+        import torch
 
-        from ..core.editing import as_rgb, drawing_size, feathered, fit_mask, latent_mask, paste, resize
+        from ..core.crops import lengths, plan_crops, stitch, whole
+        from ..core.editing import (
+            as_rgb,
+            drawing_size,
+            fit_mask,
+            latent_mask,
+            resize,
+        )
         from ..core.guidance import Guidance
         from .edit_sampling import encode_edits, partial_sigmas, sample_edits
 
@@ -197,6 +220,7 @@ class LadderEdit(io.ComfyNode):
             strength=strength,
             feather=feather,
             side=side,
+            context=context,
         )
         size = check_same_model(model, mllm, vae)
         guidances = Guidance(guidance, image_guidance)
@@ -207,28 +231,43 @@ class LadderEdit(io.ComfyNode):
         if mask is not None and mask_from == CONNECTED:
             masks = fit_mask(mask, count, height, width).to(image.device)
 
-        across, down = drawing_size((width, height), side, size.native, size.factor)
-        source = resize(as_rgb(image).float(), across, down)
-        shape = (count, size.channels, down // size.factor, across // size.factor)
         automatic = mask_from == AUTOMATIC
-        from_noise = strength == 1 and masks is None and not automatic
-        device = management.intermediate_device()
-        latents = source.new_zeros(shape, device=device) if from_noise else vae.encode(source)
-        if strength > 0 or automatic:
-            branches = guidances.num_branches(has_images=True)
-            branches = max(branches, 2) if automatic else branches
-            conditions = encode_edits(mllm, instruction, groups, negative_prompt, branches)
+        branches = max(guidances.num_branches(has_images=True), 2 if automatic else 1)
+        conditions = []  # of whole pictures
         if automatic:
+            conditions = encode_edits(mllm, instruction, groups, negative_prompt, branches)
             masks, _ = find_masks(model, vae, image, conditions, size)
-        if strength > 0:
-            changeable = None if masks is None else latent_mask(masks, *shape[-2:])
-            latents = sample_edits(
-                model, conditions, guidances, latents, changeable, seed, partial_sigmas(steps, strength)
-            )
-        edited = resize(vae.decode(latents).float(), width, height).to(image.device)
         if masks is None:
-            return io.NodeOutput(paste(image, edited), image.new_ones(count, height, width))
-        return io.NodeOutput(paste(image, edited, feathered(masks, feather)), masks)
+            crops = [(i, whole(height, width)) for i in range(count)]
+        else:
+            plans = [plan_crops(one, context, side or size.native, size.factor) for one in masks]
+            crops = [(i, crop) for i, plan in enumerate(plans) for crop in plan]
+
+        from_noise = strength == 1 and masks is None
+        device = management.intermediate_device()
+        latents, changeable = [], []
+        for i, crop in crops:
+            across, down = drawing_size(lengths(crop.box)[::-1], side, size.native, size.factor)
+            cells = down // size.factor, across // size.factor
+            if from_noise:
+                latents.append(torch.zeros(1, size.channels, *cells, device=device))
+            else:
+                latents.append(vae.encode(resize(as_rgb(image[i][crop.box][None]).float(), across, down)))
+            changeable.append(None if masks is None else latent_mask(masks[i][crop.box][None], *cells))
+        if strength > 0:
+            if conditions and all(crop.box == whole(height, width).box for _, crop in crops):
+                conditions = [conditions[i] for i, _ in crops]
+            else:
+                seen = [[*to_pil(image[i][crop.box][None]), *groups[i][1:]] for i, crop in crops]
+                conditions = encode_edits(mllm, instruction, seen, negative_prompt, branches)
+            sigmas = partial_sigmas(steps, strength)
+            latents = sample_edits(model, conditions, guidances, latents, changeable, seed, sigmas)
+        masks = image.new_ones(image.shape[:3]) if masks is None else masks
+        result = image.clone() if image.shape[-1] == 4 else as_rgb(image).clone()
+        for (i, crop), latent in zip(crops, latents, strict=True):
+            drawn = vae.decode(latent).float().to(image.device)
+            stitch(result[i : i + 1], drawn, crop, masks[i], feather)
+        return io.NodeOutput(result, masks)
 
 
 def find_masks(

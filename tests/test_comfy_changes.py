@@ -115,9 +115,11 @@ def test_bad_input_is_one_sentence(nano, monkeypatch, changes, message):
 
 def test_old_graphs_have_no_choice_and_the_same_face():
     """Widgets are told by their place in a saved graph: what was there stays where it was."""
+    from tbac_uniimage.core.crops import CONTEXT
     from tbac_uniimage.nodes.editing import LadderEdit
 
     schema = LadderEdit.define_schema()
-    assert schema.inputs[-1].id == "mask_from" and schema.inputs[-1].optional
-    assert schema.inputs[-1].default == "as connected"
+    choice, context = schema.inputs[-2:]
+    assert (choice.id, choice.default, choice.optional) == ("mask_from", "as connected", True)
+    assert (context.id, context.default, context.optional) == ("context", CONTEXT, True)
     assert [output.display_name for output in schema.outputs] == ["image", "mask"]

@@ -360,3 +360,67 @@ def test_numbers_that_are_no_numbers_are_refused(comfy):
     assert LadderEdit.validate_inputs(**good) is True
     for name, value in (("guidance", math.nan), ("image_guidance", math.inf), ("strength", 1.5)):
         assert f"{name} is {value}" in LadderEdit.validate_inputs(**{**good, name: value})
+
+
+def photograph(height: int, width: int, channels: int = 3) -> torch.Tensor:
+    """A large picture with detail everywhere: the scene, tiled."""
+    from PIL import Image
+
+    tile = as_batch(Image.open(SCENE).convert("RGB"))[0].repeat(-(-height // 64), -(-width // 64), 1)
+    alpha = random_picture(height, width, 1)
+    return torch.cat([tile[:height, :width], alpha], -1)[None, ..., :channels]
+
+
+def spots(height: int, width: int, *places: tuple[int, int], side: int = 40) -> torch.Tensor:
+    mask = torch.zeros(1, height, width)
+    for top, left in places:
+        mask[:, top : top + side, left : left + side] = 1
+    return mask
+
+
+def test_a_small_part_of_a_large_picture_is_drawn_at_the_models_size(nano):
+    """Through the autoencoder and back: what is lost within the mask, with crops and without."""
+    picture, mask = photograph(501, 403), spots(501, 403, (1, 1), (300, 250))
+    inside = mask[0] > 0
+    lost = {}
+    for context in (0.5, 100.0):
+        found = edit_picture(nano, picture, strength=0.0, mask=mask, context=context, feather=0)
+        assert torch.equal(found[0][~inside], picture[0][~inside])
+        lost[context] = (found - picture)[0][inside].square().mean().sqrt().item()
+    print(f"\nlost in the mask: {lost[0.5]:.3f} in crops, {lost[100.0]:.3f} drawn as a whole")
+    assert lost[0.5] < 0.06 and lost[100.0] > 2 * lost[0.5]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_outside_the_parts_of_a_large_picture_every_bit_stays(loaded, channels):
+    picture = random_picture(2, 333, 251, channels)
+    masks = torch.cat([spots(333, 251, (290, 1), (1, 200)), spots(333, 251, (150, 100))])
+    found = edit_picture(loaded, picture, steps=2, mask=masks, context=0.5)
+    expected = picture.expand(2, 333, 251, 3) if channels == 1 else picture
+    assert torch.equal(found[masks == 0], expected[masks == 0])
+    assert torch.equal(found[..., 3:], expected[..., 3:])
+    for part in ((0, 295, 10), (0, 10, 210), (1, 160, 110)):  # each is another than it was
+        i, top, left = part
+        assert (found - expected)[i, top : top + 20, left : left + 20, :3].abs().mean() > 0.01
+    alone = edit_picture(loaded, picture[1:], steps=2, mask=masks[1:], context=0.5)
+    assert largest(found[1:], alone) < 1e-4
+
+
+def test_the_language_model_sees_what_is_drawn(loaded, monkeypatch):
+    from tbac_uniimage.nodes.mllm import LadderMLLM
+
+    seen, encode = [], LadderMLLM.encode
+
+    def watched(self, prompts, images):
+        seen.append([[image.size for image in group] for group in images])
+        return encode(self, prompts, images)
+
+    monkeypatch.setattr(LadderMLLM, "encode", watched)
+    picture, other = photograph(400, 500), random_picture(1, 30, 20, 3)
+    mask = spots(400, 500, (1, 1), (300, 420), side=80)
+    edit_picture(loaded, picture, steps=1, mask=mask, context=0.5, image_2=other)
+    sizes = {tuple(group) for group in seen[0]}
+    assert sizes == {((160, 160), (20, 30))}
+    seen.clear()
+    edit_picture(loaded, picture, steps=1, mask=mask, context=100.0)
+    assert {tuple(group) for group in seen[0]} == {((500, 400),)}
