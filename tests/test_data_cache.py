@@ -119,7 +119,7 @@ def losses(batches: MicroBatches, parts) -> torch.Tensor:
         batch = batches[number]
         latents = batch.latents if batch.latents is not None else encode_latents(parts.vae, batch.pixels)
         with torch.no_grad():
-            found.append(trainee(batch.inputs, latents, batch.noise, batch.u))
+            found.append(trainee(batch.inputs, latents, batch.noise, batch.u, batch.mask))
     return torch.cat(found)
 
 

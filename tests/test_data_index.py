@@ -369,7 +369,7 @@ def test_bad_indexes(tmp_path):
         Index(found.folder)
     manifest = found.manifest | {"format": 99}
     (found.folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="is an index of format 99, not 2"):
+    with pytest.raises(ValueError, match="is an index of format 99, not 3"):
         Index(found.folder)
     (found.folder / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json is damaged"):

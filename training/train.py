@@ -108,6 +108,8 @@ def train_alone(recipe: Recipe, accelerator: Accelerator, lock: RunLock) -> None
     if trainer.done >= steps:
         trainer.say(f"{folder} has all of its {steps} steps; there is nothing left to do.")
         return
+    for line in masked_sets(dataset):
+        trainer.say(line)
     engine.by_first(accelerator, lambda: begin(recipe, folder, lock))
     trainer.fit()
 
@@ -196,8 +198,20 @@ def dry_run(recipe: Recipe) -> str:
     channels, factor = parts.vae.config.latent_channels, parts.vae.spatial_compression_ratio
     dataset = MicroBatches(recipe, None, channels, factor)
     images = max(int(data.index.input_counts().max(initial=0)) for data in dataset.sets)
-    cut = [line for data in dataset.sets if (line := cut_texts(data, parts))]
-    return summarise(recipe, parts, dataset.order.sources, world, images, found, cut)
+    told = [line for data in dataset.sets if (line := cut_texts(data, parts))]
+    told += masked_sets(dataset)
+    return summarise(recipe, parts, dataset.order.sources, world, images, found, told)
+
+
+def masked_sets(dataset: MicroBatches) -> list[str]:
+    """A line about the masks of every data set that has any."""
+    lines = []
+    for data in dataset.sets:
+        index, count = data.index, data.index.manifest["masks"]
+        if count:
+            how = "count where their mask is white" if index.masks else "have masks, which are left out"
+            lines.append(f"{index.name}: {count:,} of {len(index):,} samples {how} (train.masked_loss).")
+    return lines
 
 
 def cut_texts(data: TrainSet, parts: LadderParts) -> str:

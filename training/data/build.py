@@ -34,7 +34,7 @@ from .layouts.findings import (
 )
 from .lengths import is_cut
 from .paths import absolute, is_url, list_files, parent
-from .pictures import BadPicture, Facts, examine
+from .pictures import BadPicture, Facts, aligned, decode_mask, examine
 from .report import Examined, Report
 from .storage import Ref, Storage
 from .texts import choose_captions
@@ -108,6 +108,11 @@ def build(
                 progress(len(examined.entries) + len(examined.refused))
         if not report.samples:
             raise ValueError(f"Nothing in {source} can be used: {report.why_nothing()}.")
+        if reading.columns.mask and not report.masks:
+            raise ValueError(
+                f"No sample of {source} has a mask {reading.columns.mask[0]}, which --columns names; check "
+                "the name."
+            )
         report.seconds = time.monotonic() - started
         report.write(scratch)
         writer.close(report.facts())
@@ -233,6 +238,7 @@ def judge(found: Found, full: bool, reading: Reading, examined: Examined) -> Non
     try:
         check_sample(found)
         (target, facts), *inputs = [check_picture(ref, full) for ref in (found.target, *found.inputs)]
+        mask = check_mask(found.mask, (facts.width, facts.height), full) if found.mask else None
     except BadPicture as error:
         examined.refused.append(Refused(found.key, error.reason, error.detail))
         return
@@ -244,7 +250,7 @@ def judge(found: Found, full: bool, reading: Reading, examined: Examined) -> Non
     for number, chosen in enumerate(choose_captions(texts, reading.captions)):
         examined.cut += any(is_cut(text, reading.tokenizer) for text in chosen)
         key = f"{found.key}~{number + 1}" if number else found.key
-        examined.entries.append(Entry(key, chosen, target, refs, facts.width, facts.height))
+        examined.entries.append(Entry(key, chosen, target, refs, facts.width, facts.height, mask))
 
 
 def check_sample(found: Found) -> None:
@@ -257,6 +263,21 @@ def check_sample(found: Found) -> None:
         f"{found.key}{''.join(found.texts)}{found.target.path}".encode()
     except UnicodeEncodeError as error:
         raise BadPicture("name or text is not Unicode", ascii(error.object[:60])) from error
+
+
+def check_mask(ref: Ref, size: tuple[int, int], full: bool) -> Ref:
+    """Look at the mask of a picture of this size; ``full`` whether it is one. Raises BadPicture."""
+    stamped, facts = check_picture(ref, full)
+    own = (facts.width, facts.height)
+    if not aligned(own, size):
+        shapes = "{}x{} for {}x{}".format(*own, *size)
+        raise BadPicture("mask has other proportions than its picture", f"{ref.path}: {shapes}")
+    if full:
+        try:
+            decode_mask(STORAGE.read(ref))
+        except BadPicture as error:
+            raise BadPicture(error.reason, f"{ref.path}: {error.detail}".removesuffix(": ")) from error
+    return stamped
 
 
 def check_picture(ref: Ref, full: bool) -> tuple[Ref, Facts]:

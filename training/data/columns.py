@@ -1,4 +1,4 @@
-"""Fields that are named by hand: ``--columns target=… input=…,… text=…``."""
+"""Fields that are named by hand: ``--columns target=… input=…,… text=… mask=…``."""
 
 from __future__ import annotations
 
@@ -40,22 +40,32 @@ class Field:
 
 @dataclass(frozen=True)
 class Columns:
-    """Fields that were named by hand, ``--columns target=… input=…,… text=…``; empty where none was."""
+    """Fields that were named by hand, ``--columns target=… input=…,… text=… mask=…``; empty where none is."""
 
     target: tuple[Field, ...] = ()
     inputs: tuple[Field, ...] = ()
     texts: tuple[str, ...] = ()
+    mask: tuple[Field, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.target or self.inputs or self.texts)
+        return bool(self.target or self.inputs or self.texts or self.mask)
 
     def names(self) -> tuple[str, ...]:
         """All of them."""
-        return (*(field.name for field in (*self.target, *self.inputs)), *self.texts)
+        return (*(field.name for field in (*self.target, *self.inputs)), *self.texts, *self.masks())
+
+    def masks(self) -> tuple[str, ...]:
+        """The one that holds masks, if it was named."""
+        return tuple(field.name for field in self.mask)
 
     def words(self) -> list[str]:
         """As they were typed."""
-        parts = (("target", self.target), ("input", self.inputs), ("text", self.texts))
+        parts = (
+            ("target", self.target),
+            ("input", self.inputs),
+            ("text", self.texts),
+            ("mask", self.mask),
+        )
         return [f"{role}={','.join(map(str, fields))}" for role, fields in parts if fields]
 
 
@@ -65,17 +75,21 @@ def parse_columns(words: Sequence[str]) -> Columns:
     for word in words:
         role, equals, names = word.partition("=")
         fields = [name.strip() for name in names.split(",")]
-        if role not in ("target", "input", "text") or not equals or not all(fields):
+        if role not in ("target", "input", "text", "mask") or not equals or not all(fields):
             raise ValueError(
-                f"--columns {word} cannot be understood; give target=NAME, input=NAME,NAME and text=NAME."
+                f"--columns {word} cannot be understood; give target=NAME, input=NAME,NAME, text=NAME and "
+                "mask=NAME."
             )
         found.setdefault(role, []).extend(fields)
     if len(found.get("target", [])) > 1:
         raise ValueError(f"--columns names {len(found['target'])} targets; there is one picture to learn.")
+    if len(found.get("mask", [])) > 1:
+        raise ValueError(f"--columns names {len(found['mask'])} masks; a picture has one.")
     return Columns(
         tuple(map(parse_field, found.get("target", []))),
         tuple(map(parse_field, found.get("input", []))),
         tuple(found.get("text", [])),
+        tuple(map(parse_field, found.get("mask", []))),
     )
 
 

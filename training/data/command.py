@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..arguments import any_path
+
+if TYPE_CHECKING:
+    from ..recipe.recipe import Recipe
 
 LAYOUTS = ("datasets", "mds", "lance", "lists", "parquet", "tars", "tfrecords", "folder")
 BUCKET_STEP = 32  # pixels, of the released model; the nano model has sizes between these
@@ -35,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="ROLE=NAMES",
-        help="what is what, where names do not say it: target=NAME input=NAME,NAME text=NAME, by columns, "
-        "JSON fields, endings such as .2.jpg, folders such as after/, or items such as images[-1]",
+        help="what is what, where names do not say it: target=NAME input=NAME,NAME text=NAME mask=NAME, by "
+        "columns, JSON fields, endings such as .2.jpg, folders such as after/, or items such as images[-1]",
     )
     index.add_argument(
         "--split",
@@ -145,12 +149,14 @@ def show_index(options: argparse.Namespace) -> None:
     from random import Random
 
     from ...core.paths import write_whole
+    from ..recipe.recipe import load_recipe
     from .index import Index
     from .lengths import find_tokenizer
     from .report import read_report
     from .sheet import View, contact_sheet
 
-    index = Index(options.index)
+    recipe = load_recipe(options.recipe) if options.recipe else None
+    index = Index(options.index, masks=recipe is None or recipe.train.masked_loss)
     path = options.out or options.index / "sheet.png"
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path} is no .png; give the contact sheet such a name.")
@@ -159,7 +165,7 @@ def show_index(options: argparse.Namespace) -> None:
     report = read_report(options.index)
     count = min(options.samples, len(index))
     numbers = sorted(Random(options.seed).sample(range(len(index)), count))
-    view = View(seen_sizes(options.recipe) if options.recipe else (), find_tokenizer(options.tokenizer))
+    view = View(seen_sizes(recipe) if recipe else (), find_tokenizer(options.tokenizer))
     picture = BytesIO()
     contact_sheet(index, numbers, view).save(picture, format="PNG")
     write_whole(path, picture.getvalue())
@@ -167,11 +173,10 @@ def show_index(options: argparse.Namespace) -> None:
     print(f"{count} of them: {path}")
 
 
-def seen_sizes(path: str) -> list[tuple[int, int]]:
+def seen_sizes(recipe: Recipe) -> list[tuple[int, int]]:
     """The sizes (width, height) that a recipe trains on. Raises ValueError."""
-    from ..recipe.recipe import load_recipe
     from .pictures import aspect_buckets
 
-    data = load_recipe(path).data
+    data = recipe.data
     side = data.resolution
     return [(side, side)] if data.aspect == "square" else aspect_buckets(side, BUCKET_STEP)

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from .paths import join
 from .storage import Ref, Stamp, Storage
 
-FORMAT = 2
+FORMAT = 3
 BATCH = 8192  # rows of a record batch
 SAMPLES = pa.schema(
     {
@@ -32,6 +32,7 @@ SAMPLES = pa.schema(
         "text": pa.list_(pa.string()),  # its wordings, one but where the position in training chooses
         "width": pa.int32(),
         "height": pa.int32(),
+        "mask": pa.bool_(),  # whether the last picture is the target's mask
         # one item per picture, the target first
         "file": pa.list_(pa.int32()),
         "offset": pa.list_(pa.int64()),
@@ -64,6 +65,7 @@ class Entry:
         inputs: pictures to start from; none for text-to-image.
         width: of the target, pixels, after EXIF rotation.
         height: of the target, pixels, after EXIF rotation.
+        mask: of the target, white where it counts in the loss, or None: all of it does.
     """
 
     key: str
@@ -72,6 +74,12 @@ class Entry:
     inputs: tuple[Ref, ...]
     width: int
     height: int
+    mask: Ref | None = None
+
+    @property
+    def pictures(self) -> tuple[Ref, ...]:
+        """All of them, the target first, the mask last."""
+        return (self.target, *self.inputs, *((self.mask,) if self.mask else ()))
 
     @property
     def text(self) -> str:
@@ -84,13 +92,15 @@ class Index:
 
     Args:
         folder: what ``tbac-uniimage data index`` wrote.
+        masks: whether samples have their masks; without, all of every target counts.
 
     Raises:
         ValueError: no index, one of another format version, or a damaged one.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, masks: bool = True) -> None:
         self.folder = Path(folder)
+        self.masks = masks
         self.manifest = read_manifest(self.folder)
         self.name: str = self.manifest["name"]
         self.fingerprint: str = self.manifest["fingerprint"]
@@ -109,8 +119,9 @@ class Index:
         sample = self._table("samples.arrow").row(number)
         places = zip(sample["file"], sample["offset"], sample["size"], sample["row"], strict=True)
         target, *inputs = (self._ref(*place) for place in places)
-        texts = tuple(sample["text"])
-        return Entry(sample["key"], texts, target, tuple(inputs), sample["width"], sample["height"])
+        mask = inputs.pop() if sample["mask"] else None
+        texts, size = tuple(sample["text"]), (sample["width"], sample["height"])
+        return Entry(sample["key"], texts, target, tuple(inputs), *size, mask if self.masks else None)
 
     def sizes(self) -> np.ndarray:
         """Width and height of every target, ``[n, 2]`` int32."""
@@ -121,7 +132,13 @@ class Index:
         """Number of input pictures of every sample, ``[n]`` int32."""
         batches = self._table("samples.arrow").batches()
         counts = [pc.list_value_length(batch.column("file")).to_numpy() - 1 for batch in batches]
-        return np.concatenate([np.zeros(0, np.int32), *counts]).astype(np.int32)
+        return np.concatenate([np.zeros(0, np.int32), *counts]).astype(np.int32) - self.masked()
+
+    def masked(self) -> np.ndarray:
+        """Which samples have a mask, ``[n]`` bool."""
+        batches = self._table("samples.arrow").batches()
+        masks = [batch.column("mask").to_numpy(zero_copy_only=False) for batch in batches]
+        return np.concatenate([np.zeros(0, bool), *masks])
 
     def selected(self, exclude: Sequence[str] = (), lenient: bool = False) -> np.ndarray:
         """Row numbers ``[m]`` int64 of the samples whose key fits none of the globs (``*`` and ``?``).
@@ -146,12 +163,16 @@ class Index:
         return np.flatnonzero(~out).astype(np.int64)
 
     def cache_name(self, entry: Entry) -> tuple[str, str]:
-        """What names a sample's pictures in a cache: their contents where known, else index and key."""
-        stamps = [ref.stamp for ref in (entry.target, *entry.inputs)]
+        """What names a sample's pictures in a cache: their contents where known, else index and key.
+
+        The mask is not in the name, since most of what is kept does not depend on it.
+        """
+        stamps = [ref.stamp for ref in entry.pictures]
         if any(stamp is None or not stamp.digest for stamp in stamps):
             return self.fingerprint, entry.key
         # the size of the target decides which inputs are cut as it is
-        return "contents", " ".join([f"{entry.width}x{entry.height}", *(stamp.digest for stamp in stamps)])
+        seen = stamps[: 1 + len(entry.inputs)]
+        return "contents", " ".join([f"{entry.width}x{entry.height}", *(stamp.digest for stamp in seen)])
 
     def check_source(self) -> None:
         """Look whether the files that hold the pictures are those that were indexed.
@@ -297,11 +318,12 @@ class IndexWriter:
 
     def add(self, entry: Entry) -> None:
         """Append a sample."""
-        refs = (entry.target, *entry.inputs)
+        refs, masked = entry.pictures, entry.mask is not None
         numbers = [self._file_number(ref) for ref in refs]
         offsets, sizes, rows = zip(*((ref.offset, ref.size, ref.row) for ref in refs), strict=True)
-        row = (entry.key, entry.texts, entry.width, entry.height, numbers, offsets, sizes, rows)
-        self._hash.update(repr(row).encode("utf-8"))
+        row = (entry.key, entry.texts, entry.width, entry.height, masked, numbers, offsets, sizes, rows)
+        told = row if masked else (*row[:4], *row[5:])  # one without a mask is told as before there were any
+        self._hash.update(repr(told).encode("utf-8"))
         self._keys.append(key_hash(entry.key))
         self._samples.add(row)
 

@@ -10,12 +10,15 @@ from importlib.util import find_spec
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 from ...core.pictures import open_picture
-from ...core.rgb import BadPicture, conversions, load, orientation, to_rgb
+from ...core.rgb import BadPicture, conversions, load, orientation, split, to_rgb
 
 MIN_SIDE = 16  # pixels
+ALIGNED = 100  # aspect ratios that differ by a hundredth or less: two pictures show the same frame
+WHITE = 128  # of 255: a mask that is nowhere as light as this is black, or a map of numbers
+COLOURED = 48  # of 255, between the channels of a pixel; JPEG of black and white stays below
 # How names of pictures end, by the module that Pillow needs for them; what is in them, their first bytes say.
 BY_PLUGIN = {"pillow_heif": (".heic", ".heif", ".hif"), "pillow_jxl": (".jxl",)}
 INSTALLED = {module for module in BY_PLUGIN if find_spec(module)}
@@ -67,6 +70,34 @@ def decode(data: bytes) -> Image.Image:
         return to_rgb(image)
 
 
+def decode_mask(data: bytes) -> Image.Image:
+    """A mask as upright grey (L), white where its picture counts.
+
+    Raises:
+        BadPicture: no picture that can be used, or one that is no mask: in colours, transparent in parts, or
+            nowhere white.
+    """
+    with open_large(io.BytesIO(data)) as image:
+        rgb = to_rgb(image)
+        _, alpha = split(image)
+        if alpha is not None and alpha.getextrema()[0] < 255:
+            raise BadPicture("mask is transparent in parts; save it in black and white, opaque")
+    red, green, blue = rgb.split()
+    spread = max(ImageChops.difference(red, other).getextrema()[1] for other in (green, blue))
+    if spread > COLOURED:
+        raise BadPicture("mask is in colours; save it in black and white")
+    grey = rgb.convert("L")
+    if grey.getextrema()[1] < WHITE:
+        raise BadPicture("mask is nowhere white")
+    return grey
+
+
+def aligned(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes have the same proportions."""
+    a, b = size[0] * other[1], size[1] * other[0]
+    return ALIGNED * abs(a - b) <= b
+
+
 def examine(file: BinaryIO, full: bool) -> Facts:
     """Look at a picture; ``full`` decodes it, else only its header is read (all of it, if it is WebP).
 
@@ -103,14 +134,39 @@ def fit(picture: Image.Image, width: int, height: int, crop: tuple[float, float]
     Returns:
         Image.Image: RGB of exactly ``width`` x ``height``.
     """
+    box = kept_box(picture, width, height, crop)
+    # the gap halves large pictures first, which is several times faster and cannot be seen
+    return picture.resize((width, height), Image.Resampling.LANCZOS, box, reducing_gap=3.0)
+
+
+def kept_box(
+    picture: Image.Image, width: int, height: int, crop: tuple[float, float]
+) -> tuple[float, float, float, float]:
+    """What :func:`fit` keeps of a picture: left, top, right and bottom in its own pixels."""
     scale = min(picture.width / width, picture.height / height)
     kept_width, kept_height = min(width * scale, picture.width), min(height * scale, picture.height)
     left, top = (picture.width - kept_width) * crop[0], (picture.height - kept_height) * crop[1]
-    right, bottom = min(left + kept_width, picture.width), min(top + kept_height, picture.height)
-    # the gap halves large pictures first, which is several times faster and cannot be seen
-    return picture.resize(
-        (width, height), Image.Resampling.LANCZOS, (left, top, right, bottom), reducing_gap=3.0
-    )
+    return left, top, min(left + kept_width, picture.width), min(top + kept_height, picture.height)
+
+
+def mask_cells(
+    mask: Image.Image, width: int, height: int, factor: int, crop: tuple[float, float] = (0.5, 0.5)
+) -> np.ndarray:
+    """Which share of every latent a mask leaves, cut as :func:`fit` cuts the picture.
+
+    Args:
+        mask: L, of the picture's proportions, of any size.
+        width: pixels that the picture is cut to.
+        height: pixels that the picture is cut to.
+        factor: pixels per latent along each side.
+        crop: as of the picture.
+
+    Returns:
+        np.ndarray: ``[height / factor, width / factor]`` float32 in 0 (black) … 1 (white), means of areas.
+    """
+    box = kept_box(mask, width, height, crop)
+    cells = mask.convert("F").resize((width // factor, height // factor), Image.Resampling.BOX, box)
+    return np.asarray(cells, dtype=np.float32) / 255
 
 
 def aspect_buckets(resolution: int, multiple: int) -> list[tuple[int, int]]:

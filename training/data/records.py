@@ -11,7 +11,17 @@ from typing import Any, TextIO
 from .chats import is_chat, parse_chat
 from .columns import Columns
 from .pictures import is_picture_name
-from .roles import CAPTIONS, INSTRUCTIONS, PICTURE, Roles, kind_of, roles_of, simple, words_of
+from .roles import (
+    CAPTIONS,
+    INSTRUCTIONS,
+    PICTURE,
+    Roles,
+    kind_of,
+    roles_of,
+    several_masks,
+    simple,
+    words_of,
+)
 from .rows import LONGEST, Broken, read_table
 from .texts import captions_of, is_text
 
@@ -31,6 +41,7 @@ class Named:
     target: str
     inputs: tuple[str, ...] = ()
     roles: Roles | None = None
+    mask: str | None = None
 
 
 def read_records(file: TextIO, name: str) -> Iterator[Any | Broken]:
@@ -168,7 +179,7 @@ def parse_record(record: Any, columns: Columns = Columns()) -> Named | str:  # n
         return Named((chat.text,), chat.target, chat.inputs)
     if any(lacks_one(name, value) for name, value in record.items()):
         return "record names no picture"
-    named = {field.name for field in (*columns.target, *columns.inputs)}
+    named = {field.name for field in (*columns.target, *columns.inputs, *columns.mask)}
     pictures = {
         name: names
         for name, value in record.items()
@@ -190,8 +201,13 @@ def parse_record(record: Any, columns: Columns = Columns()) -> Named | str:  # n
     if len(targets) != 1:
         return several(roles.target.name)
     inputs = tuple(name for field in roles.inputs for name in field.pick(pictures[field.name]))
+    masks = roles.mask.pick(pictures[roles.mask.name]) if roles.mask else ()
+    if len(masks) > 1:
+        return several_masks(roles.mask.name)
     captions = captions_of(record, roles.texts)
-    return Named(tuple(captions), targets[0], inputs, roles) if captions else "empty text"
+    if not captions:
+        return "empty text"
+    return Named(tuple(captions), targets[0], inputs, roles, masks[0] if masks else None)
 
 
 def several(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from .index import Entry
 from .layouts.findings import Refused
 from .lengths import LIMIT
-from .roles import Roles
+from .roles import Roles, says_mask
 
 FIRST_NAMES = 5
 SHOWN_NOTES = 20
@@ -61,6 +61,8 @@ class Report:
         left_out: files or rows of other splits.
         columns: samples by what their fields were taken for.
         several: samples with several captions.
+        masks: samples with a mask.
+        no_masks: samples with pictures that may be masks and are not taken for any.
         cut: samples whose text is longer than what the model is given of it.
         given: what was said by hand about how to read it.
         notes: torn files and the like.
@@ -84,6 +86,8 @@ class Report:
     left_out: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
     several: int = 0
+    masks: int = 0
+    no_masks: Counter[str] = field(default_factory=Counter)
     cut: int = 0
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -93,6 +97,7 @@ class Report:
         self.samples += len(examined.entries)
         for entry in examined.entries:
             self.inputs[str(len(entry.inputs))] += 1
+            self.masks += entry.mask is not None
             self.sides[side_class(min(entry.width, entry.height))] += 1
             self.shapes[shape(entry.width, entry.height)] += 1
         for item in examined.refused:
@@ -107,6 +112,9 @@ class Report:
         self.left_out += examined.left_out
         for roles, count in examined.roles.items():
             self.columns[str(roles or "of the conversation")] += count
+            for name in roles.unused if roles else ():
+                if says_mask(name):
+                    self.no_masks[name] += count
         self.several += examined.several
         self.cut += examined.cut
         self.notes += examined.notes
@@ -114,7 +122,7 @@ class Report:
     def facts(self) -> dict[str, Any]:
         """What the manifest keeps: nothing that depends on time or place of the index."""
         kept = ("name", "layout", "check", "given", "inputs", "refused", "converted", "ignored", "left_out")
-        kept += ("columns", "several", "cut", "notes")
+        kept += ("columns", "several", "masks", "cut", "notes")
         return {key: getattr(self, key) for key in kept}
 
     def write(self, folder: Path) -> None:
@@ -146,6 +154,10 @@ class Report:
         lines += rows("input pictures", sorted(self.inputs.items()))
         order = [side_class(side) for side in (1, *SIDES)]
         lines += rows("shorter side", [(name, self.sides[name]) for name in order if self.sides[name]])
+        masks = [("white counts in the loss", self.masks)] if self.masks else []
+        lines += rows("masks", masks, "  see train.masked_loss")
+        for name, count in self.no_masks.most_common(SHOWN_ROLES):
+            lines += rows("masks", [(f"{name} is not used", count)], f"  --columns mask={name} takes it")
         lines += rows("shape", self.shapes.most_common())
         lines += rows("converted", self.converted.most_common())
         for reason, count in self.refused.most_common():
@@ -174,6 +186,7 @@ def read_report(folder: Path) -> Report:
         facts = json.loads(path.read_text(encoding="utf-8"))
         facts.pop("samples_per_second")
         counted = ("inputs", "refused", "converted", "ignored", "left_out", "columns", "sides", "shapes")
+        counted += ("no_masks",)
         return Report(**facts | {name: Counter(facts[name]) for name in counted} | {"folder": str(folder)})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); index the data set again.") from error

@@ -27,7 +27,11 @@ PICTURE = frozenset(
     "avif jp2 bytes file files filename filenames filepath path paths name names local ground fname "
     "encoded raw data content".split()
 )
-UNUSED = frozenset("mask masks thumbnail thumbnails thumb".split())  # known, and not what is learned
+MASK = frozenset("mask masks masklabel masklabels".split())
+# beside it in the name of a mask: whose it is, what it is for, and that it is a file
+ANY_PICTURE = frozenset("image images img imgs picture pictures pic pics photo photos".split())
+MASKED = TARGET | {"loss"} | PICTURE - ANY_PICTURE
+UNUSED = MASK | frozenset("thumbnail thumbnails thumb".split())  # known, and not what is learned
 
 # texts in the order in which they are looked for
 CAPTIONS = (
@@ -80,15 +84,23 @@ class Roles:
         inputs: pictures to start from, in order.
         texts: of these the first that holds something is the text.
         unused: fields of pictures and texts that were left aside.
+        mask: picture that is white where the target counts in the loss, or None.
     """
 
     target: Field
     inputs: tuple[Field, ...]
     texts: tuple[str, ...]
     unused: tuple[str, ...] = ()
+    mask: Field | None = None
+
+    @property
+    def pictures(self) -> tuple[Field, ...]:
+        """All of them that are used."""
+        return (self.target, *self.inputs, *((self.mask,) if self.mask else ()))
 
     def __str__(self) -> str:
         inputs = f", input {', '.join(map(str, self.inputs))}" if self.inputs else ""
+        inputs += f", mask {self.mask}" if self.mask else ""
         unused = f"; unused: {', '.join(self.unused)}" if self.unused else ""
         return (
             f"target {self.target}{inputs}, text {' or '.join(self.texts) or 'of the conversation'}{unused}"
@@ -110,9 +122,15 @@ def words_of(name: str) -> tuple[tuple[str, ...], int]:
 
 @lru_cache(maxsize=4096)
 def kind_of(name: str) -> str:
-    """What the name of a picture says: input, target, plain, edit, unused or unknown."""
+    """What the name of a picture says: input, target, mask, plain, edit, unused or unknown.
+
+    ``mask_image`` is unused: published edits have it for where their source was changed, or for a picture
+    with a hole.
+    """
     words, _ = words_of(name)
     known = set(words)
+    if known & MASK and known <= MASK | MASKED:
+        return "mask"
     if known & UNUSED:
         return "unused"
     rest = known - PICTURE
@@ -125,6 +143,11 @@ def kind_of(name: str) -> str:
     if rest <= TARGET:
         return "target"
     return "unknown"
+
+
+def says_mask(name: str) -> bool:
+    """Whether a name has the word in it."""
+    return not MASK.isdisjoint(words_of(name)[0])
 
 
 @lru_cache(maxsize=4096)
@@ -140,19 +163,29 @@ def roles_of(pictures: tuple[str, ...], texts: tuple[str, ...], columns: Columns
         UnclearRoles: a picture could not be told.
         UnclearText: the text could not be told.
     """
-    target, inputs, unused = picture_roles(pictures, texts, columns)
+    target, inputs, mask, unused = picture_roles(pictures, texts, columns)
     chosen = text_roles(texts, target, inputs, columns)
-    return Roles(target, inputs, chosen, (*unused, *(name for name in texts if name not in chosen)))
+    return Roles(target, inputs, chosen, (*unused, *(name for name in texts if name not in chosen)), mask)
 
 
 @lru_cache(maxsize=4096)
 def picture_roles(
     pictures: tuple[str, ...], texts: tuple[str, ...], columns: Columns
-) -> tuple[Field, tuple[Field, ...], tuple[str, ...]]:
-    """Target, inputs and unused pictures. Raises UnclearRoles."""
+) -> tuple[Field, tuple[Field, ...], Field | None, tuple[str, ...]]:
+    """Target, inputs, mask and unused pictures. Raises UnclearRoles."""
+    named = columns.masks()
     if columns.target or columns.inputs:
-        return named_pictures(columns, pictures)
-    return told_pictures(pictures, texts)
+        masks = tuple(name for name in named if name in pictures)
+        rest = tuple(name for name in pictures if name not in masks)
+        target, inputs, unused = named_pictures(columns, rest)
+    else:
+        masks = tuple(name for name in pictures if (name in named if named else kind_of(name) == "mask"))
+        rest = tuple(name for name in pictures if name not in masks)
+        target, inputs, unused = told_pictures(rest, texts)
+    if len(masks) > 1:
+        raise UnclearRoles(f"{listed(masks)} could each be the mask", f"--columns mask={masks[0]}")
+    mask = columns.mask[0] if named and masks else Field(masks[0]) if masks else None
+    return target, inputs, mask, unused
 
 
 @lru_cache(maxsize=4096)
@@ -179,7 +212,7 @@ def named_pictures(
     if columns.target:
         target = columns.target[0]
     else:
-        rest = [name for name in pictures if name not in used and kind_of(name) != "unused"]
+        rest = [name for name in pictures if name not in used and kind_of(name) not in ("mask", "unused")]
         if len(rest) != 1:
             raise UnclearRoles(
                 f"the picture to learn is one of {listed(rest)}",
@@ -199,10 +232,12 @@ def told_pictures(
 ) -> tuple[Field, tuple[Field, ...], tuple[str, ...]]:
     """Target, inputs and unused pictures by their names alone. Raises UnclearRoles."""
     kinds: dict[str, list[str]] = {
-        kind: [] for kind in ("input", "target", "plain", "edit", "unused", "unknown")
+        kind: [] for kind in ("input", "target", "plain", "edit", "mask", "unused", "unknown")
     }
     for name in pictures:
         kinds[kind_of(name)].append(name)
+    if len(kinds["mask"]) + len(kinds["unused"]) == len(pictures):
+        raise UnclearRoles(f"of the pictures {listed(pictures)} none is to be learned", "--columns target=…")
     inputs, targets, plain, unknown = kinds["input"], kinds["target"], kinds["plain"], kinds["unknown"]
     for name in kinds["edit"]:  # beside a source it is what came out; beside a plain picture what goes in
         (targets if inputs and not targets else inputs if plain or targets else unknown).append(name)
@@ -220,7 +255,7 @@ def told_pictures(
             unclear(pictures, inputs, targets, left), suggestion(pictures, texts, inputs, targets)
         )
     numbered = sorted(inputs, key=lambda name: words_of(name)[1])
-    return Field(targets[0]), tuple(map(Field, numbered)), tuple(kinds["unused"])
+    return Field(targets[0]), tuple(map(Field, numbered)), (*kinds["mask"], *kinds["unused"])
 
 
 def unclear(pictures: Iterable[str], inputs: list[str], targets: list[str], left: list[str]) -> str:
@@ -236,7 +271,7 @@ def unclear(pictures: Iterable[str], inputs: list[str], targets: list[str], left
 
 def suggestion(pictures: Iterable[str], texts: Sequence[str], inputs: list[str], targets: list[str]) -> str:
     """The option to type, filled in as far as the names tell."""
-    rest = [name for name in pictures if kind_of(name) != "unused"]
+    rest = [name for name in pictures if kind_of(name) not in ("mask", "unused")]
     target = (
         targets[0] if targets else next((name for name in reversed(rest) if name not in inputs), rest[-1])
     )
@@ -272,6 +307,11 @@ def says(name: str, words: frozenset[str], edit: bool) -> bool:
     """Whether a text's name holds one of the words; not, if it describes a picture of an edit."""
     own = set(words_of(name)[0])
     return bool(own & words) and not (edit and own & OF_ONE_PICTURE)
+
+
+def several_masks(name: str) -> str:
+    """That a field holds more than one mask, and what to type."""
+    return f"several masks in {name}; say which with --columns mask={name}[0]"
 
 
 def typed(target: Field, inputs: tuple[Field, ...], text: str) -> str:

@@ -22,11 +22,10 @@ from ..recipe.settings import DropSettings
 from .cache.entries import Cache, black_path, transform_name
 from .index import Entry, Index
 from .order import Order, Place, Source, generator, uniform
-from .pictures import BadPicture, decode, fit
+from .pictures import BadPicture, aligned, decode, decode_mask, fit, mask_cells
 from .sets import TrainSet, open_sets, target_sizes
-from .storage import Storage
+from .storage import Ref, Storage
 
-ALIGNED = 100  # aspect ratios that differ by a hundredth or less: input and target show the same frame
 BELOW_ONE = 1 - 2**-24  # largest float32 under 1
 CENTRE = (0.5, 0.5)
 
@@ -41,6 +40,8 @@ class TrainBatch:
         inputs: what the MLLM reads.
         pixels: targets ``[batch, 3, height, width]`` float32 in -1 … 1, or None where there are latents.
         latents: scaled latents of the targets ``[batch, c, h, w]`` float32 from the cache, or None.
+        mask: how much every latent counts in the loss, ``[batch, h, w]`` float32 in 0 … 1, or None where no
+            sample has a mask; 1 all over for those that have none.
         noise: standard normal ``[batch, c, h, w]`` float32.
         u: draws in [0, 1) ``[batch]`` float32.
         weight: ``[batch]`` float32, 1, or 0 for a sample that could not be read: its text is empty and its
@@ -53,6 +54,7 @@ class TrainBatch:
     inputs: LadderInputs
     pixels: Tensor | None
     latents: Tensor | None
+    mask: Tensor | None
     noise: Tensor
     u: Tensor
     weight: Tensor
@@ -60,7 +62,7 @@ class TrainBatch:
 
     def pin_memory(self) -> TrainBatch:
         """Page-lock what is copied to the device; the loader calls this."""
-        for name in ("pixels", "latents", "noise", "u", "weight"):
+        for name in ("pixels", "latents", "mask", "noise", "u", "weight"):
             value = getattr(self, name)
             if value is not None:
                 setattr(self, name, value.pin_memory())
@@ -74,6 +76,7 @@ class Sample:
     key: str
     text: str = ""
     target: Tensor | None = None
+    mask: Tensor | None = None
     images: list[Image.Image] = field(default_factory=list)
     features: Tensor | None = None
     grid: Tensor | None = None
@@ -115,6 +118,7 @@ class MicroBatches(Dataset):
         self.latents, self.vision = latents, vision
         self.seed, self.stage = recipe.seed, recipe.stage
         self.batch, self.micro_batch = recipe.train.batch, recipe.train.micro_batch
+        self.mask_floor = recipe.train.mask_floor
         self.drop, self.random_crop = recipe.data.drop, recipe.data.crop == "random"
         self.sizes = target_sizes(recipe, factor)
         self.sets = open_sets(recipe, self.sizes)
@@ -189,7 +193,7 @@ class MicroBatches(Dataset):
         no_text, black = dropped(drop, bool(entry.inputs), self.drop)
         sample = Sample(name, "" if no_text else entry.texts[int(wording * len(entry.texts))])
         try:
-            sample.target = self.read_target(data.index, entry, name, size, crop)
+            sample.target, sample.mask = self.read_target(data.index, entry, name, size, crop)
             if entry.inputs:
                 self.read_pictures(sample, data.index, entry, size, crop, black)
         except (BadPicture, OSError) as error:
@@ -198,11 +202,27 @@ class MicroBatches(Dataset):
 
     def read_target(
         self, index: Index, entry: Entry, name: str, size: tuple[int, int], crop: tuple[float, float]
-    ) -> Tensor:
-        """Pixels ``[3, height, width]`` in -1 … 1, or latents ``[c, h, w]`` of the cache; both float32."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """The target and its mask.
+
+        Returns:
+            tuple: pixels ``[3, height, width]`` in -1 … 1, or latents ``[c, h, w]`` of the cache; mask
+            ``[h, w]`` in ``train.mask_floor`` … 1, or None; float32.
+
+        Raises:
+            BadPicture: nothing of the target counts.
+        """
         if self.latents is None:
-            return to_pixels(fit(decode(self.storage.read(entry.target)), *size, crop))
-        return self.read_entry(self.latents, index, entry, name, size)["latents"].float()
+            target = to_pixels(fit(decode(self.storage.read(entry.target)), *size, crop))
+            mask = read_mask(self.storage, entry, size, self.factor, crop) if entry.mask else None
+        else:
+            stored = self.read_entry(self.latents, index, entry, name, size, entry.mask)
+            target, mask = stored["latents"].float(), stored.get("mask")
+        if mask is not None:
+            mask = self.mask_floor + (1 - self.mask_floor) * mask
+            if not mask.any():
+                raise BadPicture("mask is black where the picture is cut", f"to {size[0]}x{size[1]}")
+        return target, mask
 
     def read_pictures(
         self,
@@ -223,13 +243,21 @@ class MicroBatches(Dataset):
             sample.features = self.black_features(sample.grid, sample.key) if black else stored["features"]
 
     def read_entry(
-        self, cache: Cache, index: Index, entry: Entry, name: str, size: tuple[int, int]
+        self,
+        cache: Cache,
+        index: Index,
+        entry: Entry,
+        name: str,
+        size: tuple[int, int],
+        mask: Ref | None = None,
     ) -> dict[str, Tensor]:
         """A sample's entry in a cache. A bad sample has none: its pictures say what is wrong with them."""
-        path = cache.path(*index.cache_name(entry), transform_name(*size))
+        path = cache.path(*index.cache_name(entry), transform_name(*size, mask))
         if not path.exists():
             for ref in (entry.target, *entry.inputs):
                 decode(self.storage.read(ref))
+            if mask:
+                decode_mask(self.storage.read(mask))
         return cache.read(path, name)
 
     def black_features(self, grid: Tensor, name: str) -> Tensor:
@@ -250,12 +278,17 @@ class MicroBatches(Dataset):
         ]
         blank = torch.zeros(shape if self.latents else (3, size[1], size[0]))
         targets = torch.stack([blank if s.target is None else s.target for s in samples])
+        masks = None
+        if any(sample.mask is not None for sample in samples):
+            whole = torch.ones(shape[1:])
+            masks = torch.stack([whole if sample.mask is None else sample.mask for sample in samples])
         return TrainBatch(
             positions=positions,
             keys=[sample.key for sample in samples],
             inputs=self.ladder_inputs(samples),
             pixels=None if self.latents else targets,
             latents=targets if self.latents else None,
+            mask=masks,
             noise=torch.stack(noise),
             u=torch.tensor(draws, dtype=torch.float32).clamp(max=BELOW_ONE),
             weight=torch.tensor([0.0 if sample.bad else 1.0 for sample in samples]),
@@ -308,10 +341,18 @@ def read_inputs(
     ]
 
 
-def aligned(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two sizes have the same proportions."""
-    a, b = size[0] * other[1], size[1] * other[0]
-    return ALIGNED * abs(a - b) <= b
+def read_mask(
+    storage: Storage, entry: Entry, size: tuple[int, int], factor: int, crop: tuple[float, float]
+) -> Tensor:
+    """The mask of a sample as shares of its latents ``[h, w]`` float32, see :func:`.pictures.mask_cells`.
+
+    Raises:
+        BadPicture, OSError: it cannot be read, or is none of this picture any more.
+    """
+    mask = decode_mask(storage.read(entry.mask))
+    if not aligned(mask.size, (entry.width, entry.height)):
+        raise BadPicture("mask has other proportions than its picture", f"{mask.width}x{mask.height}")
+    return torch.from_numpy(mask_cells(mask, *size, factor, crop))
 
 
 def cut(picture: Image.Image, size: tuple[int, int], crop: tuple[float, float]) -> Image.Image:

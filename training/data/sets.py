@@ -44,7 +44,7 @@ def open_sets(recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> list[TrainSet
     """The data sets of a recipe, their samples sorted into buckets. Raises ValueError."""
     sets = []
     for settings in recipe.data.sets:
-        index = Index(settings.folder)
+        index = Index(settings.folder, recipe.train.masked_loss)
         if len(sizes) == 1 and not settings.exclude:
             sets.append(TrainSet(index, [range(len(index))]))
             continue

@@ -11,11 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 from ..report.drawn_text import wrap
 from .index import Entry, Index
 from .lengths import LIMIT, is_cut, kept
-from .pictures import BadPicture, decode, fit, nearest_buckets
+from .pictures import BadPicture, aligned, decode, decode_mask, fit, nearest_buckets
 from .storage import Ref, Storage
 
 SIDE, GAP, LINE = 192, 8, 14  # pixels
-ALIGNED = 0.01  # as samples.ALIGNED: an input of the target's proportions is cut as the target is
 ARROW = 24  # pixels between the last input and the target
 WIDTH = 6 * (SIDE + GAP)
 
@@ -60,6 +59,8 @@ def draw_sample(entry: Entry, storage: Storage, font: ImageFont.FreeTypeFont, vi
     """One sample: inputs, an arrow, the target, and below them key and text."""
     size = view.size(entry)
     pictures = [thumbnail(ref, storage, size, entry) for ref in (*entry.inputs, entry.target)]
+    if entry.mask:
+        pictures[-1] = masked(pictures[-1], entry.mask, storage, size)
     gaps = (len(pictures) - 1) * GAP + (ARROW if entry.inputs else 0)
     width = len(pictures) * SIDE + gaps
     lines = [(cut_left(entry.key, width, font), "grey"), *text_lines(entry.texts, width, font, view)]
@@ -96,15 +97,29 @@ def thumbnail(ref: Ref, storage: Storage, size: tuple[int, int] | None, entry: E
     """A picture of at most SIDE pixels, cut to ``size`` as in training; a red field that says why not."""
     try:
         picture = decode(storage.read(ref))
-        ratio = picture.width * entry.height / (picture.height * entry.width)
-        if size and abs(ratio - 1) <= ALIGNED:
+        if size and aligned(picture.size, (entry.width, entry.height)):
             picture = fit(picture, *size)
     except (BadPicture, OSError) as error:
-        picture = Image.new("RGB", (SIDE, SIDE), "red")
-        ImageDraw.Draw(picture).text(
-            (4, 4), "\n".join(wrap(str(error), SIDE - 8, ImageFont.load_default(12)))
-        )
+        return complaint(error)
     picture.thumbnail((SIDE, SIDE))
+    return picture
+
+
+def masked(picture: Image.Image, ref: Ref, storage: Storage, size: tuple[int, int] | None) -> Image.Image:
+    """The thumbnail of a target, red where it does not count in the loss; what is wrong with its mask."""
+    try:
+        mask = decode_mask(storage.read(ref))
+    except (BadPicture, OSError) as error:
+        return complaint(error)
+    mask = (fit(mask, *size) if size else mask).resize(picture.size, Image.Resampling.BOX)
+    red = Image.blend(picture, Image.new("RGB", picture.size, "red"), 0.7)
+    return Image.composite(picture, red, mask)
+
+
+def complaint(error: Exception) -> Image.Image:
+    """A red field that says why there is no picture."""
+    picture = Image.new("RGB", (SIDE, SIDE), "red")
+    ImageDraw.Draw(picture).text((4, 4), "\n".join(wrap(str(error), SIDE - 8, ImageFont.load_default(12))))
     return picture
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from . import splits
 from .columns import Columns
 from .layouts.findings import Found, Reading, Refused
-from .roles import Roles, UnclearRoles, roles_of
+from .roles import Roles, UnclearRoles, roles_of, several_masks
 from .storage import Ref
 from .texts import captions_of
 
@@ -81,5 +81,10 @@ def make_sample(
     inputs = tuple(ref for field in roles.inputs for ref in field.pick(cells[field.name]))
     if reading.columns.inputs and not inputs:
         return Refused(key, "no picture to start from")
+    masks = roles.mask.pick(cells[roles.mask.name]) if roles.mask else ()
+    if len(masks) > 1:
+        return Refused(key, several_masks(roles.mask.name))
     texts = captions_of(record, roles.texts)
-    return Found(key, tuple(texts), targets[0], inputs, roles) if texts else Refused(key, "no text")
+    if not texts:
+        return Refused(key, "no text")
+    return Found(key, tuple(texts), targets[0], inputs, roles, masks[0] if masks else None)

@@ -200,6 +200,8 @@ class TrainSettings(Section):
         epochs: passes through the mixture, or null; exactly one of the two is given.
         batch: samples per optimizer step, over all devices.
         micro_batch: samples that go through the model at once, on one device.
+        masked_loss: whether a target that has a mask counts only where that is white.
+        mask_floor: what black counts, of 1 for white: a little keeps what is masked from drifting.
         parts: ``all`` trains queries, connector and diffusion transformer, ``lora`` adapters of the latter.
         lora: used where parts is lora.
         learning_rate: after warm-up, then along a cosine.
@@ -221,6 +223,8 @@ class TrainSettings(Section):
     epochs: Count | None = None
     batch: Count = 128
     micro_batch: Count = 16
+    masked_loss: Switch = True
+    mask_floor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     parts: Literal["all", "lora"] = "all"
     lora: LoraSettings = LoraSettings()
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4

@@ -21,7 +21,7 @@ def summarise(
     world: int,
     images: int = 1,
     found: Path | None = None,
-    cut: Sequence[str] = (),
+    told: Sequence[str] = (),
 ) -> str:
     """The text of a dry run, at most 100 columns wide where the recipe's own lines are.
 
@@ -32,7 +32,7 @@ def summarise(
         world: number of devices.
         images: input images of a sample at most, 0 if there are no edits.
         found: checkpoint of the run that it would go on from, None if it would begin.
-        cut: lines about texts that are longer than what the model is given of one.
+        told: lines about the data: texts that are cut, masks.
 
     Raises:
         ValueError: data that no order can be made of, or a warm-up that is longer than the run.
@@ -41,7 +41,7 @@ def summarise(
     sections = {
         "Recipe": recipe_yaml(recipe).rstrip(),
         "Model": model_text(recipe, parts),
-        "Data": "\n".join([data_text(order), *cut]),
+        "Data": "\n".join([data_text(order), *told]),
         "Steps": steps_text(recipe, order, world, found),
         "Memory of one device": memory_text(recipe, parts, world, images),
     }

@@ -269,6 +269,7 @@ class Trainer:
                 latents_of(self.parts.vae, batch.pixels, batch.latents, device),
                 batch.noise.to(device, non_blocking=True),
                 batch.u.to(device, non_blocking=True),
+                None if batch.mask is None else batch.mask.to(device, non_blocking=True),
             )
 
     def report_bad(self, lines: list[str], missing: int) -> None:

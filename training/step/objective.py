@@ -52,13 +52,18 @@ def flow_matching_losses(
     noise: torch.Tensor,
     u: torch.Tensor,
     shift: float = 1.0,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean squared error of the predicted velocity of every sample.
+    """Mean squared error of the predicted velocity of every sample, over what its mask leaves of it.
+
+    A mean and not a sum: a sample weighs the same however much of it is masked, and as one without a mask.
 
     Args:
         latents: scaled latents of the target pictures ``[batch, channels, height, width]``.
         noise: standard normal, same shape.
         u: draws in [0, 1) that choose the timesteps, ``[batch]``.
+        mask: how much every latent counts, ``[batch, height, width]`` from 0 to 1 and nowhere all 0; None:
+            all of them do.
 
     Returns:
         float32 ``[batch]``.
@@ -69,7 +74,10 @@ def flow_matching_losses(
     velocity = transformer(
         noisy, condition.states, timestep, encoder_attention_mask=condition.mask, return_dict=False
     )[0]
-    return F.mse_loss(velocity.float(), (noise - latents).float(), reduction="none").flatten(1).mean(1)
+    errors = F.mse_loss(velocity.float(), (noise - latents).float(), reduction="none")
+    if mask is None:
+        return errors.flatten(1).mean(1)
+    return (errors * mask[:, None]).flatten(1).mean(1) / mask.flatten(1).mean(1)
 
 
 def flow_matching_loss(*args, **kwargs) -> torch.Tensor:

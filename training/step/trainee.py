@@ -50,7 +50,12 @@ class LadderTrainee(nn.Module):
         self.encoder.cache_vision = False
 
     def forward(
-        self, inputs: LadderInputs, latents: torch.Tensor, noise: torch.Tensor, u: torch.Tensor
+        self,
+        inputs: LadderInputs,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        u: torch.Tensor,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Losses of a micro-batch, float32 ``[batch]``.
 
@@ -59,10 +64,11 @@ class LadderTrainee(nn.Module):
             latents: scaled latents of the targets ``[batch, channels, height, width]``.
             noise: standard normal, same shape.
             u: uniform draws in [0, 1), ``[batch]``.
+            mask: how much every latent counts, see :func:`.objective.flow_matching_losses`.
         """
         condition = self.encoder.encode(inputs)
         levels = spread(u, self.timesteps)
-        return flow_matching_losses(self.transformer, condition, latents, noise, levels, self.shift)
+        return flow_matching_losses(self.transformer, condition, latents, noise, levels, self.shift, mask)
 
     def noise_levels(self, u: torch.Tensor) -> torch.Tensor:
         """Noise levels in (0, 1], 1 is pure noise, that uniform draws in [0, 1) lead to; ``[batch]``."""

@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ...exits import DISK, Stop
+from ..storage import Ref
 
 HASH_BYTES = 16
 
@@ -104,7 +105,10 @@ def model_hash(module: nn.Module, *settings: object) -> str:
 
 
 def latent_cache(folder: str | Path, vae: nn.Module) -> Cache:
-    """The cache of scaled latents (``latents`` ``[c, h, w]``) that ``vae`` makes of target pictures."""
+    """The cache of scaled latents that ``vae`` makes of target pictures.
+
+    An entry has ``latents`` ``[c, h, w]``, and of a sample with a mask ``mask`` ``[h, w]`` float32 in 0 … 1.
+    """
     return Cache(Path(folder).expanduser(), model_hash(vae, "latents", float(vae.config.scaling_factor)))
 
 
@@ -118,9 +122,13 @@ def vision_cache(folder: str | Path, visual: nn.Module, image_processor: object)
     return Cache(Path(folder).expanduser(), model_hash(visual, "vision", *settings))
 
 
-def transform_name(width: int, height: int) -> str:
-    """Transform of a sample whose target is cut centrally to a size; its inputs follow from that."""
-    return f"{width}x{height} centre"
+def transform_name(width: int, height: int, mask: Ref | None = None) -> str:
+    """Transform of a sample whose target is cut centrally to a size; its inputs follow from that.
+
+    What is kept beside its mask has another name, and of a loose mask one that tells its contents.
+    """
+    masked = f" mask {mask.stamp.digest if mask.stamp else ''}" if mask else ""
+    return f"{width}x{height} centre{masked}"
 
 
 def black_path(cache: Cache, grid: tuple[int, int, int]) -> Path:

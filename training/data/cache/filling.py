@@ -16,7 +16,7 @@ from ....core.checkpoints import LadderParts
 from ...recipe.recipe import Recipe
 from ..index import Index
 from ..pictures import BadPicture, decode, fit
-from ..samples import CENTRE, read_inputs
+from ..samples import CENTRE, read_inputs, read_mask
 from ..sets import open_sets, target_sizes
 from ..storage import Storage
 from .entries import black_path, latent_cache, transform_name, vision_cache
@@ -29,6 +29,7 @@ class Item:
     Attributes:
         latents: path of the entry of the target's latents.
         pixels: target ``[3, height, width]`` float32 in -1 … 1.
+        mask: of the target's latents ``[h, w]`` float32, or None if it has none.
         vision: path of the entry of the input pictures' vision tokens.
         patches: of all input pictures ``[patches, values]`` float32.
         grid: ``[images, 3]`` int64.
@@ -37,6 +38,7 @@ class Item:
 
     latents: Path | None = None
     pixels: Tensor | None = None
+    mask: Tensor | None = None
     vision: Path | None = None
     patches: Tensor | None = None
     grid: Tensor | None = None
@@ -65,7 +67,8 @@ class Work(Dataset):
             self.latents = latent_cache(folders.latents, parts.vae)
         if folders.vision:
             self.vision = vision_cache(folders.vision, parts.mllm.model.visual, parts.image_processor)
-        self.sizes = target_sizes(recipe, parts.vae.spatial_compression_ratio)
+        self.factor = parts.vae.spatial_compression_ratio
+        self.sizes = target_sizes(recipe, self.factor)
         self.sets = open_sets(recipe, self.sizes)
         self.chunks = [
             (number, bucket, first, min(first + batch, len(rows)))
@@ -90,12 +93,15 @@ class Work(Dataset):
     def item(self, index: Index, row: int, bucket: int) -> Item:
         """Read what has no entry yet."""
         entry, size, item = index[row], self.sizes[bucket], Item()
-        place = (*index.cache_name(entry), transform_name(*size))
+        place, transform = index.cache_name(entry), transform_name(*size, entry.mask)
         try:
-            if self.latents and not (path := self.latents.path(*place)).exists():
+            if self.latents and not (path := self.latents.path(*place, transform)).exists():
                 item.latents = path
                 item.pixels = to_pixels(fit(decode(self.storage.read(entry.target)), *size))
-            if self.vision and entry.inputs and not (path := self.vision.path(*place)).exists():
+                if entry.mask:
+                    item.mask = read_mask(self.storage, entry, size, self.factor, CENTRE)
+            transform = transform_name(*size)
+            if self.vision and entry.inputs and not (path := self.vision.path(*place, transform)).exists():
                 item.vision = path
                 pictures = read_inputs(self.storage, entry, size, CENTRE)
                 read = self.image_processor(images=pictures, return_tensors="pt")
@@ -129,7 +135,8 @@ class Computer:
         if drawn:
             latents = self.encode(torch.stack([item.pixels for item in drawn]))
             for item, values in zip(drawn, latents, strict=True):
-                self.latents.write(item.latents, {"latents": values.to(self.dtype)})
+                masks = {} if item.mask is None else {"mask": item.mask}
+                self.latents.write(item.latents, {"latents": values.to(self.dtype), **masks})
         edits = [item for item in items if item.patches is not None]
         if edits:
             grids = torch.cat([item.grid for item in edits])

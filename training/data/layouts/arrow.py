@@ -58,7 +58,7 @@ def scan(unit: tuple[str, str], storage: Storage, reading: Reading) -> Iterator[
         mapped = map_file(path)
         with pa.ipc.open_stream(mapped) as stream:
             roles = find_columns(stream.schema, path, reading.columns)
-            pictures = {field.name for field in (roles.target, *roles.inputs)}
+            pictures = {field.name for field in roles.pictures}
             columns = read_columns(stream.schema, roles)
             for batch in stream:
                 cells = {column: byte_ranges(batch.column(column), mapped, path) for column in pictures}

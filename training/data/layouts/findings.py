@@ -28,6 +28,7 @@ class Found:
         target: picture to learn.
         inputs: pictures to start from.
         roles: which fields these are from.
+        mask: of the target, white where it counts, or None.
     """
 
     key: str
@@ -35,6 +36,7 @@ class Found:
     target: Ref
     inputs: tuple[Ref, ...] = ()
     roles: Roles | None = None
+    mask: Ref | None = None
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def units(place: Place) -> Iterator[Unit | LeftOut]:
         path = join(place.source, folder) if folder else place.source
         table = storage.lance(path)
         roles = find_columns(table.schema, path, place.reading.columns)
-        for field in (roles.target, *roles.inputs):
+        for field in roles.pictures:
             if is_list(table.schema.field(field.name).type):
                 raise ValueError(
                     f"{path}: column {field.name} holds lists of pictures; write one column for each."
@@ -71,10 +71,7 @@ def scan(unit: Unit, storage: Storage, reading: Reading) -> Iterator[Finding]:
     records = storage.lance(unit.path).take(list(rows), columns=list(unit.columns)).to_pylist()
     left: Counter[str] = Counter()
     for row, record in zip(rows, records, strict=True):
-        cells = {
-            field.name: [Ref(unit.path, 0, -1, row, field.name)]
-            for field in (unit.roles.target, *unit.roles.inputs)
-        }
+        cells = {field.name: [Ref(unit.path, 0, -1, row, field.name)] for field in unit.roles.pictures}
         sample = make_sample(f"{unit.name}/{row}", record, cells, unit.roles, reading)
         if isinstance(sample, str):
             left[sample] += 1

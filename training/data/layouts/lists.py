@@ -260,13 +260,14 @@ def find_pictures(key: str, record: object, listed: List, names: Names) -> Found
     if not isinstance(named, Named):
         return Refused(key, named)
     key = f"{key}:{named.target}"
-    found = {name: names.find(name, listed.below) for name in (named.target, *named.inputs)}
+    masks = (named.mask,) if named.mask else ()
+    found = {name: names.find(name, listed.below) for name in (named.target, *named.inputs, *masks)}
     missing = [name for name, ref in found.items() if ref is None]
     if missing:
         return Refused(key, "picture file is missing", ", ".join(missing))
-    return Found(
-        key, named.texts, found[named.target], tuple(found[name] for name in named.inputs), named.roles
-    )
+    inputs = tuple(found[name] for name in named.inputs)
+    mask = found[named.mask] if named.mask else None
+    return Found(key, named.texts, found[named.target], inputs, named.roles, mask)
 
 
 def scan(unit: list[Finding], storage: Storage, reading: Reading) -> Iterator[Finding]:

@@ -3,6 +3,8 @@
 ``cat.jpg`` and ``cat.txt`` share the key ``cat``. So do ``cat.input.jpg``, ``cat_start.jpg`` and
 ``cat.caption.txt``, whose endings say more of them, and ``control/cat.jpg`` with ``target/cat.jpg`` and
 ``target/cat.txt``, whose folders do. An ending or folder that says nothing is an error (:mod:`..roles`).
+A mask is ``cat-masklabel.png``, ``cat.mask.png``, or of the picture's name in a folder ``masks/`` that lies
+beside that of the pictures or within it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from ..columns import Columns
 from ..pictures import SUFFIXES, UNREADABLE
-from ..roles import CAPTIONS, INSTRUCTIONS, Roles, UnclearRoles, kind_of, picture_roles, simple
+from ..roles import CAPTIONS, INSTRUCTIONS, Roles, UnclearRoles, kind_of, listed, picture_roles, simple
 from ..storage import Ref, Storage
 from .beside import TEXTS, read_texts, text_order
 from .findings import Finding, Found, Ignored, Reading, Refused
@@ -112,22 +114,61 @@ def in_role_folders(items: list[Item], columns: Columns) -> list[Item]:
     ``captions/`` beside ``images/`` is one of them too, and what ``--columns`` names with a slash behind it.
     """
     named = {name for name in columns.names() if name.endswith("/")}
+    masks = named & set(columns.masks())
     beside: dict[str, dict[str, str]] = defaultdict(dict)
     for folder, text in {(item.stem.rpartition("/")[0], item.is_text) for item in items}:
         parts = folder.split("/")
         for depth, part in enumerate(parts):
             kind = "text" if text and simple(part) in TEXT_WORDS else kind_of(part) if part else "unknown"
-            if kind in ("input", "target", "plain", "unused", "text") or f"{part}/" in named:
+            if kind in ("input", "target", "plain", "mask", "unused", "text") or f"{part}/" in named:
                 beside["/".join(parts[:depth])].setdefault(part, kind)
     roles = {}
     for above, kinds in beside.items():
         there = set(kinds.values())
-        told = there & {"target", "plain"} and there & {"input", "text"}
-        if told or named & {f"{part}/" for part in kinds}:
+        told = there & {"target", "plain"} and there & {"input", "text", "mask"}
+        if told or named - masks & {f"{part}/" for part in kinds}:
             roles[above] = set(kinds)
+            continue
+        for part, kind in kinds.items():
+            if f"{part}/" in masks or not masks and kind == "mask":
+                if taken := with_masked(items, above, part):
+                    roles.setdefault(above, set()).update(taken)
     if not columns:
         check_folders(items, set(roles))
     return [without_role(item, roles) for item in items] if roles else items
+
+
+def with_masked(items: list[Item], above: str, folder: str) -> set[str]:
+    """A folder of masks, with the folder beside it whose pictures they are of, if these lie in one.
+
+    Raises UnclearRoles: they fit those of several.
+    """
+    stems: dict[str, set[str]] = defaultdict(set)  # by folder in ``above``, and of all but the masks by ""
+    for item in items:
+        if item.is_text or above and not item.stem.startswith(f"{above}/"):
+            continue
+        within = item.stem.removeprefix(f"{above}/")
+        part, slash, rest = within.partition("/")
+        if slash:
+            stems[part].add(without_mask_ending(rest) if part == folder else rest)
+        if part != folder or not slash:
+            stems[""].add(within)
+    own = stems.pop(folder, set())
+    if own & stems.pop("", set()):
+        return {folder}
+    of = sorted(part for part, there in stems.items() if own & there)
+    if len(of) > 1:
+        raise UnclearRoles(
+            f"{folder}/ may hold masks of {listed(f'{part}/' for part in of)}",
+            "one `data index` for each of them",
+        )
+    return {folder, *of} if of else set()
+
+
+def without_mask_ending(stem: str) -> str:
+    """``cat`` of ``cat-masklabel``."""
+    part = PART.fullmatch(stem)
+    return part["base"] if part and kind_of(part["word"]) == "mask" else stem
 
 
 def check_folders(items: list[Item], told: set[str]) -> None:
@@ -149,7 +190,7 @@ def check_folders(items: list[Item], told: set[str]) -> None:
     beside = defaultdict(list)
     for folder in pictures:
         above = folder.rpartition("/")[0]
-        if folder and above not in told and kind_of(folder.rpartition("/")[2]) != "unused":
+        if folder and above not in told and kind_of(folder.rpartition("/")[2]) not in ("mask", "unused"):
             beside[above].append(folder)
     for folders in beside.values():
         for bare in folders:
@@ -177,7 +218,7 @@ def told_endings(items: list[Item], columns: Columns) -> dict[str, str]:
 
     What stands behind a dot is one if it is a role, or if what is before it has a text and the whole none.
     What stands behind ``_`` or ``-`` is one where a source and a target share what is before it and do not
-    have a text each.
+    have a text each, and if it says that it is the mask of what has no such ending.
     """
     pictures = {item.stem for item in items if not item.is_text}
     texts = {item.stem for item in items if item.is_text}
@@ -193,7 +234,7 @@ def told_endings(items: list[Item], columns: Columns) -> dict[str, str]:
         elif stem in paired or stem not in pictures and simple(part["word"]) in TEXT_WORDS:
             endings[stem] = part["part"]
         elif part["mark"] == "." and (
-            kind_of(part["word"]) in ("input", "target", "unused")
+            kind_of(part["word"]) in ("input", "target", "mask", "unused")
             or stem not in texts
             and part["base"] in texts
         ):
@@ -207,13 +248,14 @@ def told_pairs(parts: dict[str, re.Match], pictures: set[str], texts: set[str]) 
     for stem, part in parts.items():
         if part["mark"] != ".":
             kind = kind_of(part["word"])
-            if kind in ("input", "target", "unused"):
+            if kind in ("input", "target", "mask", "unused"):
                 beside[part["base"], part["mark"]][stem] = kind
     paired = set()
     for (base, _), kinds in beside.items():
-        roles = {stem for stem, kind in kinds.items() if kind != "unused"}
+        roles = {stem for stem, kind in kinds.items() if kind in ("input", "target")}
         if base in pictures:
             roles.add(base)
+            paired |= {stem for stem, kind in kinds.items() if kind == "mask" and stem not in texts}
         complete = "input" in kinds.values() and ("target" in kinds.values() or base in pictures)
         if complete and not roles <= texts:
             paired |= set(kinds)
@@ -258,11 +300,11 @@ def sample_of(group: Group, reading: Reading, storage: Storage, edits: bool, loo
     """A group as a sample. Raises UnclearRoles."""
     pictures, texts = tuple(group.pictures), tuple(sorted(group.texts, key=text_order))
     columns, key = reading.columns, group.names[pictures[0]] if loose else group.key
-    inputs_only = {kind_of(name) for name in pictures} <= {"input", "unused"}
+    inputs_only = {kind_of(name) for name in pictures} <= {"input", "mask", "unused"}
     if columns.target[0].name not in pictures if columns.target else inputs_only:
         return Refused(key, "no target picture")
     try:
-        target, inputs, unused = picture_roles(pictures, texts, columns)
+        target, inputs, mask, unused = picture_roles(pictures, texts, columns)
     except UnclearRoles as error:
         raise UnclearRoles(f"{key}: {error.sentence}", error.command) from error
     key = group.names[target.name] if loose else key
@@ -274,8 +316,9 @@ def sample_of(group: Group, reading: Reading, storage: Storage, edits: bool, loo
     name, captions = found
     left = (text for text in texts if text != name.partition(":")[0])
     refs = tuple(group.pictures[field.name] for field in inputs)
+    roles = Roles(target, inputs, (name,), (*unused, *left), mask)
     return Found(
-        key, captions, group.pictures[target.name], refs, Roles(target, inputs, (name,), (*unused, *left))
+        key, captions, group.pictures[target.name], refs, roles, group.pictures[mask.name] if mask else None
     )
 
 

@@ -78,7 +78,7 @@ def units(place: Place) -> Iterator[Unit | Finding]:
 def scan(unit: Unit, storage: Storage, reading: Reading) -> Iterator[Finding]:
     """The samples of a row group."""
     roles, left = unit.roles, Counter()
-    pictures = {field.name for field in (roles.target, *roles.inputs)}
+    pictures = {field.name for field in roles.pictures}
     try:
         # the texts and not the pictures, which are read when they are looked at
         table = storage.table(unit.path).read_row_group(unit.group, columns=list(unit.columns))
