@@ -297,8 +297,12 @@ class LadderEncoder:
         yield hidden
         for layer in language_model.layers if self.reads_final else language_model.layers[:-1]:
             if self.gradient_checkpointing and hidden.requires_grad:
-                # the frozen layers draw no random numbers
-                output = checkpoint(layer, hidden, use_reentrant=False, preserve_rng_state=False, **common)
+                # the frozen layers draw no random numbers; where hooks bring their weights, only a layer that
+                # runs to its end gives them back
+                whole = {} if getattr(self.mllm, "_hf_hook", None) is None else {"early_stop": False}
+                output = checkpoint(
+                    layer, hidden, use_reentrant=False, preserve_rng_state=False, **whole, **common
+                )
             else:
                 output = layer(hidden, **common)
             hidden = layer_output(output)
@@ -334,5 +338,6 @@ class LadderEncoder:
         """Vision tokens of every image, each ``[tokens, mllm_dim]``."""
         projection = self.mllm.model.visual.patch_embed.proj
         device = execution_device(projection)
-        patches = pixels.to(device, projection.weight.dtype)
+        # a norm has the type that is computed in, where linear layers keep their weights in fewer bits
+        patches = pixels.to(device, self.mllm.model.visual.blocks[0].norm1.weight.dtype)
         return image_features(self.mllm.model, patches, grid.to(device))

@@ -91,13 +91,16 @@ def train(recipe: Recipe) -> None:
 def train_alone(recipe: Recipe, accelerator: Accelerator, lock: RunLock) -> None:
     """Train with a lock on the folder; the first process takes it at once, or when it makes the folder."""
     from .recipe.recipe import total_steps
-    from .run import engine
+    from .run import engine, frozen
     from .run.loop import Trainer
 
     folder = run_folder(recipe)
     recipe, found = engine.by_first(accelerator, lambda: find_start(recipe, folder, lock))
     parts = prepare_parts(recipe, accelerator)
     dataset = open_data(recipe, parts)
+    if recipe.train.offload:  # of what lies elsewhere no cache can be told
+        for module in (parts.mllm, parts.vae):
+            frozen.offload(module, accelerator.device)
     steps = total_steps(recipe.train, dataset.order.steps_per_epoch)
     held_out = dataset.held_out() if recipe.validation.every else []
     trainer = Trainer(recipe, accelerator, parts, dataset, held_out, steps, judged_sets(recipe))
@@ -134,6 +137,7 @@ def find_start(recipe: Recipe, folder: Path, lock: RunLock | None = None) -> tup
     Raises:
         ValueError: something that the recipe names is not there or cannot be used, or another run is there.
     """
+    from .run.frozen import check_quantised
     from .run.validation import read_requests
 
     if lock is not None and folder.is_dir():
@@ -141,6 +145,7 @@ def find_start(recipe: Recipe, folder: Path, lock: RunLock | None = None) -> tup
             lock.take()
     recipe = pin_init(recipe, folder)
     found = checkpoint_to_resume(folder, recipe)
+    check_quantised(recipe)
     check_data(recipe)
     read_requests(recipe.validation)
     judged_sets(recipe)
@@ -193,7 +198,7 @@ def dry_run(recipe: Recipe) -> str:
     parallel = {"parallel": engine.wanted_parallel(recipe.train.parallel)}
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=parallel)})
     # the released sizes are known without their files
-    released = recipe.init is None and recipe.base == BaseModels()
+    released = recipe.init is None and recipe.base.model_copy(update={"mllm_dtype": None}) == BaseModels()
     parts = choose_rungs(released_parts_on_meta(), recipe) if released else load_base(recipe)
     channels, factor = parts.vae.config.latent_channels, parts.vae.spatial_compression_ratio
     dataset = MicroBatches(recipe, None, channels, factor)
@@ -317,13 +322,16 @@ def prepare_parts(recipe: Recipe, accelerator: Accelerator) -> LadderParts:
     import torch
 
     from .models import load_base
-    from .run import engine
+    from .run import engine, frozen
 
     settings = recipe.train
-    frozen = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    parts = load_base(recipe, frozen)
-    parts.mllm.to(accelerator.device)
-    parts.vae.to(accelerator.device)
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    parts = load_base(recipe, dtype)
+    if recipe.base.mllm_dtype:
+        frozen.quantise(parts.mllm.model.language_model, recipe.base.mllm_dtype)
+    if not settings.offload:
+        parts.mllm.to(accelerator.device)
+        parts.vae.to(accelerator.device)
     choose_parameters(recipe, parts)
     if settings.gradient_checkpointing:
         parts.transformer.enable_gradient_checkpointing()

@@ -34,6 +34,7 @@ from .recipe import Recipe
 CHAT_TOKENS = 48  # of a prompt beside text and pictures
 CONTEXT = 1 << 30  # of a CUDA device with its libraries
 FRAGMENTATION = 0.05  # of what is allocated and freed again
+SCALES_8BIT = {"int8": 5, "fp8": 4}  # torchao: bytes of a row's scale, and of its zero
 BLOCK_8BIT, SMALLEST_8BIT = 256, 4096  # bitsandbytes: values per scale; smaller tensors stay float32
 
 
@@ -51,11 +52,7 @@ def estimate_memory(parts: LadderParts, recipe: Recipe, world: int = 1, images: 
     model = on_meta(parts, recipe, dtype)
     trained = [p for p in model_parameters(model) if p.requires_grad]
     shards = world if train.parallel == "fsdp2" else 1
-    shared = {
-        "frozen MLLM": dtype.itemsize * language_size(model),
-        "frozen vision tower": size(model.mllm.model.visual.parameters()),
-        "frozen autoencoder": size(model.vae.parameters()),
-    }
+    shared = frozen_sizes(model, recipe)
     sharded = {
         "trained weights": size(trained),
         "gradients": size(trained),
@@ -109,8 +106,38 @@ def model_parameters(model: LadderParts) -> list[nn.Parameter]:
     return [*model.connector.parameters(), *model.transformer.parameters()]
 
 
-def language_size(model: LadderParts) -> int:
-    return count(model.mllm.model.language_model.parameters())
+def frozen_sizes(model: LadderParts, recipe: Recipe) -> dict[str, int]:
+    """Bytes of what is frozen on every device, by part.
+
+    Where the language model is in 8 bits or away, a layer has its weights in full while it computes, and
+    until the gradient of the queries has passed it: of one block where blocks are checkpointed, else of all.
+    """
+    mllm, kind = model.mllm.model, recipe.base.mllm_dtype
+    language = mllm.language_model
+    table, norm = (size(layer.parameters()) for layer in (language.embed_tokens, language.norm))
+    full, kept = ([sum(layer_sizes(block, how)) for block in language.layers] for how in (None, kind))
+    computed = max(full) if recipe.train.gradient_checkpointing else sum(full)
+    if recipe.train.offload:
+        towers = [max(layer_sizes(tower)) for tower in (mllm.visual, model.vae)]
+        return {"frozen layers at a time": max(table, computed + (max(kept) if kind else 0), *towers)}
+    return {
+        "frozen MLLM": table + sum(kept) + norm,
+        "frozen MLLM, layers in full": computed if kind else 0,
+        "frozen vision tower": size(mllm.visual.parameters()),
+        "frozen autoencoder": size(model.vae.parameters()),
+    }
+
+
+def layer_sizes(module: nn.Module, kind: str | None = None) -> list[int]:
+    """Bytes of the parameters that each layer within a module has of its own, as ``kind`` keeps them."""
+    sizes = []
+    for layer in module.modules():
+        own = size(layer.parameters(recurse=False))
+        if kind and isinstance(layer, nn.Linear):
+            weight = layer.weight
+            own += weight.numel() - size([weight]) + SCALES_8BIT[kind] * len(weight)
+        sizes.append(own)
+    return sizes
 
 
 def on_meta(parts: LadderParts, recipe: Recipe, dtype: torch.dtype) -> LadderParts:

@@ -129,6 +129,7 @@ FREE = (
     "train.parallel",
     "train.profile",
     "train.gradient_checkpointing",
+    "train.offload",
     "train.compile",
     "checkpoint",
     "validation",

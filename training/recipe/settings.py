@@ -49,12 +49,16 @@ class BaseModels(Section):
         sana: SANA in diffusers' layout, folder or hub id.
         tokenizer: folder of a tokenizer, where the MLLM's has none.
         num_queries: learnable queries.
+        mllm_dtype: type of the weights of the MLLM's linear layers while training, also where ``init`` is
+            given: ``int8`` or ``fp8`` (torchao, weights only, not of the vision tower), null for that of
+            ``train.precision``.
     """
 
     mllm: Text = "Qwen/Qwen2.5-VL-3B-Instruct"
     sana: Text = "Efficient-Large-Model/Sana_1600M_512px_diffusers"
     tokenizer: Text | None = None
     num_queries: Count = 64
+    mllm_dtype: Literal["int8", "fp8"] | None = None
 
 
 class ModelSettings(Section):
@@ -214,6 +218,7 @@ class TrainSettings(Section):
         precision: of what is computed; trained weights are float32 always.
         parallel: ``ddp`` holds the trained state on every device, ``fsdp2`` a part of it.
         gradient_checkpointing: computes the blocks twice to save memory.
+        offload: keeps MLLM and autoencoder in main memory, and brings a layer where it is computed.
         compile: compiles the blocks.
         ema: decay of averaged weights per step, null averages none, as published.
         profile: steps whose trace by torch's profiler is written into the run's folder, 0 for none.
@@ -237,6 +242,7 @@ class TrainSettings(Section):
     precision: Literal["bf16", "fp32"] = "bf16"
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     gradient_checkpointing: Switch = True
+    offload: Switch = False
     compile: Switch = False
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     profile: Annotated[Whole, Field(ge=0)] = 0
