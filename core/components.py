@@ -112,7 +112,8 @@ class LadderComponents(DiffusionPipeline):
                 ``torch_dtype`` as it was called before, is a torch type or its name. Components and settings
                 replace those of the model; None leaves a component out. A pipeline folder takes all others of
                 :meth:`DiffusionPipeline.from_pretrained`, a released checkpoint those of
-                :func:`.checkpoints.load_parts`; with transformers 4 so does a pipeline folder.
+                :func:`.checkpoints.load_parts`; with transformers 4, and with ``quantization_config``, which
+                is diffusers' PipelineQuantizationConfig (see :mod:`.quantised`), so does a pipeline folder.
 
         Raises:
             ValueError: no model, or one that is not whole or of another kind, one sentence.
@@ -121,9 +122,16 @@ class LadderComponents(DiffusionPipeline):
             raise ValueError("use_safetensors is False, but only safetensors files are opened; leave it out.")
         dtype = wanted_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
         hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        quantisation = kwargs.pop("quantization_config", None)
+        if quantisation is not None:
+            from .quantised import check_config, quantise, takes_torchao
+
+            check_config(quantisation)
         path = find_model(pretrained_model_name_or_path, variant=kwargs.get("variant"), **hub)
         check_layout(path)
-        if is_pipeline_folder(path) and not IS_4:  # it reads no tokenizer that transformers 5 saved
+        ours = quantisation is not None and takes_torchao(quantisation)
+        if is_pipeline_folder(path) and not IS_4 and not ours:  # 4 reads no tokenizer that 5 saved
+            kwargs |= {} if quantisation is None else {"quantization_config": quantisation}
             name_image_processor()
             kwargs[DTYPE_ARGUMENT] = dtype
             return super().from_pretrained(path, use_safetensors=True, **kwargs)
@@ -133,7 +141,13 @@ class LadderComponents(DiffusionPipeline):
             for name in names
             if name in kwargs
         }
-        return cls(**{**vars(load_parts(path, dtype=dtype, **kwargs)), **given})
+        if quantisation is not None and not ours:
+            raise ValueError(
+                "The transformer of a released checkpoint takes diffusers' TorchAoConfig alone; for another "
+                "library load the model, save_pretrained, and quantise that folder as it loads."
+            )
+        parts = {**vars(load_parts(path, dtype=dtype, **kwargs)), **given}
+        return cls(**parts | (quantise(parts, quantisation) if quantisation is not None else {}))
 
     def enable_sequential_cpu_offload(
         self, gpu_id: int | None = None, device: torch.device | str | None = None

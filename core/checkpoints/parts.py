@@ -70,6 +70,11 @@ def read_part_config(folder: Path, part: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} is not there; give a complete folder, in the layout of its hub repository.")
     config = read_json(path)
+    if config.get("quantization_config"):
+        raise ValueError(
+            f"{folder} holds quantised weights, which LadderPipeline.from_pretrained alone loads; give the "
+            "model that they were made from."
+        )
     kind = config.get("_class_name") or config.get("model_type")
     if kind not in CLASSES[part]:
         raise ValueError(f"{folder} holds a {kind}; as {part} a {CLASSES[part][0]} is needed.")

@@ -68,6 +68,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 raise ValueError(
                     f"{path} is a git-lfs pointer and no weights; run `git lfs pull` in its folder."
                 )
+            if start.startswith(b"GGUF"):
+                raise ValueError(
+                    f"{path} is a GGUF file; take safetensors, or in Python load a GGUF of the diffusion "
+                    "transformer with LadderTransformer2DModel.from_single_file and give it as transformer=."
+                )
             raise ValueError(f"{path} is not a safetensors file; download it again or give another file.")
         length = struct.unpack("<Q", start[:8])[0]
         if 8 + length > size:

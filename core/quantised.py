@@ -1,0 +1,127 @@
+"""Weights in fewer bits: diffusers' ``quantization_config`` for models of every layout."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import ModelMixin  # noqa: F401  diffusers looks it up here
+from diffusers.quantizers import PipelineQuantizationConfig
+from torch import Tensor, nn
+
+from .transformer import LadderTransformer2DModel
+
+PARTS = ("mllm", "transformer")
+
+
+class PointwiseLinear(nn.Linear):
+    """A convolution of one pixel as the linear layer that it is, on ``[batch, channels, height, width]``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+class PointwiseTransformer2DModel(LadderTransformer2DModel):
+    """The diffusion transformer with linear layers for the 1 x 1 convolutions of SANA's feed-forward.
+
+    They are half of its weights, and what quantises knows linear layers only. Parameters have the same names,
+    and these weights two dimensions.
+    """
+
+    @functools.wraps(LadderTransformer2DModel.__init__)  # diffusers reads the configuration's keys off it
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        for block in self.transformer_blocks:
+            for name in ("conv_inverted", "conv_point"):
+                setattr(block.ff, name, as_linear(getattr(block.ff, name)))
+
+
+def as_linear(layer: nn.Conv2d) -> PointwiseLinear:
+    """The same layer, with the same weights."""
+    linear = PointwiseLinear(
+        layer.in_channels, layer.out_channels, bias=layer.bias is not None, device="meta"
+    )
+    linear.weight = nn.Parameter(layer.weight.detach()[:, :, 0, 0], requires_grad=layer.weight.requires_grad)
+    if layer.bias is not None:
+        linear.bias = layer.bias
+    return linear
+
+
+def check_config(config: Any) -> None:
+    """Raise ValueError unless this is a configuration for parts that can be quantised."""
+    if not isinstance(config, PipelineQuantizationConfig):
+        raise ValueError(
+            f"quantization_config is a {type(config).__name__}; give diffusers' PipelineQuantizationConfig, "
+            "such as PipelineQuantizationConfig(quant_mapping={'mllm': …, 'transformer': …})."
+        )
+    others = set(config.quant_mapping or config.components_to_quantize or PARTS) - set(PARTS)
+    if others:
+        raise ValueError(
+            f"quantization_config names {', '.join(sorted(others))}; of this model {' and '.join(PARTS)} can "
+            "be quantised."
+        )
+
+
+def takes_torchao(config: PipelineQuantizationConfig) -> bool:
+    """Whether the transformer is quantised by torchao, or not at all; others are diffusers' own affair."""
+    wanted = config._resolve_quant_config(is_diffusers=True, module_name="transformer")
+    return wanted is None or type(wanted).__name__ == "TorchAoConfig"
+
+
+def quantise(parts: Mapping[str, Any], config: PipelineQuantizationConfig) -> dict[str, nn.Module]:
+    """The parts that a configuration names, quantised.
+
+    Args:
+        parts: of a pipeline; their weights may be views onto files, of which one after the other is read.
+        config: that :func:`check_config` and :func:`takes_torchao` let pass.
+    """
+    found: dict[str, nn.Module] = {}
+    wanted = config._resolve_quant_config(is_diffusers=False, module_name="mllm")
+    if wanted is not None and parts.get("mllm") is not None:
+        mllm = parts["mllm"]
+        found["mllm"] = (
+            type(mllm)
+            .from_pretrained(
+                None,
+                config=mllm.config,
+                state_dict=mllm.state_dict(),
+                quantization_config=wanted,
+                dtype=mllm.dtype,
+            )
+            .requires_grad_(False)
+        )
+    wanted = config._resolve_quant_config(is_diffusers=True, module_name="transformer")
+    if wanted is not None and parts.get("transformer") is not None:
+        found["transformer"] = quantise_transformer(parts["transformer"], wanted)
+    return found
+
+
+def quantise_transformer(transformer: LadderTransformer2DModel, config: Any) -> PointwiseTransformer2DModel:
+    """The transformer with weights that torchao keeps, as diffusers would have loaded it.
+
+    Args:
+        transformer: its weights may be views onto a file.
+        config: diffusers' TorchAoConfig.
+    """
+    from diffusers.quantizers.auto import DiffusersAutoQuantizer
+    from torchao.quantization import quantize_
+
+    quantiser = DiffusersAutoQuantizer.from_config(config)
+    quantiser.validate_environment()
+    settings = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
+    with torch.device("meta"):
+        pointwise = PointwiseTransformer2DModel(**settings)
+    shapes = {name: tensor.shape for name, tensor in pointwise.state_dict().items()}
+    weights = {name: tensor.view(shapes[name]) for name, tensor in transformer.state_dict().items()}
+    pointwise.load_state_dict(weights, assign=True)
+    kept = config.modules_to_not_convert or []
+
+    def is_meant(module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Linear) and not any(part in name for part in kept)
+
+    quantize_(pointwise.requires_grad_(False).eval(), config.quant_type, is_meant)
+    pointwise.register_to_config(quantization_config=config)
+    pointwise.hf_quantizer = quantiser  # by which save_pretrained knows how
+    return pointwise
