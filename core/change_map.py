@@ -14,8 +14,8 @@ import torch.nn.functional as F
 LEVELS = (0.6, 0.7, 0.8, 0.9)  # of noise, each with a draw of its own; 1 is noise alone
 SEED = 0
 EVALUATIONS = 2 * len(LEVELS)  # of the transformer for one map
-SHARE = 0.41  # of the largest value; cells above it change
-EVERYTHING = 0.5  # of the cells; where more change than that, all may
+SHARE = 0.46  # of the largest value; cells above it change
+EVERYTHING = 0.4  # of the cells; where more change than that, all may
 
 
 def mixtures(source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,16 +36,22 @@ def mixtures(source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def change_map(plain: torch.Tensor, prompted: torch.Tensor) -> torch.Tensor:
     """How much the text changes every cell, from 0 to 1 where it changes most: ``[h, w]`` float32.
 
-    The differences are averaged before they are measured, so that what differs from draw to draw goes, and
-    over the cells around, because what changes is seldom a single cell.
-
     Args:
         plain: velocities of the mixtures by the picture alone, ``[mixtures, channels, h, w]``.
         prompted: the same by picture and text.
     """
-    size = (prompted.float() - plain.float()).mean(0).square().mean(0).sqrt()
-    size = F.avg_pool2d(size[None], 3, stride=1, padding=1, count_include_pad=False)[0]
-    return size / size.max().clamp(min=torch.finfo(size.dtype).tiny)
+    return smoothed(differences(plain, prompted))
+
+
+def differences(plain: torch.Tensor, prompted: torch.Tensor) -> torch.Tensor:
+    """Sizes ``[h, w]`` of what the text adds, averaged over the mixtures first: what is noise goes."""
+    return (prompted.float() - plain.float()).mean(0).square().mean(0).sqrt()
+
+
+def smoothed(sizes: torch.Tensor) -> torch.Tensor:
+    """Means over each cell and its neighbours, as shares of the largest: what changes is seldom one cell."""
+    means = F.avg_pool2d(sizes[None], 3, stride=1, padding=1, count_include_pad=False)[0]
+    return means / means.max().clamp(min=torch.finfo(means.dtype).tiny)
 
 
 def changed_cells(change: torch.Tensor) -> torch.Tensor:
@@ -57,10 +63,10 @@ def changed_cells(change: torch.Tensor) -> torch.Tensor:
 def mask_of_cells(cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Cells ``[h, w]`` as a mask ``[height, width]`` of pixels, 1 = may change.
 
-    A pixel on the border of a cell that stays is left out, so that the mask touches the same cells again. Of
-    a picture with fewer pixels than cells it holds those that have a share in one that changes.
+    A pixel that a cell which stays has a share in is left out, so that the mask touches the same cells again.
+    Of a picture with less than two pixels a cell it holds those that have a share in one that changes.
     """
     cells = cells[None].float()
-    if height < cells.shape[1] or width < cells.shape[2]:
+    if height < 2 * cells.shape[1] or width < 2 * cells.shape[2]:
         return F.adaptive_max_pool2d(cells, (height, width))[0]
     return 1 - F.adaptive_max_pool2d(1 - cells, (height, width))[0]

@@ -1,0 +1,100 @@
+"""Change maps: the arithmetic by values, masks of whole cells at any size, what the embedded model finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from tbac_uniimage.core import LadderPipeline, change_map
+from tbac_uniimage.core.editing import latent_mask
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_mixtures_are_the_source_with_the_same_noise_always():
+    source = torch.randn(3, 4, 5)
+    mixed, levels = change_map.mixtures(source)
+    again, _ = change_map.mixtures(source + 1)
+    assert levels.tolist() == pytest.approx(list(change_map.LEVELS)) and mixed.shape == (len(levels), 3, 4, 5)
+    share = 1 - levels[:, None, None, None]
+    torch.testing.assert_close(again - mixed, share.expand_as(mixed))
+    noise = (mixed - share * source) / levels[:, None, None, None]
+    assert 0.8 < noise.std() < 1.2 and not torch.equal(noise[0], noise[1])
+    assert len(change_map.LEVELS) * 2 == change_map.EVALUATIONS
+
+
+def test_differences_are_averaged_before_they_are_measured():
+    plain = torch.zeros(2, 2, 3, 3)
+    prompted = torch.zeros(2, 2, 3, 3)
+    prompted[:, :, 0, 0] = torch.tensor([3.0, 1.0])  # the same in both draws
+    prompted[0, :, 2, 2], prompted[1, :, 2, 2] = 5.0, -5.0  # noise
+    found = change_map.differences(plain, prompted)
+    assert found[0, 0].item() == pytest.approx(5**0.5) and found.count_nonzero() == 1
+    smooth = change_map.change_map(plain, prompted)
+    expected = torch.tensor([[1 / 4, 1 / 6, 0], [1 / 6, 1 / 9, 0], [0, 0, 0]]) * 4
+    torch.testing.assert_close(smooth, expected)
+
+
+def test_cells_above_the_share_change_and_most_are_all():
+    change = torch.zeros(8, 8)
+    change[2:4, 2:5] = 1
+    change[5, 5] = change_map.SHARE - 0.01
+    cells = change_map.changed_cells(change)
+    assert cells.sum() == 6 and cells[2:4, 2:5].all()
+    most = torch.zeros(8, 8)
+    most[: int(8 * change_map.EVERYTHING) + 1] = 1
+    assert change_map.changed_cells(most).all()
+    assert not change_map.changed_cells(torch.zeros(8, 8)).any()
+
+
+@given(
+    st.integers(1, 12), st.integers(1, 12), st.integers(0, 90), st.integers(0, 90), st.integers(0, 2**32 - 1)
+)
+def test_a_mask_touches_the_cells_that_it_was_made_of_and_no_other(rows, columns, taller, wider, seed):
+    cells = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < 0.4
+    mask = change_map.mask_of_cells(cells, 2 * rows + taller, 2 * columns + wider)
+    assert mask.shape == (2 * rows + taller, 2 * columns + wider) and set(mask.unique().tolist()) <= {
+        0.0,
+        1.0,
+    }
+    assert torch.equal(latent_mask(mask[None], rows, columns)[0, 0] > 0, cells)
+
+
+def test_a_picture_of_fewer_pixels_than_cells_keeps_what_changes():
+    cells = torch.zeros(8, 8, dtype=torch.bool)
+    cells[7, 7] = True
+    mask = change_map.mask_of_cells(cells, 3, 2)
+    assert mask.tolist() == [[0, 0], [0, 0], [0, 1]]
+
+
+@pytest.fixture(scope="module")
+def nano():
+    pipeline = LadderPipeline.from_pretrained(ROOT / "assets" / "nano")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A rocket to the left of a cactus."""
+    return Image.open(ROOT / "assets" / "samples" / "tbac_uniimage_scene.png").convert("RGB")
+
+
+def test_the_embedded_model_finds_what_is_named(nano, scene):
+    texts = ["remove the cactus", "remove the rocket", "change the background to blue"]
+    right, left, everywhere = (np.asarray(nano.change_map(text, scene).masks[0]) > 0 for text in texts)
+    assert everywhere.all()
+    for found, other in ((right, left), (left, right)):
+        assert 0.1 < found.mean() < 0.6 and (found & other).mean() < 0.1
+    assert right[:, 32:].mean() > 4 * right[:, :32].mean() and left[:, :32].mean() > 4 * left[:, 32:].mean()
+
+
+def test_what_asks_for_nothing_changes_nothing(nano, scene):
+    output = nano("", scene, mask="auto", num_inference_steps=1)
+    assert not np.asarray(output.masks[0]).any()
+    assert np.array_equal(np.asarray(output.images[0]), np.asarray(scene))
