@@ -1,6 +1,7 @@
-"""What computing once saves: prepared rungs when drawing, the prefix without gradient when training.
+"""What computing once saves: prepared rungs and one pass of the language model when drawing, pictures that
+branches and edits share, the prefix without gradient when training.
 
-    python benchmarks/ladder.py [--model DIR] [--repeats N]
+    python benchmarks/ladder.py [--model DIR] [--repeats N] [--encode]
 
 Both ways of a pair run in one process and in turns, and their results are compared first, so that the times
 are those of the same numbers. Prints medians of the CPU time of one thread, which other work on the machine
@@ -13,7 +14,9 @@ import argparse
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,10 +39,15 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, default=EMBEDDED, help="default: the embedded nano model")
     parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--encode", action="store_true", help="the language model alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pipeline = LadderPipeline(**vars(load_parts(options.model, dtype=torch.float32)))
     print(f"{options.model}, float32, one CPU thread, {options.repeats} repeats")
+    for line in encoding(pipeline, options.repeats):
+        print(line, flush=True)
+    if options.encode:
+        return
     for branches in (2, 3):
         print(denoising(pipeline, branches, options.repeats))
     for whole in (False, True):
@@ -64,6 +72,48 @@ def denoising(pipeline: LadderPipeline, branches: int, repeats: int) -> str:
 
     torch.testing.assert_close(fast(), plain())
     return compare(f"denoising step, {branches} branches: plain", plain, "prepared rungs", fast, repeats)
+
+
+@torch.no_grad()
+def encoding(pipeline: LadderPipeline, repeats: int) -> Iterator[str]:
+    """The language model for a picture: both branches of a text, the three of an edit, the next edit.
+
+    Vision tokens are known to both ways. Those of nano are too few to be shared; ``loading.py --write DIR``
+    makes a random model of the released widths.
+    """
+    encoder, pixels = pipeline.encoder, pipeline.transformer.config.sample_size * pipeline.vae_scale_factor
+    image, black = Image.effect_noise((pixels, pixels), 64).convert("RGB"), Image.new("RGB", (pixels, pixels))
+    text = encoder.tokenize(["", INSTRUCTION])
+    edit = encoder.tokenize(["", "", INSTRUCTION], [[black], [image], [image]])
+    again = encoder.tokenize([INSTRUCTION], [[image]])
+
+    def apart(inputs: LadderInputs) -> torch.Tensor:
+        """Every prefix by itself, then its queries, as a step of training does."""
+        with torch.enable_grad():
+            return encoder.hidden_states(inputs).detach()
+
+    def whole(inputs: LadderInputs) -> torch.Tensor:
+        """Every branch in one pass."""
+        return encoder.hidden_states(replace(inputs, pixel_values=None, features=encoder.features_of(inputs)))
+
+    def anew(inputs: LadderInputs) -> torch.Tensor:
+        """Its pictures once, then what follows them."""
+        encoder.prefix_cache.clear()
+        return encoder.hidden_states(inputs)
+
+    pairs = [
+        ("text, 2 branches: prefix and queries apart", apart, "one pass", whole, text),
+        ("edit, 3 branches: prefix and queries apart", apart, "one pass", whole, edit),
+    ]
+    anew(edit)
+    if encoder.prefix_cache:  # its pictures are long enough
+        pairs += [
+            ("edit, 3 branches: every branch by itself", whole, "pictures shared", anew, edit),
+            ("next edit of a picture: all of it", whole, "its picture known", encoder.hidden_states, again),
+        ]
+    for name, slow, other, fast, inputs in pairs:
+        torch.testing.assert_close(fast(inputs), slow(inputs), rtol=1e-3, atol=1e-4)
+        yield compare(name, partial(slow, inputs), other, partial(fast, inputs), repeats)
 
 
 def training(pipeline: LadderPipeline, whole: bool, repeats: int) -> str:

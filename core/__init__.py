@@ -16,7 +16,7 @@ MINIMUM = {"torch": (2, 4), "transformers": (4, 56), "diffusers": (0, 35, 2)}
 _HOMES = {
     "LadderCondition": "conditions",
     "LadderConnector": "connector",
-    "LadderEncoder": "conditions",
+    "LadderEncoder": "encoder",
     "LadderParts": "checkpoints",
     "LadderPipeline": "pipeline",
     "LadderPipelineOutput": "repainting",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from diffusers import AutoencoderDC
 from PIL import Image
 from torch import nn
+
+TILED_ABOVE = 1024 * 1024  # pixels of a picture
 
 
 def to_pixels(picture: Image.Image) -> torch.Tensor:
@@ -31,6 +35,19 @@ def canvas_pixels(pictures: Sequence[Image.Image], width: int, height: int) -> t
         same = picture.size == size
         scaled.append(picture if same else picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
     return torch.stack([to_pixels(picture) for picture in scaled])
+
+
+def in_tiles_if_large(vae: AutoencoderDC, height: int, width: int) -> AutoencoderDC:
+    """The autoencoder for a picture of a size in pixels: from :data:`TILED_ABOVE` on it takes tile by tile.
+
+    That saves most of the memory and some time; tiles differ a little from one piece, as it attends to all it
+    sees.
+    """
+    if height * width <= TILED_ABOVE:
+        return vae
+    vae = copy.copy(vae)  # the same weights; that it tiles is this picture's own affair
+    vae.use_tiling = True
+    return vae
 
 
 @torch.no_grad()

@@ -66,10 +66,11 @@ class LadderComponents(DiffusionPipeline):
         """The components where they compute, for as long as the ``with`` block needs them.
 
         Where they are moved in and out of a device, one call at a time has them: another's would be taken
-        away while it computes.
+        away while it computes. So it is where the transformer keeps what earlier steps of a call computed.
         """
         moved = any(hasattr(part, "_hf_hook") for part in self.components.values())
-        with MOVING if moved else nullcontext():
+        cached = getattr(self.transformer, "is_cache_enabled", False)
+        with MOVING if moved or cached else nullcontext():
             yield
             self.maybe_free_model_hooks()
 

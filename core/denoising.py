@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -120,6 +121,7 @@ def denoise(
         source: what latents that may not change stay.
     """
     call.scheduler = scheduler = copy.deepcopy(sampling.scheduler)
+    forget_steps(call.transformer)
     guidance, branches = sampling.guidance, condition.branches
     per_prompt = len(noise) * branches // condition.states.shape[1]
     rungs = call.prepare_rungs(condition, per_prompt, noise.device, sampling.gains)
@@ -156,12 +158,23 @@ def velocities(
     Args:
         timestep: 0 … 1000, one for all latents or ``[batch]``.
     """
-    x = torch.cat([latents] * branches).to(transformer.dtype)
+    x = torch.cat([latents] * branches).to(rungs.kv[0].key.dtype)  # the transformer's own is slow to ask
     timestep = timestep.expand(len(latents)).repeat(branches) * transformer.config.timestep_scale
-    return transformer(x, rungs, timestep, return_dict=False)[0].float()
+    cached = getattr(transformer, "is_cache_enabled", False)
+    # an evaluation can be compared with one of as many rows
+    with transformer.cache_context(f"{len(x)} rows") if cached else nullcontext():
+        return transformer(x, rungs, timestep, return_dict=False)[0].float()
+
+
+def forget_steps(transformer: LadderTransformer2DModel) -> None:
+    """Drop what a step cache keeps of evaluations that the next do not go on from."""
+    if getattr(transformer, "is_cache_enabled", False):
+        transformer._reset_stateful_cache()
 
 
 def last_branches(rungs: Rungs, rows: int) -> Rungs:
     """The last ``rows`` rows of the batch: the branch of the prompt comes last."""
+    if rows == len(rungs.kv[0].key):
+        return rungs
     kv = [RungKV(key[-rows:], value[-rows:]) for key, value in rungs.kv]
     return Rungs(kv, None if rungs.bias is None else rungs.bias[-rows:])

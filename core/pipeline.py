@@ -13,6 +13,7 @@ from diffusers.schedulers import DPMSolverMultistepScheduler, FlowMatchEulerDisc
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
+from .canvas import in_tiles_if_large
 from .conditions import LadderCondition, check_condition
 from .connector import LadderConnector
 from .crops import CONTEXT
@@ -298,8 +299,10 @@ class LadderPipeline(LadderReading, LadderLoraMixin):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
-        """Latents to pictures."""
+        """Latents to pictures, large ones in tiles."""
         self.require("decode latents", "vae")
-        latents = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-        pixels = self.vae.decode(latents, return_dict=False)[0].float()
+        height, width = (side * self.vae_scale_factor for side in latents.shape[-2:])
+        vae = in_tiles_if_large(self.vae, height, width)
+        latents = latents.to(vae.dtype) / vae.config.scaling_factor
+        pixels = vae.decode(latents, return_dict=False)[0].float()
         return VaeImageProcessor().postprocess(pixels, output_type=output_type)

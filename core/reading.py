@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from .components import LadderComponents
-from .conditions import LadderCondition, LadderEncoder
+from .conditions import LadderCondition
+from .encoder import LadderEncoder
 from .guidance import Guidance, branch_inputs
 from .requests import ImageInput, Request, check_request
 from .understanding import Answer, ask

@@ -13,10 +13,10 @@ from diffusers import ImagePipelineOutput
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from .canvas import canvas_pixels, encode_latents
+from .canvas import canvas_pixels, encode_latents, in_tiles_if_large
 from .change_map import change_map, changed_cells, mask_of_cells, mixtures
 from .crops import Crop, corners, plan_crops, whole
-from .denoising import Generators, Sampling, Source, denoise, draw_noises, rows_of, velocities
+from .denoising import Generators, Sampling, Source, denoise, draw_noises, forget_steps, rows_of, velocities
 from .editing import latent_mask
 from .masks import MaskInput
 from .originals import Original, as_output, lay_in, make_originals
@@ -217,6 +217,7 @@ def find_changes(
     width, height = fit_size(canvas.size, call.transformer.config.sample_size * factor, factor)
     mixed, levels = mixtures(encode(call, canvas, height // factor, width // factor)[0])
     rungs = call.prepare_rungs(condition.last(2), len(mixed), mixed.device, gains)
+    forget_steps(call.transformer)
     plain, prompted = velocities(call.transformer, mixed, levels * 1000, rungs, branches=2).chunk(2)
     return change_map(plain, prompted).cpu()
 
@@ -230,4 +231,5 @@ def encode(call: LadderPipeline, canvas: Image.Image, rows: int, columns: int) -
     """Scaled latents ``[1, channels, rows, columns]`` of a picture, float32."""
     factor = call.vae_scale_factor
     pixels = canvas_pixels([canvas], columns * factor, rows * factor)
-    return encode_latents(call.vae, pixels.to(call._execution_device)).float()
+    vae = in_tiles_if_large(call.vae, *pixels.shape[-2:])
+    return encode_latents(vae, pixels.to(call._execution_device)).float()

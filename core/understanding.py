@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .checkpoints.naming import EMBEDDING, mllm_name
 from .checkpoints.weights import find_weights, read_tensors
-from .conditions import execution_device
+from .encoder import execution_device
 from .inputs import prepare_images
 from .paths import user_path
 from .prompts import build_chat, control_token, encode_text

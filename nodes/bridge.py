@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import comfy.model_management
 import comfy.model_patcher
 import torch
 
-from ..core.checkpoints import FileWatch, LadderParts, load_parts, own_weights
-from .autoencoder import LadderVAE, fit_latent_rgb
-from .diffusion import LadderLatentFormat, make_model
+from ..core.checkpoints import Dtypes, FileWatch, LadderParts, load_parts, own_weights
+from .autoencoder import LadderVAE, fit_latent_rgb, preferred_dtype
+from .diffusion import LadderLatentFormat, make_model, weight_dtypes
 from .mllm import LadderMLLM, LatentSize
 from .offload import LAYERS
 
@@ -43,31 +44,43 @@ def load_for_comfy(
         ValueError: what is wrong with the checkpoint, one sentence.
     """
     dtype = TORCH_DTYPES[weight_dtype]
-    computed = dtype if dtype in COMPUTED_IN else None
     files = (path, transformer_file)
-    parts, watch = read_parts(*files)
-    own_weights(parts.vae, watch, computed)
-    own_weights(parts.transformer, watch, computed)
-    own_weights(parts.mllm, watch, computed)
-    own_weights(parts.connector, watch, computed)
-    layers = None
-    if computed is None:
-        device = comfy.model_management.text_encoder_device()
-        computed = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
-        stored = layer_dtype(parts.mllm)
-        layers = dtype or (stored if stored.itemsize < computed.itemsize else None)
+    watch = FileWatch(*(file for file in files if file is not None))
+    rule = functools.partial(kept_as, dtype)
+    parts = load_parts(path, transformer_file=transformer_file, dtype=rule, own=watch)
+    computed, layers = parts.connector.dtype, layer_dtype(parts.mllm)
 
-    vae = LadderVAE(parts.vae, dtype if dtype in COMPUTED_IN else None)
+    vae = LadderVAE(parts.vae, parts.vae.dtype)
     config = parts.transformer.config
     size = LatentSize(vae.latent_channels, vae.downscale_ratio, config.sample_size * vae.downscale_ratio)
     scale = parts.vae.config.scaling_factor
-    latent_format = LadderLatentFormat(size, scale, fit_latent_rgb(vae, scale))
-    mllm = LadderMLLM(parts, computed, size, layers)
+    latent_format = LadderLatentFormat(size, scale, functools.partial(fit_latent_rgb, vae, scale))
+    mllm = LadderMLLM(parts, computed, size, None if layers == computed else layers)
     model = make_model(parts.transformer, latent_format, dtype)
     # how ComfyUI gets a copy of its own, without dynamic VRAM or for another GPU
     model.cached_patcher_init = (reload_model, (*files, dtype, latent_format))
     vae.patcher.cached_patcher_init = (reload_vae, (*files, dtype))
     return model, mllm, vae
+
+
+def kept_as(dtype: torch.dtype | None, part: str, module: torch.nn.Module, stored: torch.dtype) -> Dtypes:
+    """What the weights of a part are kept in; those of norms, biases and embeddings are computed in, too.
+
+    Args:
+        dtype: a value of :data:`TORCH_DTYPES`.
+        stored: what the file has.
+    """
+    if part == "transformer":
+        return weight_dtypes(module, dtype)
+    if part == "vae":
+        return Dtypes(*[dtype if dtype in COMPUTED_IN else preferred_dtype()] * 2)
+    if dtype in COMPUTED_IN:
+        return Dtypes(dtype, dtype)
+    device = comfy.model_management.text_encoder_device()
+    computed = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
+    if part == "connector":
+        return Dtypes(computed, computed)
+    return Dtypes(computed, dtype or min(computed, stored, key=lambda kind: kind.itemsize))
 
 
 def read_parts(path: Path, transformer_file: Path | None) -> tuple[LadderParts, FileWatch]:

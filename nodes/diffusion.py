@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
@@ -11,6 +14,7 @@ import comfy.supported_models_base
 import torch
 from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, get_all_wrappers
 
+from ..core.checkpoints import Dtypes
 from ..core.conditions import unfold_condition
 from ..core.rungs import scale_rungs
 from ..core.schedulers import FLOW_SHIFT
@@ -29,15 +33,35 @@ class LadderLatentFormat(comfy.latent_formats.LatentFormat):
     Args:
         size: channels and pixels per latent.
         scale: the autoencoder's scaling factor.
-        rgb: factors ``[channels, 3]`` and bias ``[3]`` that turn scaled latents into a rough picture.
+        fit_rgb: makes factors ``[channels, 3]`` and bias ``[3]`` that turn scaled latents into a rough
+            picture; called when the first preview is wanted.
     """
 
-    def __init__(self, size: LatentSize, scale: float, rgb: tuple[torch.Tensor, torch.Tensor]) -> None:
+    def __init__(
+        self, size: LatentSize, scale: float, fit_rgb: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
         self.size = size
+        self.fit_rgb = fit_rgb
         self.latent_channels = size.channels
         self.spacial_downscale_ratio = size.factor  # the name, misspelt, that newer ComfyUI reads
         self.scale_factor = scale
-        self.latent_rgb_factors, self.latent_rgb_factors_bias = (part.tolist() for part in rgb)
+
+    @functools.cached_property
+    def rgb(self) -> tuple[list, list]:
+        """Factors and bias, fitted once."""
+        factors, bias = self.fit_rgb()
+        del self.fit_rgb  # and the autoencoder with it
+        return factors.tolist(), bias.tolist()
+
+    @property
+    def latent_rgb_factors(self) -> list[list[float]]:
+        """What ComfyUI's previewer reads, before the first step of a run that shows previews."""
+        return self.rgb[0]
+
+    @property
+    def latent_rgb_factors_bias(self) -> list[float]:
+        """The colour of zeros."""
+        return self.rgb[1]
 
 
 class LadderConfig(comfy.supported_models_base.BASE):
@@ -212,6 +236,22 @@ def can_compute(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.float32 or comfy.model_management.should_use_bf16(device)
 
 
+def weight_dtypes(transformer: torch.nn.Module, dtype: torch.dtype | None) -> Dtypes:
+    """What a transformer computes in, with its norms, biases and tables, and what its layers are kept in.
+
+    Args:
+        dtype: as of :func:`make_model`.
+    """
+    management, supported = comfy.model_management, LadderConfig.supported_inference_dtypes
+    device = management.get_torch_device()
+    if dtype is None:
+        count = sum(parameter.numel() for parameter in transformer.parameters())
+        dtype = management.unet_dtype(device, count, supported)
+    if dtype in supported and can_compute(dtype, device):
+        return Dtypes(dtype, dtype)
+    return Dtypes(torch.bfloat16 if can_compute(torch.bfloat16, device) else torch.float32, dtype)
+
+
 def make_model(
     transformer: LadderTransformer2DModel,
     latent_format: LadderLatentFormat,
@@ -230,12 +270,7 @@ def make_model(
     device, offload_device = management.get_torch_device(), management.unet_offload_device()
     config = LadderConfig({})
     config.latent_format = latent_format
-    if dtype is None:
-        count = sum(parameter.numel() for parameter in transformer.parameters())
-        dtype = management.unet_dtype(device, count, config.supported_inference_dtypes)
-    compute = dtype
-    if dtype not in config.supported_inference_dtypes or not can_compute(dtype, device):
-        compute = torch.bfloat16 if can_compute(torch.bfloat16, device) else torch.float32
+    compute, dtype = weight_dtypes(transformer, dtype)
     config.set_inference_dtype(dtype, None if compute == dtype else compute)
     config.custom_operations = comfy.ops.pick_operations(dtype, compute)
 

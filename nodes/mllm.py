@@ -16,7 +16,8 @@ from comfy.patcher_extension import CallbacksMP
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from ..core.conditions import LadderEncoder, execution_device, fold_condition
+from ..core.conditions import fold_condition
+from ..core.encoder import LadderEncoder, execution_device
 from ..core.requests import check_size
 from ..core.understanding import Answer, ask, check_question
 from .offload import cast_parameters, cast_when_used, make_patcher, use_comfy_ops
@@ -130,7 +131,8 @@ class LadderMLLM:
             cast_when_used(module["mllm"])
         devices = management.text_encoder_device(), management.text_encoder_offload_device()
         self.patcher = make_patcher(module, *devices)
-        keep_with(self.patcher, self.encoder.vision_cache)
+        for kept in (self.encoder.vision_cache, self.encoder.prefix_cache):
+            keep_with(self.patcher, kept)
         # in a partial load the first weights may lie elsewhere than the work is done
         for first in (parts.mllm.model.language_model.embed_tokens, parts.mllm.model.visual.patch_embed.proj):
             first.execution_device = self.patcher.load_device

@@ -10,10 +10,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from diffusers.models.normalization import RMSNorm
 
+from ..core.checkpoints import LAYERS
 from ..core.versions import Qwen2_5_VLRMSNorm
 
 CASTABLE = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Embedding", "GroupNorm", "LayerNorm")
-LAYERS = (torch.nn.Linear, torch.nn.Conv2d)  # nearly all bytes; SANA has many 1x1 convolutions
 
 
 class CastRMSNorm(RMSNorm, comfy.ops.CastWeightBiasOp):

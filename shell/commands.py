@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..core.checkpoints import LadderParts
     from ..core.pipeline import LadderPipeline
 
+from .placing import best_device, check_offload, cpu_dtype, speed_up
+
 EMBEDDED = Path(__file__).resolve().parents[1] / "assets" / "nano"
 MAX_PICTURES = 4
 RANDOM_SEEDS = 2**32
@@ -53,8 +55,13 @@ def load_pipeline(options: argparse.Namespace) -> LadderPipeline:
     from ..training.threads import spare_threads
 
     device = options.device or best_device()
-    dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
-    pipeline = LadderPipeline(**vars(load(path, options, dtype=dtype, device=device)))
+    if options.offload:
+        check_offload(device)
+    dtype = options.dtype or (cpu_dtype if device == "cpu" else "bfloat16")
+    place = "cpu" if options.offload else device
+    pipeline = LadderPipeline(**vars(load(path, options, dtype=dtype, device=place)))
+    if options.offload:
+        pipeline.enable_model_cpu_offload(device=device)
     if device == "cpu":
         spare_threads(pipeline.mllm, pipeline.connector, pipeline.transformer, pipeline.vae)
     pipeline.set_progress_bar_config(disable=None, unit="step")  # None: no bar where stderr is a file
@@ -67,15 +74,6 @@ def load(path: Path, options: argparse.Namespace, **placement: Any) -> LadderPar
 
     folders = {"tokenizer_dir": options.tokenizer, "mllm_dir": options.mllm, "sana_dir": options.sana}
     return load_parts(path, **folders, **placement)
-
-
-def best_device() -> str:
-    """The fastest device of this machine."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -143,6 +141,7 @@ def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> No
     first_seed = random.randrange(RANDOM_SEEDS) if options.seed is None else options.seed
     check_folder(options.out)
     pipeline = load_pipeline(options)
+    speed_up(pipeline, options)
 
     import torch
 
@@ -152,6 +151,8 @@ def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> No
         pipeline.register_modules(scheduler=euler_scheduler())
     keep = ("negative", "steps", "guidance", "image_guidance", "scheduler")
     settings = {name: value for name, value in vars(options).items() if name in keep}
+    if options.cache:
+        settings["cache"] = options.cache
     # names without folders: pictures are passed on, and a path tells whose they are
     settings["model"] = Path(options.model).name
     if options.revision is not None:

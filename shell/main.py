@@ -15,7 +15,7 @@ from typing import Any
 
 from ..training import export as exporter
 from ..training import train
-from ..training.arguments import any_path, guidance, positive, seed, share, strength
+from ..training.arguments import any_path, guidance, positive, seed, share, strength, threshold
 from ..training.data import command as data_command
 from ..training.data.cache import command as cache
 from ..training.evaluation import command as evaluation
@@ -162,7 +162,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="type of the weights (default: float32 on a CPU, else bfloat16)",
+        help="type of the weights (default: bfloat16, but on a CPU float32 unless the file has bfloat16 and "
+        "this CPU multiplies it)",
+    )
+    parser.add_argument(
+        "--offload",
+        action="store_true",
+        help="keep the parts in main memory and bring each to the device when it computes",
     )
 
 
@@ -188,5 +194,15 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--scheduler", choices=["recipe", "euler"], default="recipe", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--cache",
+        type=threshold,
+        metavar="X",
+        help="leave blocks out in steps whose first block changes less than this share: 0.1 hardly shows, "
+        "0.2 is faster",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the blocks first, worth it for many pictures"
     )
     add_model(parser)

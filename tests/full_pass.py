@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from tbac_uniimage.core.checkpoints import LadderParts
-from tbac_uniimage.core.conditions import LadderEncoder
+from tbac_uniimage.core.encoder import LadderEncoder
 from tbac_uniimage.core.inputs import LadderInputs
 from tbac_uniimage.core.versions import image_arguments, image_features, mend_positions
 

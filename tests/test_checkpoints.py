@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import filecmp
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tbac_uniimage.core.checkpoints import (
+    Dtypes,
     export,
     load_parts,
     save_released,
+    weights,
 )
 from tbac_uniimage.core.checkpoints.naming import MLLM_PREFIX, mllm_name, place_of, released_name
 from tbac_uniimage.core.pipeline import LadderPipeline
@@ -25,6 +28,69 @@ EMBEDDING = "model.mllm_backbone.model.embed_tokens.weight"
 
 
 # Reading
+
+
+def mapped_bytes(path: Path) -> int:
+    """What of a file is in this process's memory."""
+    total, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            counts = line.endswith(str(path))
+        elif counts and line.startswith("Rss:"):
+            total += int(line.split()[1]) << 10
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_what_was_cast_does_not_stay_in_memory_beside_it(tmp_path, monkeypatch):
+    """Of a file of 16 MiB no more is held than a piece and the tensor at hand; the largest goes first."""
+    monkeypatch.setattr(weights, "PIECE", 1 << 21)
+    stored = {f"part.{i:02}": torch.full((1 << 18,), float(i)) for i in range(12)}
+    stored["part.05"] = torch.full((1 << 22,), 5.0)
+    file = tmp_path / "model.safetensors"
+    save_file(stored, file)
+    seen, order = [], []
+
+    def convert(key: str, tensor: torch.Tensor) -> torch.Tensor:
+        found = tensor.to(torch.bfloat16)
+        seen.append(mapped_bytes(file) - tensor.nbytes)
+        order.append(key)
+        return found
+
+    tensors = weights.read_tensors(weights.read_header(file), convert)
+    assert order[0] == "part.05" and order[1:] == sorted(order[1:])
+    assert max(seen) < (1 << 21) + (1 << 20), "pages of what was read before are still there"
+    assert {name: float(tensor[-1]) for name, tensor in tensors.items()} == {
+        name: float(name[-2:]) for name in stored
+    }
+    assert mapped_bytes(file) == 0
+    views = weights.read_tensors(weights.read_header(file), lambda _, tensor: tensor.to(torch.float32))
+    assert all(torch.equal(views[name], tensor) for name, tensor in stored.items())
+    assert mapped_bytes(file) >= file.stat().st_size - (1 << 16), "what needs no cast was copied"
+
+
+@pytest.mark.parametrize("layout", ["released", "pipeline"])
+def test_a_rule_decides_the_types_of_every_part(checkpoint, layout):
+    """By part, by what the file has, and apart for the large weights."""
+    told = {}
+
+    def rule(part: str, module: torch.nn.Module, stored: torch.dtype) -> Dtypes:
+        told[part] = (next(module.parameters()).device.type, stored)
+        return Dtypes(torch.bfloat16, torch.float16) if part == "transformer" else Dtypes(None, None)
+
+    path, bases = (CHECKPOINT, BASES) if layout == "released" else (checkpoint, {})
+    parts = load_parts(path, dtype=rule, **bases)
+    assert told == {part: ("meta", torch.float32) for part in MODULES}
+    layers = {
+        f"{name}.weight"
+        for name, module in parts.transformer.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    }
+    found = {(name in layers, parameter.dtype) for name, parameter in parts.transformer.named_parameters()}
+    assert found == {(True, torch.float16), (False, torch.bfloat16)}
+    assert {p.dtype for part in ("mllm", "vae", "connector") for p in getattr(parts, part).parameters()} == {
+        torch.float32
+    }
 
 
 def test_every_tensor_lands_where_it_belongs(parts, stored):

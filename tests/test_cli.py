@@ -12,11 +12,12 @@ import profiles
 import pytest
 import torch
 from conftest import PARITY, load_tiny
+from diffusers.hooks import FirstBlockCacheConfig
 from PIL import Image, ImageChops
 from tbac_uniimage.core import pictures
 from tbac_uniimage.core.pipeline import LadderPipeline
 from tbac_uniimage.shell import commands
-from tbac_uniimage.shell.main import main
+from tbac_uniimage.shell.main import main, make_parser
 
 SAMPLES = Path(__file__).resolve().parent.parent / "assets" / "samples"
 FAST = ["--steps", "2", "--seed", "7", "--device", "cpu"]
@@ -79,6 +80,57 @@ def test_generate_draws_what_the_pipeline_draws(model, pipe, tmp_path, capsys):
     assert difference(out / "0005.png", expected[0]) <= 1  # numbered on, and alone the same
     assert difference(out / "0005.png", expected[1]) > 1
     assert sorted(entry.name for entry in out.iterdir()) == [f"{n:04d}.png" for n in range(1, 6)]
+
+
+def test_a_step_cache_and_compiled_blocks_are_options(model, pipe, tmp_path, monkeypatch, capsys):
+    """``--cache`` is diffusers' FirstBlockCache and stands in the settings; blocks are compiled once."""
+    compiled = []
+    kind = type(pipe.transformer)
+    monkeypatch.setattr(kind, "compile_repeated_blocks", lambda self: compiled.append(self))
+    argv = ["generate", "a dog", "--model", model, "--out", str(tmp_path), "--device", "cpu"]
+    argv += ["--steps", "3", "--seed", "9"]
+    for more in (["--cache", "1000000"], ["--compile"]):
+        assert main([*argv, *more]) == 0
+    options = {"num_inference_steps": 3, "generator": torch.Generator().manual_seed(9)}
+    plain = pipe("a dog", **options).images[0]
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e6))
+    try:
+        options["generator"] = torch.Generator().manual_seed(9)
+        cached = pipe("a dog", **options).images[0]
+    finally:
+        pipe.transformer.disable_cache()
+    assert difference(tmp_path / "0001.png", cached) <= 1 < difference(tmp_path / "0001.png", plain)
+    assert json.loads(Image.open(tmp_path / "0001.png").text[pictures.CHUNK])["cache"] == 1e6
+    assert difference(tmp_path / "0002.png", plain) <= 1 and len(compiled) == 1
+    assert "cache" not in json.loads(Image.open(tmp_path / "0002.png").text[pictures.CHUNK])
+    capsys.readouterr()
+    assert "--cache: 0 is not possible; give a finite number above 0" in sentence(
+        capsys, *argv, "--cache", "0"
+    )
+    assert "--offload keeps the parts in main memory" in sentence(capsys, *argv, "--offload")
+
+
+@pytest.mark.parametrize(
+    ("stored", "capabilities", "expected"),
+    [
+        (torch.bfloat16, {"avx512_bf16": True}, torch.bfloat16),
+        (torch.bfloat16, {"avx512_bf16": False, "avx512_f": True}, torch.float32),
+        (torch.float16, {"amx_bf16": True}, torch.float32),
+        (torch.float32, {"amx_bf16": True}, torch.float32),
+    ],
+)
+def test_bfloat16_stays_where_the_cpu_multiplies_it(tmp_path, monkeypatch, stored, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    folder = tmp_path / "model"
+    pipeline = LadderPipeline(**vars(load_tiny()))
+    for part in ("mllm", "connector", "transformer", "vae"):
+        getattr(pipeline, part).to(stored)
+    pipeline.save_pretrained(folder)
+    options = make_parser().parse_args(["generate", "a dog", "--model", str(folder), "--device", "cpu"])
+    loaded = commands.load_pipeline(options)
+    assert {part.dtype for part in (loaded.mllm, loaded.connector, loaded.transformer, loaded.vae)} == {
+        expected
+    }
 
 
 def test_embedded_model_draws_without_being_named(tmp_path):
@@ -260,7 +312,7 @@ def test_numbers_are_never_taken_twice(tmp_path):
 def test_help_and_core_import_nothing_heavy():
     code = """
 import sys
-from tbac_uniimage.shell.main import main
+from tbac_uniimage.shell.main import main, make_parser
 try:
     main(["--help"])
 except SystemExit as exit:

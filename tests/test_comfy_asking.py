@@ -118,23 +118,29 @@ def test_room_is_made_for_the_tokens_of_pictures(nano, monkeypatch):
     assert (wanted[1] - wanted[0]) / (256 * config.hidden_size * 4) == config.num_hidden_layers + 16
 
 
-def test_what_a_picture_looks_like_moves_with_the_model(nano):
-    """Vision tokens are remembered, but not on a device that the model has left."""
+def test_what_a_picture_looks_like_moves_with_the_model(nano, monkeypatch):
+    """Vision tokens and prefixes are remembered, but not on a device that the model has left."""
+    from tbac_uniimage.core import encoder
+
+    monkeypatch.setattr(encoder, "SHARED_FROM", 1)
+    nano.mllm.known.clear()
     expected = nano.mllm.encode([INSTRUCTION], [[sample_picture()]])
-    cache, patcher = nano.mllm.encoder.vision_cache, nano.mllm.patcher
-    assert cache
-    kept = dict(cache)
+    caches, patcher = (nano.mllm.encoder.vision_cache, nano.mllm.encoder.prefix_cache), nano.mllm.patcher
+    assert all(caches)
+    kept = [dict(cache) for cache in caches]
     try:
         patcher.model.device = torch.device("meta")
         for callback in patcher.get_all_callbacks("on_load_after"):
             if callback.__name__ == "move":
                 callback(patcher)
-        assert {features.device.type for features in cache.values()} == {"meta"}
-        cache.update(kept)
+        for cache, before in zip(caches, kept, strict=True):
+            assert {features.device.type for features in cache.values()} == {"meta"}
+            cache.update(before)
     finally:
         patcher.model.device = patcher.offload_device
     patcher.detach()
-    assert {features.device for features in cache.values()} == {patcher.offload_device}
+    for cache in caches:
+        assert {features.device for features in cache.values()} == {patcher.offload_device}
     nano.mllm.known.clear()
     assert torch.equal(nano.mllm.encode([INSTRUCTION], [[sample_picture()]]), expected)
 

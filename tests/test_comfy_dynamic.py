@@ -75,10 +75,8 @@ def loaded_dynamically(dynamic, checkpoint, monkeypatch) -> SimpleNamespace:
     import comfy.model_management
     from tbac_uniimage.nodes.bridge import load_for_comfy
 
-    for name in ("get_torch_device", "text_encoder_device"):
+    for name in ("get_torch_device", "text_encoder_device", "vae_device"):
         monkeypatch.setattr(comfy.model_management, name, lambda *_: META)
-    # the autoencoder runs at once, to fit the colours of previews
-    monkeypatch.setattr(comfy.model_management, "vae_device", lambda *_: torch.device("cpu"))
     return SimpleNamespace(**dict(zip(("model", "mllm", "vae"), load_for_comfy(checkpoint), strict=True)))
 
 

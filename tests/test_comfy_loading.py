@@ -275,15 +275,14 @@ def test_a_loaded_model_needs_its_files_no_more(loaded, own):
 
 @pytest.mark.parametrize("happens", ["truncated", "replaced", "removed"])
 def test_a_file_that_changes_while_it_is_loaded_is_one_sentence(own, monkeypatch, happens):
-    from tbac_uniimage.nodes import bridge
+    from tbac_uniimage.core.checkpoints import placing
 
     file = own / "mllm" / "model.safetensors"
     if not file.exists():
         file = next((own / "mllm").glob("*.safetensors"))
-    read = bridge.load_parts
+    read = placing.read_tensors
 
-    def interfering(*arguments, **options):
-        parts = read(*arguments, **options)
+    def interfering(*arguments):  # after all headers were read and found right
         if happens == "truncated":
             os.truncate(file, 100)
         elif happens == "replaced":
@@ -291,9 +290,9 @@ def test_a_file_that_changes_while_it_is_loaded_is_one_sentence(own, monkeypatch
             file.with_suffix(".new").replace(file)
         else:
             file.unlink()
-        return parts
+        return read(*arguments)
 
-    monkeypatch.setattr(bridge, "load_parts", interfering)
+    monkeypatch.setattr(placing, "read_tensors", interfering)
     with pytest.raises(ValueError, match=f"{file.name} changed while the model was loaded; wait"):
         load("tiny")
 

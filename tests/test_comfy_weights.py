@@ -238,13 +238,23 @@ def test_previews_show_the_colours_of_the_picture(comfy, monkeypatch):
     import latent_preview
     from comfy.cli_args import args
     from PIL import Image
+    from tbac_uniimage.nodes.autoencoder import LadderVAE
     from tbac_uniimage.nodes.bridge import load_for_comfy
     from tbac_uniimage.nodes.loading import EMBEDDED_FOLDER
 
+    encoded = []
+    plain = LadderVAE.encode
+    monkeypatch.setattr(LadderVAE, "encode", lambda vae, x: encoded.append(x.shape) or plain(vae, x))
     model, _, vae = load_for_comfy(EMBEDDED_FOLDER)
     latent_format = model.model.latent_format
+    assert not encoded, "loading has no use for previews"
+    assert latent_preview.get_previewer(torch.device("cpu"), latent_format) is None and not encoded
     monkeypatch.setattr(args, "preview_method", latent_preview.LatentPreviewMethod.Auto)
     previewer = latent_preview.get_previewer(torch.device("cpu"), latent_format)
+    fitted = len(encoded)
+    assert 0 < fitted <= 4
+    latent_preview.get_previewer(torch.device("cpu"), latent_format)
+    assert len(encoded) == fitted, "the colours were fitted again"
     scene = as_batch(Image.open(SCENE).convert("RGB"))
     pictures = [scene, scene.flip(2), 1 - scene, scene[..., [1, 2, 0]], scene[:, :, 16:64]]
     found, expected = [], []

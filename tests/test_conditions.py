@@ -6,11 +6,15 @@ from full_pass import query_states
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tbac_uniimage.core.conditions import LadderEncoder, fold_condition, unfold_condition
+from tbac_uniimage.core import encoder as encoding
+from tbac_uniimage.core.conditions import fold_condition, unfold_condition
+from tbac_uniimage.core.encoder import PREFIX_CACHE_SIZE, LadderEncoder
 from tbac_uniimage.core.inputs import prepare_images
+from tbac_uniimage.core.prefixes import cut_left, put_in, take_out
 from tbac_uniimage.core.prompts import pad_left
 from tbac_uniimage.core.rope import rope_positions
 from tbac_uniimage.core.versions import MISPLACES_PICTURES, image_arguments
+from transformers.cache_utils import DynamicCache
 
 
 @pytest.fixture
@@ -112,6 +116,89 @@ def test_each_distinct_image_passes_the_vision_tower_once(tiny, encoder):
     finally:
         handle.remove()
     torch.testing.assert_close(first, again, atol=0, rtol=0)
+
+
+@pytest.fixture
+def shared(monkeypatch):
+    """Pictures as short as the tiny model's are shared, too."""
+    monkeypatch.setattr(encoding, "SHARED_FROM", 1)
+
+
+def counted_tokens(tiny, run) -> int:
+    """Tokens that the first language layer computes while ``run`` runs."""
+    seen = []
+    layer = tiny.mllm.model.language_model.layers[0]
+    handle = layer.register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape[:2].numel()))
+    try:
+        run()
+    finally:
+        handle.remove()
+    return sum(seen)
+
+
+@pytest.mark.parametrize("rows", [[0, 0], [1, 2], [2, 1, 2], [0, 1, 2]])
+def test_without_gradient_the_states_are_those_with(encoder, shared, rows):
+    """One pass, and pictures that run once for all rows, against the prefix of every row by itself."""
+    sizes = [BATCH[row][1] for row in rows]
+    prompts = [BATCH[row][0] + " now" * at for at, row in enumerate(rows)]
+    inputs = encoder.tokenize(prompts, [[picture(*s, 31) for s in group] for group in sizes])
+    expected = encoder.hidden_states(inputs)
+    assert expected.requires_grad and not encoder.prefix_cache
+    with torch.no_grad():
+        found = encoder.hidden_states(inputs)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    assert len(encoder.prefix_cache) == (len({*rows}) if all(sizes) else 0)
+
+
+@torch.no_grad()
+def test_what_prompts_begin_with_is_computed_once(tiny, encoder, shared):
+    """Both branches with a picture, and the next edit of it, run their own texts alone."""
+    image = picture(64, 64, 3)
+    prompts = ["", "make it blue", "make it green, and larger"]
+    inputs = [encoder.tokenize([text], [[image]]) for text in prompts]
+    together = encoder.tokenize(prompts[:2], [[image]] * 2)
+    states = []
+
+    def run(given) -> int:
+        return counted_tokens(tiny, lambda: states.append(encoder.hidden_states(given)))
+
+    whole = [rows.input_ids.shape[1] - 2 for rows in inputs]
+    head = int((inputs[0].input_ids[0] == tiny.mllm.config.image_token_id).nonzero()[-1]) + 1
+    assert run(together) == head + 2 * (max(whole[:2]) - head)
+    assert run(inputs[2]) == whole[2] - head
+    for text, found in zip(prompts, (states[0][:, :1], states[0][:, 1:], states[1]), strict=True):
+        fresh = LadderEncoder(tiny.mllm, tiny.connector, tiny.tokenizer, tiny.image_processor, num_layers=4)
+        fresh.cache_vision = False  # everything in one pass
+        expected = fresh.hidden_states(fresh.tokenize([text], [[image]]))
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_few_prefixes_are_kept_those_used_last(encoder, shared):
+    shades = range(PREFIX_CACHE_SIZE + 2)
+    encoder(["a"] * len(shades), [[picture(40, 40, 9 * shade)] for shade in shades])
+    assert len(encoder.prefix_cache) == PREFIX_CACHE_SIZE
+    oldest = next(iter(encoder.prefix_cache))
+    encoder(["b"], [[picture(40, 40, 18)]])
+    assert next(reversed(encoder.prefix_cache)) == oldest
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5)), min_size=1, max_size=4), st.data())
+def test_prefixes_go_in_as_they_came_out(rows, data):
+    """Ragged rows: cut out of a padded batch; filled in at the right end, and taken out again."""
+    spans = [(start, start + length) for start, length in rows]
+    table = torch.arange(2 * len(rows) * 9).reshape(2, len(rows), 9) + 1
+    cut = cut_left(table, spans)
+    longest = max(length for _, length in rows)
+    for row, (start, end) in enumerate(spans):
+        assert torch.equal(cut[:, row, longest - (end - start) :], table[:, row, start:end])
+        assert not cut[:, row, : longest - (end - start)].any()
+    prefixes = [torch.randn(3, 2, 2, length, 4) for _, length in rows]
+    cache = DynamicCache()
+    mask = put_in(cache, prefixes)
+    assert mask.sum(1).tolist() == [length for _, length in rows]
+    row = data.draw(st.integers(0, len(rows) - 1))
+    assert torch.equal(take_out(cache, row, rows[row][1]), prefixes[row])
 
 
 @given(st.tuples(*[st.integers(1, 5)] * 4))

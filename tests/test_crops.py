@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tbac_uniimage.core import repainting
-from tbac_uniimage.core.conditions import LadderEncoder
 from tbac_uniimage.core.crops import MOST_ASPECT, Crop, crop_box, lengths, overlap, plan_crops, stitch
 from tbac_uniimage.core.editing import drawing_size, feathered, resize
+from tbac_uniimage.core.encoder import LadderEncoder
 from tbac_uniimage.core.requests import fit_size
 from tbac_uniimage.core.rgb import to_rgb, to_rgba
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import load_tiny
+from diffusers.hooks import FirstBlockCacheConfig
 from diffusers.models.attention_processor import AttnProcessor2_0, SanaLinearAttnProcessor2_0
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tbac_uniimage.core import canvas
 from tbac_uniimage.core.guidance import Guidance
 from tbac_uniimage.core.pipeline import LadderPipeline
 from tbac_uniimage.core.requests import check_request, check_size, fit_size
@@ -419,6 +421,90 @@ def test_rung_gains_reach_every_branch(pipe):
     assert (silent - plain).abs().max() > 1e-2
     first = run(pipe, "a cat", rung_gains=[0.0] + [1.0] * (rungs - 1), **options)
     assert (first - plain).abs().max() > 1e-3 and (first - silent).abs().max() > 1e-3
+
+
+def count_blocks(transformer, run) -> list[int]:
+    """How often each block computed while ``run`` ran."""
+    counts = [0] * len(transformer.transformer_blocks)
+
+    def count(at: int) -> None:
+        counts[at] += 1
+
+    handles = [
+        block.ff.register_forward_pre_hook(lambda *_, at=at: count(at))
+        for at, block in enumerate(transformer.transformer_blocks)
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts
+
+
+def test_a_step_cache_leaves_blocks_out_and_nothing_behind(pipe):
+    """diffusers' FirstBlockCache: nothing skipped changes nothing, all skipped keeps the first residual."""
+    options = {"latents": noise(1), "guidance_scale": 3.0}
+    plain = run(pipe, "a cat", **options)
+    drawn, counts = {}, {}
+    for threshold in (0.0, 1e9):
+        pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+        try:
+            counts[threshold] = count_blocks(
+                pipe.transformer, lambda t=threshold: drawn.update({t: run(pipe, "a cat", **options)})
+            )
+            again = run(pipe, "a cat", **options)  # nothing of another call is left
+            in_part = run(pipe, "a cat", guidance_interval=(0.3, 0.6), **options)  # 1, 2, then 1 branch
+        finally:
+            pipe.transformer.disable_cache()
+        assert torch.equal(again, drawn[threshold])
+        assert in_part.isfinite().all()
+    assert counts[0.0] == [STEPS] * 4 and counts[1e9] == [STEPS, 1, 1, 1]
+    torch.testing.assert_close(drawn[0.0], plain, atol=0, rtol=0)
+    assert (drawn[1e9] - plain).abs().max() > 1e-3
+    assert torch.equal(run(pipe, "a cat", **options), plain)
+
+
+def test_a_call_that_failed_leaves_nothing_in_a_step_cache(pipe):
+    options = {"latents": noise(1)}
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    try:
+        expected = run(pipe, "a cat", **options)
+        with pytest.raises(RuntimeError, match="stop here"):
+            run(pipe, "another", callback_on_step_end=lambda *_: stop(), **options)
+        assert torch.equal(run(pipe, "a cat", **options), expected)
+    finally:
+        pipe.transformer.disable_cache()
+
+
+@pytest.mark.parametrize(("side", "tiles"), [(32, 1), (33, 9)])
+def test_large_pictures_are_decoded_in_tiles(pipe, monkeypatch, side, tiles):
+    """The autoencoder's own tiles, from the size on that stands here for 1024 x 1024 pixels."""
+    factor = pipe.vae_scale_factor
+    seen = []
+
+    def enlarged(latents: torch.Tensor) -> torch.Tensor:
+        return latents[:, :3].repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+    def decoder(latents: torch.Tensor) -> torch.Tensor:
+        seen.append(latents.shape)
+        return enlarged(latents)
+
+    monkeypatch.setattr(pipe.vae.decoder, "forward", decoder)
+    monkeypatch.setattr(canvas, "TILED_ABOVE", (32 * factor) ** 2)
+    for edge in ("height", "width"):
+        monkeypatch.setattr(pipe.vae, f"tile_sample_min_{edge}", 16 * factor)
+        monkeypatch.setattr(pipe.vae, f"tile_latent_min_{edge}", 16)
+        monkeypatch.setattr(pipe.vae, f"tile_sample_stride_{edge}", 14 * factor)
+    latents = torch.randn(1, 8, side, side)
+    pixels = pipe.decode(latents * pipe.vae.config.scaling_factor, "pt")
+    assert len(seen) == tiles and not pipe.vae.use_tiling
+    expected = (enlarged(latents) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=1e-5)
+
+
+def stop() -> None:
+    raise RuntimeError("stop here")
 
 
 def test_requests_take_every_form():

@@ -14,8 +14,9 @@ import torch
 from comfy_helpers import PROMPT, empty, encode, ladder_sample, largest, reference
 from full_pass import query_states
 from tbac_uniimage.core.checkpoints import LadderParts, load_parts, save_released
-from tbac_uniimage.core.conditions import LadderEncoder, unfold_condition
+from tbac_uniimage.core.conditions import unfold_condition
 from tbac_uniimage.core.connector import LadderConnector
+from tbac_uniimage.core.encoder import LadderEncoder
 from tbac_uniimage.core.pipeline import LadderPipeline
 from tbac_uniimage.core.rung_kinds import RUNGS
 from tiny_checkpoint import assert_same

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from diffusers.models.transformers import sana_transformer
-from tbac_uniimage.core.conditions import PrefixLayer, prefix_of
+from tbac_uniimage.core.prefixes import PrefixLayer, prefix_of
 from tbac_uniimage.core.transformer import RungAttnProcessor
 from tbac_uniimage.core.understanding import TextStream
 from tbac_uniimage.core.versions import Qwen2_5_VLRMSNorm

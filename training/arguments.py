@@ -36,6 +36,11 @@ def share(text: str) -> float:
     return number(text, float, lambda value: value >= 0, "a number of at least 0")
 
 
+def threshold(text: str) -> float:
+    """Above what something counts."""
+    return number(text, float, lambda value: math.isfinite(value) and value > 0, "a finite number above 0")
+
+
 def number(text: str, kind: type, is_good: Callable[[Any], bool], wanted: str) -> Any:
     """``text`` as a number. Raises ArgumentTypeError."""
     try:

@@ -5,9 +5,12 @@ from .assemble import assemble
 from .export import save_released
 from .load import count_parameters, is_pipeline_folder, load_parts, released_parts_on_meta
 from .parts import LadderParts
+from .placing import LAYERS, Dtypes
 from .unchanged import FileWatch, own_weights
 
 __all__ = [
+    "LAYERS",
+    "Dtypes",
     "FileWatch",
     "LadderParts",
     "assemble",

@@ -24,9 +24,9 @@ from .parts import (
     transformer_on_meta,
     vae_on_meta,
 )
+from .placing import Placement
 from .released import NUM_RESERVED, RELEASED_QUERIES
 from .tokenizers import IMAGE_PIXELS, find_tokenizer, make_image_processor
-from .weights import read_tensors
 
 
 def assemble(
@@ -74,7 +74,8 @@ def assemble(
     check_fit(**{part: module.config for part, module in skeleton.items()})
     headers = {part: match_folder(folder, skeleton[part]) for part, folder in folders.items()}
     tokenizer = find_tokenizer(skeleton["mllm"].config, [folders["mllm"]], tokenizer_dir)
-    parts = {p: fill(module, read_tensors(headers[p]), device, dtype) for p, module in skeleton.items()}
+    placement = Placement(device, dtype)
+    parts = {p: fill(m, placement.read(p, m, headers[p]), device) for p, m in skeleton.items()}
     rows = parts["mllm"].get_input_embeddings().weight[: len(tokenizer)]
     return freeze(
         LadderParts(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -25,8 +24,9 @@ from .parts import (
     transformer_on_meta,
     vae_on_meta,
 )
+from .placing import Placement
 from .tokenizers import find_tokenizer
-from .weights import TensorInfo, find_weights, read_json, read_tensors
+from .weights import TensorInfo, find_weights, read_json
 
 SCHEDULERS = {
     scheduler.__name__: scheduler
@@ -53,8 +53,7 @@ def match_folder(folder: Path, module: nn.Module) -> dict[str, TensorInfo]:
 
 def load_pipeline_folder(
     path: Path,
-    device: torch.device,
-    dtype: torch.dtype | None,
+    placement: Placement,
     tokenizer_dir: str | Path | None = None,
     transformer_file: str | Path | None = None,
 ) -> LadderParts:
@@ -89,7 +88,7 @@ def load_pipeline_folder(
     return freeze(
         LadderParts(
             **{
-                part: fill(module, read_tensors(headers[part]), device, dtype)
+                part: fill(module, placement.read(part, module, headers[part]), placement.device)
                 for part, module in skeleton.items()
             },
             tokenizer=tokenizer,

@@ -20,8 +20,10 @@ from .parts import (
     transformer_on_meta,
     vae_on_meta,
 )
+from .placing import DtypeRule, Placement
 from .released import NUM_RESERVED, RELEASED_QUERIES, RELEASED_TYPES, load_released
 from .tokenizers import make_image_processor
+from .unchanged import FileWatch
 from .weights import read_json, refuse_pickle
 
 PIPELINE_CLASS = "LadderPipeline"
@@ -31,35 +33,44 @@ LORA_FILES = ("adapter_config.json", "pytorch_lora_weights.safetensors")
 def load_parts(
     path: str | Path,
     *,
-    dtype: torch.dtype | str | None = None,
+    dtype: torch.dtype | str | DtypeRule | None = None,
     device: str | torch.device = "cpu",
     tokenizer_dir: str | Path | None = None,
     mllm_dir: str | Path | None = None,
     sana_dir: str | Path | None = None,
     transformer_file: str | Path | None = None,
+    own: FileWatch | None = None,
 ) -> LadderParts:
-    """Load a model of any layout, its weights held once: views onto the files until they are cast or moved.
+    """Load a model of any layout, its weights held once: views onto the files, or what they were cast to.
 
     Args:
         path: a pipeline folder, a folder in the released layout, or its one safetensors file.
-        dtype: type of all weights, also by name; None keeps that of the files.
+        dtype: type of all weights, also by name; None keeps that of the files. Or a rule for every part, see
+            :class:`.placing.Placement`.
         device: where the weights go.
         tokenizer_dir: tokenizer to use if the model's folders have none.
         mllm_dir: Qwen2.5-VL folder that a released checkpoint of another size than 3B was made from.
         sana_dir: SANA folder in diffusers' layout that it was made from.
         transformer_file: safetensors file of a diffusion transformer alone, in place of the model's own.
+        own: a watch over the files, made before; the weights are copied then, so that these may change.
 
     Returns:
         LadderParts: in evaluation mode; MLLM and autoencoder frozen.
 
     Raises:
-        ValueError: one sentence about what is wrong with the path, the weights, the type or the device.
+        ValueError: one sentence about what is wrong with the path, the weights, the type or the device, or a
+            file that changed since ``own`` was made.
     """
-    path, dtype, device = user_path(path), check_dtype(dtype), check_device(device)
+    path, rule = user_path(path), dtype if callable(dtype) else check_dtype(dtype)
+    placement = Placement(check_device(device), rule, own)
     check_layout(path)
-    if is_pipeline_folder(path):
-        return load_pipeline_folder(path, device, dtype, tokenizer_dir, transformer_file)
-    return load_released(path, device, dtype, tokenizer_dir, mllm_dir, sana_dir, transformer_file)
+    try:
+        if is_pipeline_folder(path):
+            return load_pipeline_folder(path, placement, tokenizer_dir, transformer_file)
+        return load_released(path, placement, tokenizer_dir, mllm_dir, sana_dir, transformer_file)
+    finally:  # an error of reading, too, may come from a file that changed
+        if own is not None:
+            own.check()
 
 
 def is_pipeline_folder(path: str | Path) -> bool:

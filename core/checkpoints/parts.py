@@ -122,17 +122,14 @@ def fill(
     module: Module,
     tensors: dict[str, torch.Tensor],
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
 ) -> Module:
     """Give a module built by :func:`on_meta` its weights; no second copy is made of any.
 
     Args:
         module: module whose :func:`stored_shapes` are those of ``tensors``.
-        tensors: views onto mapped files; they become the parameters themselves unless they must be moved
-            or cast, which is done one by one.
-        device: where the weights go.
-        dtype: type of the weights, None keeps each tensor's own. Buffers keep theirs: rotary frequencies in
-            bfloat16 would turn far positions by wrong angles.
+        tensors: what :meth:`.placing.Placement.read` returns; they become the parameters themselves.
+        device: where they are, and the buffers go. These keep their type: rotary frequencies in bfloat16
+            would turn far positions by wrong angles.
 
     Returns:
         ``module``, in evaluation mode.
@@ -144,7 +141,7 @@ def fill(
             if child._non_persistent_buffers_set:  # rotary frequencies, which no checkpoint stores
                 child.to_empty(device="cpu")
                 fill_rotary(module, child)
-    return place(module, device, dtype).eval()
+    return module.to(device).eval()
 
 
 def place(module: Module, device: str | torch.device, dtype: torch.dtype | None) -> Module:

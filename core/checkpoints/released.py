@@ -30,6 +30,7 @@ from .parts import (
     transformer_on_meta,
     vae_on_meta,
 )
+from .placing import Placement
 from .tokenizers import IMAGE_PIXELS, RELEASED_MLLM_ID, find_tokenizer, make_image_processor
 from .weights import TensorInfo, find_weights, list_names, read_json, read_tensors
 
@@ -46,8 +47,7 @@ REMEDY = (
 
 def load_released(
     path: Path,
-    device: torch.device,
-    dtype: torch.dtype | None,
+    placement: Placement,
     tokenizer_dir: str | Path | None = None,
     mllm_dir: str | Path | None = None,
     sana_dir: str | Path | None = None,
@@ -57,8 +57,7 @@ def load_released(
 
     Args:
         path: its folder, or its one safetensors file with or without ``config.json`` beside it.
-        device: where the weights go.
-        dtype: their type, None keeps that of the files.
+        placement: where the weights go, and as what.
         tokenizer_dir: folder of a Qwen2.5-VL tokenizer, used if the model's own folders have none.
         mllm_dir: Qwen2.5-VL folder whose sizes the model has, if they are not the released 3B's.
         sana_dir: the same for SANA.
@@ -97,16 +96,24 @@ def load_released(
     mllm_id = config.get("mllm_id") or RELEASED_MLLM_ID
     tokenizer = find_tokenizer(mllm_config, [folder, mllm_dir], tokenizer_dir, mllm_id)
 
+    infos: dict[str, dict[str, TensorInfo]] = {part: {} for part in skeleton}
+    for place, info in found.items():
+        infos[place.part][place.name] = info
+    plans = {part: placement.plan(part, module, infos[part]) for part, module in skeleton.items()}
     tensors: dict[str, dict[str, torch.Tensor]] = {part: {} for part in skeleton}
-    for place, tensor in read_tensors(found).items():
+    # all parts are in the same files, which are read once
+    read = read_tensors(found, lambda place, tensor: placement.put(tensor, plans[place.part][place.name]))
+    for place, tensor in read.items():
         tensors[place.part][place.name] = tensor
     tensors["mllm"][EMBEDDING], queries, reserved = tensors["mllm"][EMBEDDING].split(rows)
     # of their own: they are trained, and the matrix that they are cut from need not stay
-    tensors["connector"] |= {"queries": queries.clone(), "reserved_rows": reserved.clone()}
+    device, dtype = placement.device, plans["connector"]["layers.0.bias"]
+    cut = {"queries": queries, "reserved_rows": reserved}
+    tensors["connector"] |= {name: matrix.to(device, dtype, copy=True) for name, matrix in cut.items()}
     preprocessor = folder if (folder / "preprocessor_config.json").is_file() else mllm_dir
     return freeze(
         LadderParts(
-            **{part: fill(module, tensors.pop(part), device, dtype) for part, module in skeleton.items()},
+            **{part: fill(module, tensors.pop(part), placement.device) for part, module in skeleton.items()},
             tokenizer=tokenizer,
             image_processor=make_image_processor(
                 mllm_config, preprocessor, config.get("image_pixels", IMAGE_PIXELS)

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
 SHOWN_NAMES = 10
+PIECE = 1 << 24
+STORED = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -158,12 +170,36 @@ def _read_shards(index: Path) -> dict[str, TensorInfo]:
     return infos
 
 
-def read_tensors(infos: dict[str, TensorInfo]) -> dict[str, torch.Tensor]:
-    """Tensors under the keys of ``infos``: views onto the mapped files, copied on write."""
-    tensors: dict[str, torch.Tensor] = {}
+def stored_dtype(infos: Iterable[TensorInfo]) -> torch.dtype:
+    """The type of most values of some tensors."""
+    counts: Counter[str] = Counter()
+    for info in infos:
+        counts[info.dtype] += math.prod(info.shape)
+    return STORED.get(counts.most_common(1)[0][0] if counts else "", torch.float32)
+
+
+def read_tensors(
+    infos: dict[Key, TensorInfo], convert: Callable[[Key, torch.Tensor], torch.Tensor] | None = None
+) -> dict[Key, torch.Tensor]:
+    """Tensors under the keys of ``infos``: views onto the mapped files, copied on write.
+
+    Args:
+        infos: where they are.
+        convert: what becomes of each. Files are mapped anew every :data:`PIECE` bytes then, so that not all
+            that was read stays in memory beside the tensors made of it; the largest come first, when little
+            else is there.
+    """
+    tensors: dict[Key, torch.Tensor] = {}
     for path in {info.file for info in infos.values()}:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            for name, info in infos.items():
-                if info.file == path:
-                    tensors[name] = file.get_tensor(info.name)
+        mine = [key for key, info in reversed(infos.items()) if info.file == path]
+        mine.sort(key=lambda key: math.prod(infos[key].shape) > PIECE)
+        while mine:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                read = 0
+                while mine and read < PIECE:
+                    key = mine.pop()
+                    tensor = file.get_tensor(infos[key].name)
+                    tensors[key] = tensor if convert is None else convert(key, tensor)
+                    read += 0 if tensors[key] is tensor else tensor.nbytes
+                del tensor  # else it would keep the file mapped
     return tensors

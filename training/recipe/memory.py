@@ -26,7 +26,8 @@ from transformers import DynamicCache
 from ...core.checkpoints import LadderParts
 from ...core.checkpoints.parts import place
 from ...core.checkpoints.released import ROW_NAMES
-from ...core.conditions import LadderCondition, LadderEncoder
+from ...core.conditions import LadderCondition
+from ...core.encoder import LadderEncoder
 from ..step.lora import add_lora
 from ..step.objective import flow_matching_losses
 from .recipe import Recipe

@@ -10,7 +10,7 @@ from torch import nn
 
 from ...core.canvas import encode_latents
 from ...core.checkpoints import LadderParts
-from ...core.conditions import LadderEncoder
+from ...core.encoder import LadderEncoder
 from ...core.inputs import LadderInputs
 from .objective import flow_matching_losses, flow_timesteps, spread
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...arguments import any_path
+from ...arguments import any_path, threshold
 from ..domain import art
 from ..judge import detector
 from ..judge.pictures import see
@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--guidance", type=float, default=3.0, metavar="X", help="of prompts (default %(default)s)")
     add("--edit-guidance", type=float, default=2.0, metavar="X", help="of instructions (default %(default)s)")
     add("--image-guidance", type=float, default=2.0, metavar="X", help="of sources (default %(default)s)")
+    add("--cache", type=threshold, metavar="X", help="FirstBlockCache, as of generate; decided by the batch")
     add("--batch", type=int, default=32, metavar="N", help="pictures at once (default %(default)s)")
     add("--ocr", action="store_true", help="let RapidOCR read the words too, if it is installed")
     add("--device", help="default: cuda if it is there, else cpu")
@@ -116,7 +117,7 @@ def choose_kinds(options: argparse.Namespace) -> tuple[list[str], bool]:
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """All that a picture depends on besides its prompt and its noise."""
-    names = ("steps", "guidance", "edit_guidance", "image_guidance")
+    names = ("steps", "guidance", "edit_guidance", "image_guidance", *(["cache"] if options.cache else []))
     return {"weights": store.fingerprint(options.model)} | {name: getattr(options, name) for name in names}
 
 
@@ -186,7 +187,12 @@ def run(options: argparse.Namespace) -> list[Row]:
     settings = settings_of(options)
     folder = options.out or default_folder(settings)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = drawing.from_pipeline(drawing.load(options.model, device), options)
+    pipeline = drawing.load(options.model, device)
+    if options.cache:
+        from diffusers.hooks import FirstBlockCacheConfig
+
+        pipeline.transformer.enable_cache(FirstBlockCacheConfig(threshold=options.cache))
+    model = drawing.from_pipeline(pipeline, options)
     store.claim(folder, settings)
     judged = score(kinds, options, folder, model, lambda pictures: see(eye, pictures), with_art, read)
     rows = make_rows(judged)
