@@ -93,13 +93,13 @@ def random_checkpoint(folder: Path, megabytes: int) -> Path:
         ),
     }
     tensors = {
-        released_name(Place(part, name)): torch.randn(shape).to(torch.bfloat16)
+        released_name(Place(part, name)): (0.02 * torch.randn(shape)).to(torch.bfloat16)
         for part, module in modules.items()
         for name, shape in stored_shapes(module).items()
         if name not in ("queries", "reserved_rows")
     }
     embedding = released_name(Place("mllm", "model.language_model.embed_tokens.weight"))
-    tensors[embedding] = torch.randn(bases.mllm["vocab_size"] + 66, 2048).to(torch.bfloat16)
+    tensors[embedding] = (0.02 * torch.randn(bases.mllm["vocab_size"] + 66, 2048)).to(torch.bfloat16)
     save_file(tensors, folder / "model.safetensors")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny / name, folder)
