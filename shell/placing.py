@@ -49,12 +49,15 @@ def check_offload(device: str) -> None:
     """Raise ValueError unless parts can be moved in and out of this device."""
     from importlib.util import find_spec
 
+    from ..core.checkpoints.parts import check_device
+
     if device == "cpu":
         raise ValueError(
             "--offload keeps the parts in main memory, where a CPU has them anyway; leave it out."
         )
     if find_spec("accelerate") is None:
         raise ValueError("--offload needs accelerate; pip install accelerate.")
+    check_device(device)
 
 
 def speed_up(pipeline: LadderPipeline, options: argparse.Namespace) -> None:

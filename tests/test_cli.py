@@ -110,6 +110,18 @@ def test_a_step_cache_and_compiled_blocks_are_options(model, pipe, tmp_path, mon
     assert "--offload keeps the parts in main memory" in sentence(capsys, *argv, "--offload")
 
 
+def test_offloading_leaves_the_parts_in_main_memory(model, monkeypatch, capsys):
+    argv = ["generate", "a dog", "--model", model, "--offload", "--device"]
+    assert "The device fpga is not there on this machine" in sentence(capsys, *argv, "fpga")
+    asked = []
+    monkeypatch.setattr(LadderPipeline, "enable_model_cpu_offload", lambda self, device: asked.append(device))
+    monkeypatch.setattr(commands, "check_offload", lambda device: None)  # no such device here
+    loaded = commands.load_pipeline(make_parser().parse_args([*argv, "cuda"]))
+    assert asked == ["cuda"]
+    assert {part.device.type for part in (loaded.mllm, loaded.transformer, loaded.vae)} == {"cpu"}
+    assert loaded.transformer.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(
     ("stored", "capabilities", "expected"),
     [

@@ -449,3 +449,29 @@ def test_compiled_model_predicts_the_same(loaded, conditions):
     found = ksample(compiled, *arguments)
     assert largest(found, ksample(loaded.model, *arguments)) < 1e-4
     assert largest(ksample(compiled, conditions.b, *arguments[1:]), found) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["EasyCache", "LazyCache"])
+def test_step_caches_of_comfyui_leave_evaluations_out(loaded, conditions, monkeypatch, name):
+    """A threshold of 0 changes no bit; a high one evaluates less and draws something else."""
+    from comfy_extras import nodes_easycache
+    from tbac_uniimage.nodes.diffusion import LadderDiT
+
+    evaluated, predict = [], LadderDiT.predict
+
+    def count(self, x: torch.Tensor, *arguments, **options) -> torch.Tensor:
+        evaluated.append(len(x))
+        return predict(self, x, *arguments, **options)
+
+    monkeypatch.setattr(LadderDiT, "predict", count)
+    drawn, counts = {}, {}
+    for threshold in (None, 0.0, 3.0):
+        model = loaded.model
+        if threshold is not None:
+            node = getattr(nodes_easycache, f"{name}Node")
+            model = node.execute(model, threshold, 0.0, 1.0, False).result[0]
+        evaluated.clear()
+        drawn[threshold] = ksample(model, conditions.a, conditions.negative, empty(loaded), steps=8)
+        counts[threshold] = sum(evaluated)
+    assert torch.equal(drawn[0.0], drawn[None]) and counts[0.0] == counts[None] == 16
+    assert counts[3.0] < 16 and largest(drawn[3.0], drawn[None]) > 1e-3
