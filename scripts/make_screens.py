@@ -181,7 +181,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         comfy_browser.prepare_user(Path(scratch), **{"Comfy.NodeBadge.NodeSourceBadgeMode": "None"})
         with comfy_server.running_server(tree, Path(scratch), *place_lora(Path(scratch))) as server:
-            graph = json.loads((API / "text_to_image.json").read_text())
+            graph = json.loads((API / "native_ksampler.json").read_text())
             prompt = {key: graph[key] for key in ("1", "2")}
             save = {"conditioning": ["2", 0], "filename_prefix": "conditioning/ladder", "note": "a panda"}
             prompt["3"] = {"class_type": "TBACUniImageSaveConditioning", "inputs": save}

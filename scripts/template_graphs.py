@@ -24,6 +24,29 @@ class Node:
     title: str = ""
     size: tuple[int, int] = (0, 0)  # at least; samplers have room for their preview
     collapsed: bool = False
+    above: bool = False  # the first of its column, wherever it comes in the order
+    optional: bool = False  # left out by a ComfyUI that does not have it
+
+
+@dataclass
+class Fold:
+    """Nodes of a template, by number, that one node stands for: a subgraph.
+
+    What comes from outside are its first inputs. Below them it shows the values ``shown``: node, input, name;
+    and ``seed``, a widget of a node with what happens to it after a run. ``outputs`` names what it hands out
+    by the node that it comes from. Inside, columns are counted anew.
+    """
+
+    title: str
+    inside: list[int]
+    shown: list[tuple[int, str, str]]
+    seed: tuple[int, str] | None = None
+    column: int = 0
+    size: tuple[int, int] = (0, 0)
+    outputs: dict[int, str] = field(default_factory=dict)
+    drops: tuple[int, ...] = ()
+    collapsed: bool = False
+    above: bool = False
 
 
 @dataclass
@@ -39,6 +62,7 @@ class Template:
     drops: tuple[int, ...] = ()
     note_column: int = 0
     note_size: tuple[int, int] = (360, 250)
+    folded: Fold | None = None
 
 
 def load(column: int = 0) -> Node:
@@ -84,9 +108,9 @@ def save(column: int, image: Link, name: str, title: str = "", size: tuple[int, 
     return Node("SaveImage", column, inputs, title, size)
 
 
-def picture(column: int, name: str, title: str = "") -> Node:
+def picture(column: int, name: str, title: str = "", above: bool = False) -> Node:
     """Load Image with one of the samples."""
-    return Node("LoadImage", column, {"image": name}, title, (320, 330))
+    return Node("LoadImage", column, {"image": name}, title, (320, 330), above=above)
 
 
 def encode(column: int, prompt: str, title: str = "", **pictures: Link) -> Node:
@@ -102,69 +126,108 @@ def edit(column: int, image: Link, instruction: Value, **more: Value) -> Node:
     return Node("TBACUniImageEditPicture", column, inputs, size=(400, 820))
 
 
+def compare(column: int, before: Link, after: Link) -> Node:
+    """Compare Images of newer ComfyUI: a slider between two pictures. In a column and a group of its own."""
+    inputs = {"image_a": before, "image_b": after}
+    return Node("ImageCompare", column, inputs, size=(420, 480), optional=True)
+
+
+COMPARED = "Before and after"
 DOG_AND_ROCKET = "a dog to the left of a rocket on a blue background"
 
 TEMPLATES = {
     "text_to_image": Template(
         [
             load(),
-            encode(1, DOG_AND_ROCKET, "Prompt"),
+            encode(1, DOG_AND_ROCKET),
             empty(1),
             sampler(2, ((2, 0), (2, 1)), (3, 0)),
             decode(3, (4, 0)),
-            enlarge(3, (5, 0)),
-            save(3, (6, 0), "tbac/text_to_image"),
+            enlarge(1, (5, 0)),
+            save(1, (6, 0), "tbac/text_to_image"),
         ],
-        [("Model", 0, 0), ("Prompt", 1, 1), ("Picture", 2, 3)],
-        drops=(0, 230, 110, 0),
+        [("Prompt", 0, 0), ("Picture", 1, 1)],
+        folded=Fold(
+            "Text to Image (TBAC-UniImage)",
+            [1, 2, 3, 4, 5],
+            [
+                (2, "prompt", "prompt"),
+                (1, "checkpoint", "checkpoint"),
+                (3, "width", "width"),
+                (3, "height", "height"),
+                (4, "steps", "steps"),
+                (4, "guidance", "guidance"),
+            ],
+            seed=(4, "seed"),
+            size=(400, 600),
+            drops=(0, 230, 110, 0),
+        ),
     ),
     "edit_by_instruction": Template(
         [
             load(),
-            picture(0, "tbac_uniimage_dog_and_rocket.png"),
+            picture(0, "tbac_uniimage_dog_and_rocket.png", above=True),
             edit(1, (2, 0), "replace the rocket with a mushroom"),
             save(2, (3, 0), "tbac/edit"),
+            compare(3, (2, 0), (3, 0)),
         ],
-        [("Model and source", 0, 0), ("Edit", 1, 2)],
+        [("Model and source", 0, 0), ("Edit", 1, 2), (COMPARED, 3, 3)],
+        drops=(0, 120, 120, 0),
     ),
     "masked_edit": Template(
         [
             load(),
-            picture(0, "tbac_uniimage_masked.png", "Picture with a mask"),
+            picture(0, "tbac_uniimage_masked.png", "Picture with a mask", above=True),
             edit(1, (2, 0), "replace the rocket with a mushroom", mask=(2, 1)),
             save(2, (3, 0), "tbac/masked_edit"),
+            compare(3, (2, 0), (3, 0)),
         ],
-        [("Model and source", 0, 0), ("Edit", 1, 2)],
+        [("Model and source", 0, 0), ("Edit", 1, 2), (COMPARED, 3, 3)],
+        drops=(0, 120, 120, 0),
     ),
     "two_image_composition": Template(
         [
             load(),
             picture(0, "tbac_uniimage_cat.png", "First picture"),
             picture(0, "tbac_uniimage_car.png", "Second picture"),
-            encode(1, "a cat to the left of a car on white", "Sentence", image=(2, 0), image_2=(3, 0)),
+            encode(1, "a cat to the left of a car on white", image=(2, 0), image_2=(3, 0)),
             empty(1),
             sampler(2, ((4, 0), (4, 1), (4, 2)), (5, 0), guidance=3.0),
             decode(3, (6, 0)),
-            enlarge(3, (7, 0)),
-            save(3, (8, 0), "tbac/composition"),
+            enlarge(2, (7, 0)),
+            save(2, (8, 0), "tbac/composition"),
         ],
-        [("Model and sources", 0, 0), ("Sentence", 1, 1), ("Picture", 2, 3)],
-        drops=(0, 230, 110, 0),
+        [("Sources", 0, 0), ("Sentence", 1, 1), ("Picture", 2, 2)],
         note_column=1,
+        folded=Fold(
+            "Two Pictures in One (TBAC-UniImage)",
+            [1, 4, 5, 6, 7],
+            [
+                (4, "prompt", "prompt"),
+                (1, "checkpoint", "checkpoint"),
+                (6, "steps", "steps"),
+                (6, "guidance", "guidance"),
+                (6, "image_guidance", "image_guidance"),
+            ],
+            seed=(6, "seed"),
+            column=1,
+            size=(400, 680),
+            drops=(0, 230, 110, 0),
+        ),
     ),
     "structure_and_style": Template(
         [
-            load(1),
+            load(),
             encode(1, "a panda above a car on a blue background", "Structure"),
             encode(1, "two hearts on a yellow background", "Style"),
             empty(1),
-            Node("PrimitiveInt", 1, {"value": 7}, "Seed of all three"),
+            Node("PrimitiveInt", 0, {"value": 7}, "Seed of all three"),
             sampler(2, ((2, 0), (2, 1)), (4, 0), "Structure alone", seed=(5, 0)),
             sampler(2, ((3, 0), (3, 1)), (4, 0), "Style alone", seed=(5, 0)),
             Node("LatentBatch", 3, {"samples1": (6, 0), "samples2": (7, 0)}, "Both", collapsed=True),
             decode(3, (8, 0), collapsed=True),
             enlarge(3, (9, 0), collapsed=True),
-            Node("PreviewImage", 3, {"images": (10, 0)}, "Structure alone, style alone", (420, 270)),
+            Node("PreviewImage", 1, {"images": (10, 0)}, "Structure alone, style alone", (420, 270)),
             Node(
                 "TBACUniImageRungMix",
                 2,
@@ -174,10 +237,23 @@ TEMPLATES = {
             sampler(2, ((12, 0), (2, 1)), (4, 0), seed=(5, 0)),
             decode(3, (13, 0), collapsed=True),
             enlarge(3, (14, 0), collapsed=True),
-            save(3, (15, 0), "tbac/structure_and_style", "Mix"),
+            save(1, (15, 0), "tbac/structure_and_style", "Mix"),
         ],
-        [("About", 0, 0), ("Model, prompts, size, seed", 1, 1), ("Each alone, and the mix", 2, 3)],
-        drops=(0, 0, 110, 0),
+        [("Two prompts", 0, 0), ("Each alone, and the mix", 1, 1)],
+        folded=Fold(
+            "Structure and Style (TBAC-UniImage)",
+            [1, 2, 3, 4, *range(6, 11), *range(12, 16)],
+            [
+                (2, "prompt", "structure"),
+                (3, "prompt", "style"),
+                (12, "crossover", "crossover"),
+                (12, "softness", "softness"),
+                (1, "checkpoint", "checkpoint"),
+            ],
+            size=(400, 560),
+            outputs={10: "alone", 15: "mix"},
+            drops=(0, 230, 110, 0),
+        ),
     ),
     "batch_edit_of_a_folder": Template(
         [
@@ -304,15 +380,29 @@ TEMPLATES = {
     "stored_conditions": Template(
         [
             load(),
-            stored(1, "dog_and_rocket", "Prompt"),
-            stored(1, "nothing", "Negative"),
+            stored(0, "dog_and_rocket", "Prompt"),
+            stored(0, "nothing", "Negative"),
             empty(1),
             sampler(2, ((2, 0), (3, 0)), (4, 0)),
             decode(3, (5, 0)),
-            enlarge(3, (6, 0)),
-            save(3, (7, 0), "tbac/stored_conditions"),
+            enlarge(2, (6, 0)),
+            save(2, (7, 0), "tbac/stored_conditions"),
         ],
-        [("Model", 0, 0), ("Stored conditions", 1, 1), ("Picture", 2, 3)],
-        drops=(0, 230, 110, 0),
+        [("Stored conditions", 0, 0), ("Draw", 1, 1), ("Picture", 2, 2)],
+        folded=Fold(
+            "Draw from Conditions (TBAC-UniImage)",
+            [1, 4, 5, 6],
+            [
+                (1, "checkpoint", "checkpoint"),
+                (4, "width", "width"),
+                (4, "height", "height"),
+                (5, "steps", "steps"),
+                (5, "guidance", "guidance"),
+            ],
+            seed=(5, "seed"),
+            column=1,
+            size=(360, 560),
+            drops=(0, 230, 110, 0),
+        ),
     ),
 }

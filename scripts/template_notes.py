@@ -6,6 +6,8 @@ OTHER_MODEL = (
     "**Another model**: put it into *models/uniimage*, press R, and choose it in *Load Model*. The nano "
     "model knows 64-pixel scenes of a few objects and nothing else."
 )
+OPENED = "The button in the node's corner, or *Enter subgraph* at its foot, opens it: "
+INSIDE = OPENED + "encoder, sampler and decoder stand inside."
 ENLARGED = "*Enlarge* is there because nano draws 64 pixels; bypass it (Ctrl+B) for a larger model."
 
 NOTES = {
@@ -13,15 +15,16 @@ NOTES = {
         "### A sentence becomes a picture\n\n"
         "**Change** the prompt. For nano: *three stars on white*, *a cat above a blue car on pink*, *a flat "
         'illustration of a frog*, *the word "HELLO" on green*.\n\n'
-        "Every Run has a new seed; set *control after generate* to *fixed* to keep one.\n\n"
-        "Width and height 0 are the size that the model was trained at. " + ENLARGED
+        "Every Run has a new seed, unless *control after generate* is *fixed*: below the seed, on newer "
+        "pages at the sampler inside.\n\n"
+        "Width and height 0 are the size that the model was trained at. " + ENLARGED + "\n\n" + INSIDE
     ),
     "edit_by_instruction": (
         "### A sentence changes a picture\n\n"
         "**Change** the picture and the instruction. For nano: *replace the dog with a cat*, *make the "
         "rocket red*, *turn it into a cartoon*, *change the background to pink*.\n\n"
         "**guidance** follows the instruction, **image_guidance** keeps to the picture. The result has "
-        "the picture's size. *Compare Images* of newer ComfyUI lays one over the other."
+        "the picture's size. In newer ComfyUI with Nodes 2.0 *Compare Images* lays one over the other."
     ),
     "masked_edit": (
         "### Only what the mask covers changes\n\n"
@@ -35,15 +38,16 @@ NOTES = {
         "**Change** the pictures and the sentence that brings them together: the first is *image*, the "
         "second *image_2*; up to four can be connected.\n\n"
         "**image_guidance** is how strongly they count.\n\n"
-        "Nano follows the sentence more than the pictures. " + ENLARGED
+        "Nano follows the sentence more than the pictures. " + ENLARGED + "\n\n" + INSIDE
     ),
     "structure_and_style": (
         "### Structure of this, style of that\n\n"
         "*Rung Mix* tells the first blocks of the model about one prompt and the others about another.\n\n"
         "**Change** both prompts, and move **crossover** in steps of one rung (1/6 for nano): 1 is "
         "structure alone, 0 style alone. **softness** blends around it.\n\n"
-        "At the top right both prompts are drawn alone with the same seed, which counts up at every Run. "
-        + ENLARGED
+        "Beside the mix both prompts are drawn alone with the same seed, which counts up at every Run.\n\n"
+        + OPENED
+        + "*Rung Mix*, three samplers and *Enlarge* stand inside, the last for nano alone."
     ),
     "batch_edit_of_a_folder": (
         "### One instruction for all pictures of a folder\n\n"
@@ -90,6 +94,6 @@ NOTES = {
         "small files. Here the prompt is not encoded again: the language model, most of the model, stays "
         "off the GPU.\n\n"
         "**Change** the files: they lie in the folder *conditioning* of ComfyUI's *input* or *output* and "
-        "fit the model that made them. " + ENLARGED
+        "fit the model that made them. " + ENLARGED + "\n\n" + INSIDE.replace("encoder, ", "")
     ),
 }

@@ -11,6 +11,7 @@ API = Path(__file__).parent / "data" / "workflows_api"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 NOTES = ("MarkdownNote", "Note")
+OPTIONAL = "tbac_uniimage_optional"  # the property of a node that ComfyUIs without it leave out
 TITLE = 30  # height of a node's title, which stands above its position
 FOLDED = 160  # about as wide as a folded node
 
@@ -25,29 +26,74 @@ def api_form(name: str) -> dict:
     return json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def optional_nodes(name: str) -> dict[str, str]:
+    """Id and class of the nodes that ComfyUIs without them leave out. The API form has none of them."""
+    return {str(n["id"]): n["type"] for n in ui_form(name)["nodes"] if n["properties"].get(OPTIONAL)}
+
+
 def inputs_of(graph: dict) -> dict[str, tuple[str, dict]]:
     """Class and inputs of every node of an API graph; titles say nothing about what it does."""
     return {key: (node["class_type"], node["inputs"]) for key, node in graph.items()}
 
 
 def to_api(workflow: dict) -> dict[str, tuple[str, dict]]:
-    """Class and inputs of every node of a graph in UI form, as ComfyUI's page would send them."""
+    """Class and inputs of every node of a graph in UI form, as ComfyUI's page would send them.
+
+    A node of a subgraph has the number of what stands for it before its own: ``8:2``.
+    """
+    subgraphs = {part["id"]: part for part in workflow.get("definitions", {}).get("subgraphs", [])}
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    found = {}
+    found, handed_out = {}, {}
     for node in workflow["nodes"]:
-        if node["type"] in NOTES:
+        if node["type"] in NOTES or node["properties"].get(OPTIONAL):
             continue
-        values, inputs = list(node.get("widgets_values", [])), {}
-        for slot in node["inputs"]:
-            if "widget" in slot:
-                inputs[slot["name"]] = values.pop(0)
-                if values and values[0] in ("fixed", "increment", "decrement", "randomize"):
-                    values.pop(0)  # what happens to the seed after a run, which the page does itself
-            if slot["link"] is not None:
-                inputs[slot["name"]] = sources[slot["link"]]
-        inputs.pop("upload", None)  # a button
-        found[str(node["id"])] = node["type"], inputs
+        inputs = set_or_linked(node, sources)
+        if node["type"] in subgraphs:
+            inner, outputs = opened(node, subgraphs[node["type"]], inputs)
+            found |= inner
+            handed_out |= outputs
+        else:
+            found[str(node["id"])] = node["type"], inputs
+    for _, inputs in found.values():
+        for name, value in inputs.items():
+            if isinstance(value, list):
+                inputs[name] = handed_out.get(tuple(value), value)
     return found
+
+
+def set_or_linked(node: dict, sources: dict[int, list]) -> dict[str, object]:
+    """The inputs of a node in UI form: values, and where links come from."""
+    values, inputs = list(node.get("widgets_values", [])), {}
+    for slot in node["inputs"]:
+        if "widget" in slot:
+            inputs[slot["name"]] = values.pop(0)
+            if values and values[0] in ("fixed", "increment", "decrement", "randomize"):
+                values.pop(0)  # what happens to the seed after a run, which the page does itself
+        if slot["link"] is not None:
+            inputs[slot["name"]] = sources[slot["link"]]
+    inputs.pop("upload", None)  # a button
+    return inputs
+
+
+def opened(node: dict, subgraph: dict, inputs: dict) -> tuple[dict[str, tuple[str, dict]], dict]:
+    """The nodes that ``node`` stands for, with what is set on it, and where its outputs come from."""
+    names = [slot["name"] for slot in subgraph["inputs"]]
+    links = [[link["id"], link["origin_id"], link["origin_slot"]] for link in subgraph["links"]]
+    found = {}
+    for key, (kind, inner) in to_api({"nodes": subgraph["nodes"], "links": links}).items():
+        for name, value in inner.items():
+            if isinstance(value, list):
+                outside = value[0] == "-10"  # the subgraph's own inputs
+                inner[name] = (
+                    inputs.get(names[value[1]]) if outside else [f"{node['id']}:{value[0]}", value[1]]
+                )
+        found[f"{node['id']}:{key}"] = kind, {k: v for k, v in inner.items() if v is not None}
+    outputs = {
+        (str(node["id"]), link["target_slot"]): [f"{node['id']}:{link['origin_id']}", link["origin_slot"]]
+        for link in subgraph["links"]
+        if link["target_id"] == -20  # the subgraph's own outputs
+    }
+    return found, outputs
 
 
 def unfolded(path: Path, **given: list) -> tuple[dict[str, dict], list]:
@@ -57,18 +103,15 @@ def unfolded(path: Path, **given: list) -> tuple[dict[str, dict], list]:
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     [node], [subgraph] = content["nodes"], content["definitions"]["subgraphs"]
-    shown = [slot["name"] for slot in node["inputs"] if slot.get("widget")]
-    values = {**dict(zip(shown, node["widgets_values"], strict=True)), **given}
-    names = [slot["name"] for slot in subgraph["inputs"]]
-    links = [[link["id"], link["origin_id"], link["origin_slot"]] for link in subgraph["links"]]
-    graph = {}
-    for key, (kind, inputs) in to_api({"nodes": subgraph["nodes"], "links": links}).items():
-        for name, value in [*inputs.items()]:
-            if isinstance(value, list) and value[0] == "-10":  # the subgraph's own inputs
-                inputs[name] = values.get(names[value[1]])
-        graph[key] = {"class_type": kind, "inputs": {k: v for k, v in inputs.items() if v is not None}}
-    [picture] = [link for link in subgraph["links"] if link["target_id"] == -20]  # its output
-    return graph, [str(picture["origin_id"]), picture["origin_slot"]]
+    found, outputs = opened(node, subgraph, set_or_linked(node, {}) | given)
+    [picture] = outputs.values()
+    return {key: {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in found.items()}, picture
+
+
+def every_node(workflow: dict) -> list[dict]:
+    """Nodes of a graph in UI form, those of its subgraphs, too."""
+    parts = [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
+    return [node for part in parts for node in part["nodes"]]
 
 
 def box(node: dict) -> tuple[float, float, float, float]:

@@ -14,7 +14,18 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from PIL import Image
-from template_files import BLUEPRINTS, NAMES, ROOT, api_form, inputs_of, inside, overlaps, unfolded
+from template_files import (
+    BLUEPRINTS,
+    NAMES,
+    ROOT,
+    api_form,
+    inputs_of,
+    inside,
+    optional_nodes,
+    overlaps,
+    ui_form,
+    unfolded,
+)
 
 pytest.importorskip("playwright", reason="python scripts/setup_browser.py installs Playwright")
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
@@ -64,6 +75,8 @@ BEHIND = """() => {
     }
     return found
 }"""
+KNOWN = "(type) => type in window.LiteGraph.registered_node_types"
+COMPARED = "[data-testid=image-compare-viewport] img"  # the pictures of Compare Images, in Nodes 2.0
 # the page's own translations; no name of its interface leads there
 MESSAGES = """() => {
     const provided = document.querySelector('#vue-app').__vue_app__._context.provides
@@ -137,7 +150,10 @@ def test_template_runs_from_the_dialog(page, server, name):
     for node in sent.values():
         if node["class_type"] == "PreviewAny":
             node["inputs"].pop("preview", None)  # what the page shows
-    assert inputs_of(sent) == inputs_of(api_form(name))
+    optional = optional_nodes(name)
+    known = {key for key, kind in optional.items() if page.evaluate(KNOWN, kind)}
+    assert set(sent) & set(optional) == known
+    assert inputs_of(sent) == inputs_of(api_form(name)) | inputs_of({key: sent[key] for key in known})
     comfy_browser.press_run(page)
     shown = comfy_browser.pictures_shown(page)
     comfy_browser.fit_view(page)
@@ -167,13 +183,7 @@ def test_a_blueprint_is_one_node_that_sends_its_whole_graph(page):
         comfy_browser.load_graph(page, path)
         page.wait_for_function("() => window.app.graph._nodes.length === 1")
         sent = page.evaluate("async () => JSON.stringify((await window.app.graphToPrompt()).output)")
-        sent = {key.split(":")[-1]: node for key, node in json.loads(sent).items()}
-        for node in sent.values():
-            node["inputs"] = {
-                name: [value[0].split(":")[-1], value[1]] if isinstance(value, list) else value
-                for name, value in node["inputs"].items()
-            }
-        assert inputs_of(sent) == inputs_of(unfolded(path)[0])
+        assert inputs_of(json.loads(sent)) == inputs_of(unfolded(path)[0])
 
 
 ANSWER = """() => window.app.graph._nodes.find((n) => n.type === 'TBACUniImageAsk')
@@ -221,6 +231,50 @@ def test_nothing_is_covered_in_nodes_2(page, nodes_2, name):
         for other, *second in drawn[:i]:
             assert not overlaps(box, second), f"{title} and {other}"
         assert any(inside(box, group) for group in groups), f"{title} sticks out of its group"
+
+
+WITH_COMPARE = [name for name in NAMES if "ImageCompare" in optional_nodes(name).values()]
+
+
+def test_edits_are_compared():
+    assert {"edit_by_instruction", "masked_edit"} <= set(WITH_COMPARE)
+
+
+@pytest.mark.parametrize("name", WITH_COMPARE)
+def test_an_older_comfyui_opens_a_template_without_what_it_lacks(page, name):
+    import comfy_browser
+
+    if page.evaluate(KNOWN, "ImageCompare"):
+        pytest.skip("this ComfyUI has Compare Images")
+    comfy_browser.open_template(page, name)
+    left = page.evaluate("() => JSON.stringify(window.app.graph.serialize())")
+    graph, shipped = json.loads(left), ui_form(name)
+    gone = {int(key) for key in optional_nodes(name)}
+    assert {n["id"] for n in graph["nodes"]} == {n["id"] for n in shipped["nodes"]} - gone
+    assert {tuple(k[:5]) for k in graph["links"]} == {
+        tuple(k[:5]) for k in shipped["links"] if not gone & {k[1], k[3]}
+    }
+    assert [g["title"] for g in graph["groups"]] == [g["title"] for g in shipped["groups"]][:-1]
+    assert shipped["groups"][-1]["title"] == "Before and after"
+    assert page.locator(".p-dialog").count() == 0, "told of a missing node"
+
+
+@pytest.mark.parametrize("name", WITH_COMPARE)
+def test_source_and_result_lie_one_over_the_other(page, nodes_2, name):
+    import comfy_browser
+
+    if not page.evaluate(KNOWN, "ImageCompare"):
+        pytest.skip("ComfyUI 0.3.75 has no Compare Images")
+    comfy_browser.open_template(page, name)
+    comfy_browser.press_run(page)
+    pictures = page.locator(COMPARED)
+    pictures.nth(1).wait_for()
+    sizes = pictures.evaluate_all("(all) => all.map((i) => [i.naturalWidth, i.naturalHeight])")
+    assert sizes == [[256, 256]] * 2
+    before = pictures.evaluate_all("(all) => all.map((i) => new URL(i.src).searchParams.get('filename'))")
+    assert len(set(before)) == 2
+    comfy_browser.fit_view(page)
+    page.screenshot(path=SCREENS / f"{name}_compared.png")
 
 
 def test_probe_alone_shows_its_two_sheets(page, server):

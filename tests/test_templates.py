@@ -20,6 +20,7 @@ from template_files import (
     WORKFLOWS,
     api_form,
     box,
+    every_node,
     inputs_of,
     inside,
     overlaps,
@@ -73,16 +74,17 @@ def test_a_note_says_what_to_change_and_the_embedded_model_is_the_default(name):
     [note] = [node for node in nodes if node["type"] in NOTES]
     assert "**Change**" in note["widgets_values"][0] and "**Another model**" in note["widgets_values"][0]
     assert "`" not in note["widgets_values"][0], "Nodes 2.0 draws inline code dark on dark"
-    [load] = [node for node in nodes if node["type"] == "TBACUniImageLoadModel"]
+    [load] = [node for node in every_node(ui_form(name)) if node["type"] == "TBACUniImageLoadModel"]
     assert load["widgets_values"][0] == "nano (embedded)"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nodes_do_not_overlap_and_lie_in_their_groups(name):
     workflow = ui_form(name)
-    boxes = {node["id"]: box(node) for node in workflow["nodes"]}
-    for (a, first), (b, second) in itertools.combinations(boxes.items(), 2):
-        assert not overlaps(first, second), f"nodes {a} and {b}"
+    for part in (*workflow.get("definitions", {}).get("subgraphs", []), workflow):
+        boxes = {node["id"]: box(node) for node in part["nodes"]}
+        for (a, first), (b, second) in itertools.combinations(boxes.items(), 2):
+            assert not overlaps(first, second), f"nodes {a} and {b}"
     groups = [
         (x, y, x + width, y + height) for x, y, width, height in (g["bounding"] for g in workflow["groups"])
     ]
