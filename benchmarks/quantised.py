@@ -6,13 +6,17 @@ A line for torchao's int8 and float8 of transformer and MLLM, and bitsandbytes' 
 transformer; ``pip install torchao bitsandbytes`` first. Printed are the bytes of both parts' weights, in
 parentheses what the transformer's would be if its 1 x 1 convolutions stayed as they are; CPU time of encoded
 prompts and of a denoising step as a multiple of the model's as it is, in turns in one process, medians; and
-the mean difference of pictures (0 to 255) from its own. One thread.
+the mean difference of pictures (0 to 255) from its own. ``--score N`` also draws N held-out prompts of each
+kind of the nano model's score, two pictures each, and prints the overall figure with its interval.
+
+One thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +29,11 @@ from diffusers.quantizers import PipelineQuantizationConfig
 from tbac_uniimage.core import LadderPipeline
 from tbac_uniimage.core.quantised import PointwiseLinear
 from tbac_uniimage.shell.commands import EMBEDDED
+from tbac_uniimage.training.nano.judge import detector
+from tbac_uniimage.training.nano.judge.pictures import see
+from tbac_uniimage.training.nano.score.command import add_arguments, score
+from tbac_uniimage.training.nano.score.drawing import from_pipeline
+from tbac_uniimage.training.nano.score.rows import SHAPED, make_rows
 from torch import nn
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 
@@ -40,6 +49,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=EMBEDDED, help="default: the embedded nano model")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--score", type=int, default=0, metavar="N", help="prompts of each kind; 0: none")
     options = parser.parse_args()
     torch.set_num_threads(1)
     dtype = getattr(torch, options.dtype)
@@ -73,6 +83,8 @@ def main() -> None:
             f"{ratios[0]:.2f} x, step {ratios[1]:.2f} x; pictures {away:.2f} of 255 away",
             flush=True,
         )
+        if options.score:
+            print(f"{'':24} score {score_of(pipe, options.score)}", flush=True)
 
 
 def formats(dtype: torch.dtype) -> dict[str, PipelineQuantizationConfig | None]:
@@ -105,6 +117,21 @@ def pictures(pipe: LadderPipeline) -> np.ndarray:
     draw = [torch.Generator().manual_seed(i) for i in range(len(PROMPTS))]
     images = pipe(PROMPTS, num_inference_steps=10, guidance_scale=3, generator=draw).images
     return np.stack([np.asarray(image, dtype=np.float32) for image in images])
+
+
+def score_of(pipe: LadderPipeline, prompts: int) -> str:
+    """The overall figure of the nano model's score in text to image, with its interval of 95 %."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = parser.parse_args(["--samples", str(prompts), "--pictures", "2", "--only", *SHAPED])
+    eye = detector.load(options.judge)
+    with tempfile.TemporaryDirectory() as folder:
+        model = from_pipeline(pipe, options)
+        judged = score(
+            options.only, options, Path(folder), model, lambda shown: see(eye, shown), with_art=False
+        )
+    row = next(row for row in make_rows(judged) if row.name == "overall")
+    return f"{row.main.value:.3f} ({row.main.low:.3f} to {row.main.high:.3f}), {row.pictures} pictures"
 
 
 def kept_bytes(module: nn.Module) -> int:
