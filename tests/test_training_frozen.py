@@ -153,6 +153,23 @@ def test_stage_3_in_full_fits_24_gb():
     assert total() * 1.1 > 24 > total(offload=True) * 1.1
 
 
+def test_frozen_parts_of_the_released_model():
+    """In GiB, weights in bfloat16: what the rows of the table in docs/training.md differ by."""
+    parts = released_parts_on_meta()
+    for module in (parts.mllm, parts.vae):
+        module.to(torch.bfloat16)
+    sizes = {
+        (kind, away): sum(frozen_sizes(parts, settings({"mllm_dtype": kind}, offload=away)).values()) / GIB
+        for kind in (None, *KINDS)
+        for away in (False, True)
+    }
+    print(sizes)
+    language, vision, vae = 3_085_938_688, 668_684_288, 312_250_275
+    assert sizes[None, False] == pytest.approx(2 * (language + vision + vae) / GIB)
+    assert sizes["int8", False] < sizes[None, False] - 2.3  # half of 36 blocks, less one in full
+    assert all(sizes[kind, True] < 1 for kind in (None, *KINDS))
+
+
 @pytest.mark.slow
 def test_a_run_from_main_memory_is_the_same_run(tmp_path):
     """Losses, held-out loss and drawn pictures."""
