@@ -5,7 +5,8 @@
 Prints how well maps rank the cells that an edit changes (AUC), and for every rule: its share of the cells; of
 the cells that change the share that it finds, of the others the share that it takes too; and how often the
 edit is followed and how well the rest is kept where it is drawn within that mask, beside no mask and the true
-one. ``--maps`` leaves the drawing out. Needs the drawings that ``make score`` fetches.
+one. Kept "in latents" is what comes out of the autoencoder, "laid in" what a user gets. ``--maps`` leaves the
+drawing out. Needs the drawings that ``make score`` fetches.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import torch.nn.functional as F
 from PIL import Image
 from tbac_uniimage.core import LadderPipeline, change_map
 from tbac_uniimage.core.denoising import velocities
-from tbac_uniimage.core.repainting import encode
+from tbac_uniimage.core.editing import feathered, paste
+from tbac_uniimage.core.repainting import SEAM, encode
 from tbac_uniimage.training.nano.domain.render import render
 from tbac_uniimage.training.nano.judge import detector
 from tbac_uniimage.training.nano.judge.pictures import see
@@ -83,7 +85,8 @@ class Measured:
     found: float
     taken: float
     followed: float = float("nan")
-    kept: float = float("nan")
+    in_latents: float = float("nan")
+    laid_in: float = float("nan")
 
 
 def sizes_of(pipe: LadderPipeline, text: str, source: Image.Image) -> torch.Tensor:
@@ -115,17 +118,24 @@ def measure(
     """A mask against the true one, and drawn if there is an eye."""
     found = Measured(cells.float().mean().item(), share(cells, true), share(cells, ~true))
     if eye is not None:
-        result = pipe(
+        mask = change_map.mask_of_cells(cells, *source.size[::-1])
+        latents = pipe(
             case.asked.text,
             source,
             guidance_scale=GUIDANCE,
             image_guidance_scale=GUIDANCE,
             num_inference_steps=STEPS,
             latents=drawing.noise_of(pipe, drawing.Job(case, 0))[None],
-            mask=None if cells.all() else change_map.mask_of_cells(cells, *source.size[::-1]),
-        ).images[0]
-        seen = verdict(case.asked, see(eye, [np.asarray(result)])[0], np.asarray(result))
-        found.followed, found.kept = seen["right"], seen.get("kept dB", float("nan"))
+            mask=mask,
+            output_type="latent",
+        ).images
+        drawn = torch.from_numpy(pipe.decode(latents, "np"))
+        seam = feathered(mask[None], round(SEAM * source.width / cells.shape[-1]))
+        laid = paste(torch.from_numpy(np.array(source))[None] / 255, drawn, seam)
+        both = [(picture[0] * 255).round().byte().numpy() for picture in (drawn, laid)]
+        rows = [verdict(case.asked, *pair) for pair in zip(see(eye, both), both, strict=True)]
+        found.followed = rows[1]["right"]
+        found.in_latents, found.laid_in = (row.get("kept dB", float("nan")) for row in rows)
     return found
 
 
@@ -161,12 +171,14 @@ def main() -> None:
                 every.setdefault(name, []).append(measure(pipe, case, source, cells, true, eye))
         raw, smooth = (mean([pair[k] for pair in ranked]) for k in range(2))
         print(f"\n{kind}: {len(ranked)} edits; AUC {raw:.3f}, smoothed {smooth:.3f}")
-        print(f"{'':22}{'cells':>7}{'found':>7}{'taken':>7}{'followed':>10}{'kept dB':>9}")
+        heads = f"{'cells':>7}{'found':>7}{'taken':>7}{'followed':>10}{'in latents':>12}{'laid in':>9}"
+        print(" " * 22 + heads)
         for name, rows in every.items():
-            cells, found, taken, followed, kept = (
+            cells, found, taken, followed, *kept = (
                 mean([getattr(row, field) for row in rows]) for field in Measured.__dataclass_fields__
             )
-            print(f"{name:22}{cells:7.2f}{found:7.2f}{taken:7.2f}{followed:10.3f}{kept:9.1f}", flush=True)
+            shares = f"{cells:7.2f}{found:7.2f}{taken:7.2f}{followed:10.3f}"
+            print(f"{name:22}{shares}{kept[0]:12.1f}{kept[1]:9.1f}", flush=True)
 
 
 if __name__ == "__main__":
