@@ -31,10 +31,7 @@ class Rungs(NamedTuple):
 
 
 class DirectAttention(Attention):
-    """diffusers' attention, which calls its processor without reading that one's signature every time.
-
-    On a nano-sized step that reading takes a fifth of the time.
-    """
+    """diffusers' attention, which calls its processor without reading that one's signature every time."""
 
     def forward(
         self,

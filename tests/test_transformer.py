@@ -45,7 +45,7 @@ def test_equal_rungs_give_sana(changes):
 
 
 def test_attention_calls_its_processor_without_reading_its_signature(monkeypatch):
-    """What diffusers does in each of two attentions a block: a fifth of the time of a small step."""
+    """What diffusers does in each of two attentions a block, which a small step feels."""
     import inspect
 
     ladder, _ = models()
