@@ -1,7 +1,7 @@
 # make demo     run two graphs headless in real ComfyUI; the pictures land in out/
 # make comfyui  open ComfyUI with this pack for a browser
 # make test     lint, parity, every fast test, one graph in real ComfyUI and in a real browser (minutes)
-# make test-all every test (a quarter of an hour on two cores)
+# make test-all make test, then every other test (a quarter of an hour on two cores)
 # make test-newest COMFYUI_PATH=/path/to/ComfyUI  this pack's tests on another ComfyUI, with the packages that it asks
 #               for (another ComfyUI; for newer libraries see make newest)
 # make score    the embedded model on held-out scenes, with chance and ceilings; fetches the drawings (needs npm)
@@ -14,6 +14,8 @@
 
 PYTHON ?= python3
 RUN := .venv/bin/python
+# containers set it; every process would then compile ComfyUI and this package anew, which takes it seconds
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo comfyui test test-all test-newest lint newest versions nano score clean
 
@@ -31,18 +33,19 @@ lint: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-# the models in the tests are so small that threads only get in each other's way: tests run side by side instead,
-# those of a file in one process, which shares its servers and models
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
+# the models in the tests are so small that threads only get in each other's way: tests run side by side instead.
+# Those of a file stay together, which shares its servers and models, until a process has nothing left to do
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest $(SIDE_BY_SIDE)
 
 test: lint
 	$(PYTEST) -m "not slow or smoke"
 
-test-all: lint
-	$(PYTEST)
+test-all: test
+	$(PYTEST) -m "slow and not smoke"
 
 test-newest: setup
-	OMP_NUM_THREADS=1 $(RUN) scripts/run_on_tree.py -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) scripts/run_on_tree.py $(SIDE_BY_SIDE)
 
 newest: setup
 	$(RUN) scripts/newest.py

@@ -52,8 +52,10 @@ SHORTENED = {
     "tbac-uniimage train run training/recipes/nano/own_pictures.yaml": "train.steps=6 train.warmup=2 "
     "checkpoint.every=3 validation.every=6"
 }
-# the models are too small for threads
+# the models are too small for threads. What Python compiled is kept though a container may forbid it: each
+# command would compile the libraries anew
 ALWAYS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::FutureWarning"}
+ALWAYS |= {"PYTHONDONTWRITEBYTECODE": ""}
 DEPRECATED = re.compile(r"^.*(?:deprecat|FutureWarning).*$", re.IGNORECASE | re.MULTILINE)
 
 

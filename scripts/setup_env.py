@@ -48,13 +48,24 @@ def write_stamp(text: str) -> None:
 
 def pip_install(*arguments: str) -> None:
     """Run pip inside the environment; its output is the progress report."""
-    command = [venv_python(), "-m", "pip", "--disable-pip-version-check", "install", *arguments]
-    subprocess.run(command, check=True)
+    command = [venv_python(), "-m", "pip", "--disable-pip-version-check", "install", "--no-compile"]
+    subprocess.run([*command, *arguments], check=True)
 
 
 def torch_pin() -> str:
     """The torch requirement, taken from the requirements file."""
     return re.search(r"^torch==\S+$", REQUIREMENTS.read_text(), re.MULTILINE).group()
+
+
+def packages() -> Path:
+    """The environment's folder of packages."""
+    command = [venv_python(), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    return Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
+
+
+def compile_packages() -> None:
+    """What pip would do on one core; a few files of packages are templates that no Python reads."""
+    subprocess.run([venv_python(), "-m", "compileall", "-qq", "-j", "0", packages()])
 
 
 def add_torchvision_shim() -> None:
@@ -63,13 +74,11 @@ def add_torchvision_shim() -> None:
     PyPI's torchvision for Linux is a CUDA build; beside a CPU build of torch its import fails, and with it
     that of ComfyUI and of image processors. Nothing here uses torchvision's compiled operators.
     """
-    command = [venv_python(), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    packages = Path(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
-    versions = [(packages / name / "version.py").read_text() for name in ("torch", "torchvision")]
+    versions = [(packages() / name / "version.py").read_text() for name in ("torch", "torchvision")]
     builds = {re.search(r"__version__ = '[^'+]*\+?([^']*)'", text).group(1) for text in versions}
     if len(builds) > 1:
-        shutil.copy(ROOT / "scripts" / "torchvision_shim.py", packages / "cpu_torchvision.py")
-        (packages / "cpu_torchvision.pth").write_text("import cpu_torchvision\n")
+        shutil.copy(ROOT / "scripts" / "torchvision_shim.py", packages() / "cpu_torchvision.py")
+        (packages() / "cpu_torchvision.pth").write_text("import cpu_torchvision\n")
 
 
 def main() -> None:
@@ -97,6 +106,7 @@ def main() -> None:
     pip_install(*volume, "-r", str(REQUIREMENTS))
     pip_install(*volume, "--no-deps", TORCHVISION)
     add_torchvision_shim()
+    compile_packages()
     pip_install("--quiet", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     write_stamp(wanted)
     print("The environment is ready.", flush=True)

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from tbac_uniimage.training.nano import make, publish
 from tbac_uniimage.training.nano.base.stage import load_stage_recipe
 from tbac_uniimage.training.nano.domain.words import OBJECTS, STYLES
 from tbac_uniimage.training.recipe.recipe import load_recipe
+from training_runs import finish, start
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [
@@ -152,6 +155,32 @@ def test_without_a_run_or_a_judge_nothing_is_published(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+LIGHT = ("nano.domain.art", "nano.compose")  # load no torch, so they may as well start anew
+
+
+def runner(output: Path, cache: Path) -> Callable[..., SimpleNamespace]:
+    """`subprocess.run` for `make`: most processes are forked off one that has the libraries loaded.
+
+    The launcher of several processes itself runs for one stage; the others get the two that it would start.
+    """
+    environment = {"TBAC_UNIIMAGE_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+
+    def run(command: list[str], cwd: Path) -> SimpleNamespace:
+        modules = [word.removeprefix(f"{make.PACKAGE}.") for word in command if word.startswith(make.PACKAGE)]
+        launched = "torch.distributed.run" in command
+        if not modules or modules[0] in LIGHT or (launched and "1_text_to_image" in " ".join(command)):
+            return subprocess.run(
+                command, cwd=cwd, env={**os.environ, **environment}, stdin=subprocess.DEVNULL
+            )
+        assert cwd == ROOT and command[0] == sys.executable
+        world = int(command[command.index("--nproc_per_node") + 1]) if launched else 1
+        words = command[command.index(f"{make.PACKAGE}.{modules[0]}") + 1 :]
+        processes = start(words, output, world, module=f"training.{modules[0]}", environment=environment)
+        return SimpleNamespace(returncode=max(map(abs, finish(processes))))
+
+    return run
+
+
 @pytest.mark.slow
 def test_a_trial_of_everything(drawings, tmp_path, monkeypatch, capsys):  # noqa: F811
     """Every stage takes a few steps, the ladder's on two processes; the model loads, draws and is scored."""
@@ -160,13 +189,11 @@ def test_a_trial_of_everything(drawings, tmp_path, monkeypatch, capsys):  # noqa
     atlas = {"styles": np.array(STYLES), "names": np.array(list(OBJECTS)), "rgba": sprites}
     np.savez_compressed(tmp_path / "nano" / "art.npz", **atlas)
     runs, model = tmp_path / "runs", tmp_path / "runs" / "model"
-    subprocess.run(
-        [sys.executable, "-m", "tbac_uniimage.training.nano.make", "--trial", "--runs", runs],
-        cwd=ROOT,
-        env={**os.environ, "TBAC_UNIIMAGE_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        check=True,
-        stdin=subprocess.DEVNULL,
-    )
+    monkeypatch.setattr(make, "subprocess", SimpleNamespace(run=runner(tmp_path / "log", tmp_path)))
+    monkeypatch.setattr(sys, "argv", ["make", "--trial", "--runs", str(runs)])
+    with pytest.raises(SystemExit) as ended:
+        make.main()
+    assert ended.value.code is None, (tmp_path / "log").read_text()
     for name in ("stage1", "stage2", "stage3"):
         lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[-1]["samples"] == 16

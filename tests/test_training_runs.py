@@ -91,18 +91,18 @@ def test_number_of_processes_does_not_matter(tmp_path, data, reference, world, p
 
 @pytest.mark.slow
 def test_killed_again_and_again(tmp_path, data):
-    """SIGKILL at random moments, 12 times, then to the end: the same losses as in one go."""
+    """SIGKILL at random moments, 8 times, then to the end: the same losses as in one go."""
     settings = recipe(tmp_path / "run", data, checkpoint={"every": 1})
     settings["train"] |= {"ema": 0.9, "steps": 18}
     train(settings | {"run": str(tmp_path / "uninterrupted")})
     path, output, random = write_recipe(settings), tmp_path / "log", Random(5)
     reached = []
-    for kill in range(12):
+    for kill in range(8):
         (process,) = start([path], output)
-        # some are killed while they start, some in the middle of a step, some while they save; every fourth
+        # some are killed while they start, some in the middle of a step, some while they save; every second
         # comes on, however slow the machine is
         goal, delay = random.randint(0, kill + 1), random.uniform(0, 0.3)
-        if kill % 4 == 3:
+        if kill % 2:
             goal = min(progress(tmp_path / "run") + 2, 12)
         wait_until(lambda goal=goal: logged(tmp_path / "run") >= goal, [process], output)
         process.join(delay)

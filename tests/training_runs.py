@@ -14,15 +14,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
 import yaml
 from children import end
-from conftest import PARITY, QWEN, SANA
+from conftest import PARITY, QWEN, ROOT, SANA
 from data_files import picture, write
 from tbac_uniimage.training.data.build import build
 
@@ -112,7 +114,10 @@ def body(
     module: str = "training.train",
 ) -> None:
     """What a process of a run does: the command, its output in a file."""
+    assert "preload_training" in sys.modules, "the server passes over what it cannot import"
     os.environ.update(environment)
+    os.chdir(ROOT)
+    sys.argv = [module, *argv]
     with open(output, "a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -120,7 +125,7 @@ def body(
         import faults
 
         getattr(faults, prepare)()
-    sys.exit(import_module(f"tbac_uniimage.{module}").main(argv))
+    sys.exit(import_module(f"tbac_uniimage.{module}").main())
 
 
 def start(
@@ -129,12 +134,16 @@ def start(
     world: int = 1,
     prepare: str | None = None,
     module: str = "training.train",
+    environment: Mapping[str, str] | None = None,
 ) -> list[BaseProcess]:
     """Start the processes of a run. ``prepare`` names a function of ``faults`` that each calls first."""
-    common = {"OMP_NUM_THREADS": "1"}
+    common = {"OMP_NUM_THREADS": "1", **(environment or {})}
     if world > 1:
         common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
         common |= {"LOCAL_WORLD_SIZE": str(world), "GLOO_SOCKET_IFNAME": "lo"}
+    with pytest.MonkeyPatch.context() as patch:  # the server is not told our sys.path before Python 3.13
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
     processes = []
     for rank in range(world):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
