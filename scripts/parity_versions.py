@@ -1,6 +1,6 @@
 """Run parity with the authors' code, and the tests of core and shell, at the ends of the supported versions.
 
-    python scripts/parity_versions.py           every pair and the newest, ten minutes
+    python scripts/parity_versions.py           every pair and the newest, two at a time, ten minutes
     python scripts/parity_versions.py oldest    one of them
 
 A pair is a virtual environment that sees this one's packages and holds only what must differ, made in
