@@ -182,6 +182,7 @@ def runner(output: Path, cache: Path) -> Callable[..., SimpleNamespace]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_of_everything(drawings, tmp_path, monkeypatch, capsys):  # noqa: F811
     """Every stage takes a few steps, the ladder's on two processes; the model loads, draws and is scored."""
     sprites = np.stack(list(made_up().values())).reshape(len(STYLES), len(OBJECTS), 96, 96, 4)

@@ -4,6 +4,7 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_parity_and_core_with_the_oldest_libraries():
     """As ``scripts/parity_versions.py oldest``; skipped where no package index is at hand."""
     import parity_versions
