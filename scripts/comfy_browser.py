@@ -39,6 +39,7 @@ READY = (
 )
 SHOWING = ("SaveImage", "PreviewImage", "TBACUniImageProbe", "TBACUniImageRungGains")
 LIMIT_MS = 180_000  # a busy machine
+POLL_MS = 100  # asked at every frame, as Playwright would, the page draws all the time
 # around the button, on newer pages the button itself
 RUN_BUTTON = '[data-testid="queue-button"] button:visible, button[data-testid="queue-button"]:visible'
 
@@ -138,7 +139,7 @@ def open_page(server: Server, size: tuple[int, int] = (1600, 900), scale: float 
 
 def wait_until_ready(page: Page) -> None:
     """Wait until the page knows our nodes, and empty its graph."""
-    page.wait_for_function(READY)
+    page.wait_for_function(READY, polling=POLL_MS)
     page.wait_for_selector(".p-blockui-mask", state="hidden")
     page.evaluate("() => window.app.graph.clear()")
 
@@ -173,7 +174,7 @@ def press_run(page: Page) -> None:
         }"""
     )
     page.locator(RUN_BUTTON).first.click()
-    page.wait_for_function("() => window.ended")
+    page.wait_for_function("() => window.ended", polling=POLL_MS)
     name, detail = page.evaluate("() => window.ended")
     if name != "execution_success":
         raise RuntimeError(f"{name}: {detail.get('exception_message', '')}")
@@ -191,7 +192,7 @@ def pictures_shown(page: Page) -> dict[str, list[list[int]]]:
         return Object.fromEntries(nodes.map(
             (n) => [String(n.id), n.imgs.map((i) => [i.naturalWidth, i.naturalHeight])]))
     }"""
-    return page.wait_for_function(script, arg=list(SHOWING)).json_value()
+    return page.wait_for_function(script, arg=list(SHOWING), polling=POLL_MS).json_value()
 
 
 def open_dialog(page: Page) -> None:
@@ -206,7 +207,7 @@ def open_template(page: Page, name: str) -> None:
     open_dialog(page)
     page.get_by_test_id(f"template-workflow-{name}").click()
     page.wait_for_selector(".p-dialog", state="hidden")
-    page.wait_for_function("() => window.app.graph._nodes.length > 2")
+    page.wait_for_function("() => window.app.graph._nodes.length > 2", polling=POLL_MS)
 
 
 def show_help(page: Page, node: str) -> None:
