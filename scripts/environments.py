@@ -60,6 +60,7 @@ def made_beside_this_one(place: Path, wanted: list[str]) -> Path:
         "--disable-pip-version-check",
         "install",
         "-q",
+        "--no-compile",  # most of it is never imported
         "-c",
         constraints,
         *wanted,
