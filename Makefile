@@ -14,7 +14,7 @@
 
 PYTHON ?= python3
 RUN := .venv/bin/python
-# containers set it; every process would then compile ComfyUI and this package anew, which takes it seconds
+# containers set it; each process would compile ComfyUI and this package anew: a second
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo comfyui test test-all test-newest lint newest versions nano score clean
