@@ -37,9 +37,9 @@ class Way:
 
 
 WAYS = [
-    Way("the model's own size", None),
-    Way("4,000 x 3,000, crop of 300 pixels", (4000, 3000), context=0.5),
+    Way("4,000 x 3,000, crops", (4000, 3000), context=0.5),
     Way("4,000 x 3,000, whole at the model's size", (4000, 3000)),
+    Way("the model's own size", None),
     Way("512 x 384, whole at its own size", (512, 384), whole=True),
     Way("1,024 x 768, whole at its own size", (1024, 768), whole=True),
 ]
@@ -81,8 +81,9 @@ def measure(way: Way, model: Path, steps: int) -> tuple[int, float]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
     before, start = status("VmRSS"), time.process_time()
     result = edit(picture, mask, **options)
+    grown, seconds = status("VmHWM") - before, time.process_time() - start
     assert (np.asarray(result)[~mask] == np.asarray(picture)[~mask]).all()
-    return status("VmHWM") - before, time.process_time() - start
+    return grown, seconds
 
 
 def main() -> None:
@@ -92,12 +93,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, metavar="N", help="default %(default)s")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    least = None
+    crops = None
     for way in WAYS:
         with context.Pool(1) as pool:
             grown, seconds = pool.apply(measure, (way, options.model, options.steps))
-        least = least or grown
-        print(f"{way.name:44} {grown / MB:8.0f} MB {grown / least:7.1f} x {seconds:7.1f} s", flush=True)
+        crops = crops or grown
+        print(f"{way.name:44} {grown / MB:8.0f} MB {grown / crops:7.2f} x {seconds:7.1f} s", flush=True)
 
 
 if __name__ == "__main__":

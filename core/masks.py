@@ -77,7 +77,7 @@ def unit(values: np.ndarray) -> torch.Tensor:
     white = 1 if values.dtype.kind in "bf" else next((w for w in (1, 255, 65535) if high <= w), 0)
     if not (0 <= low and high <= white):  # NaN is in no order
         raise ValueError(f"The mask has values from {low:g} to {high:g}; give 0 to 1, or 0 to 255.")
-    return torch.from_numpy(values.astype(np.float32)) / white
+    return torch.from_numpy(values.astype(np.float32)).div_(white)
 
 
 def grey(mask: Image.Image) -> Image.Image:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils import numpy_to_pil
 from PIL import Image
 
 from .colours import from_srgb, rgb_profile
@@ -19,7 +18,7 @@ from .masks import AUTO, MaskInput, read_masks
 from .requests import Picture
 from .rgb import to_rgba
 
-WHITES = {np.dtype(bool): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
+WHITES = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,14 @@ class Original:
     """A picture that is drawn over.
 
     Attributes:
-        pixels: upright, at its own size and with its own bits, ``[height, width, 1, 3 or 4]`` of 8 or 16 bits
-            or float32 from 0 to 1; alpha is not multiplied in.
+        picture: upright, at its own size and with its own bits: RGB, RGBA, or ``[height, width, 1, 3 or 4]``
+            of 8 or 16 bits or float32 from 0 to 1; alpha is not multiplied in.
         canvas: the same as the model sees it, sRGB with transparent parts white.
         mask: ``[1, height, width]``, 0 = stays; None = all may change, or the model is asked.
         profile: ICC profile of the pixels; empty = sRGB.
     """
 
-    pixels: np.ndarray
+    picture: Image.Image | np.ndarray
     canvas: Image.Image
     mask: torch.Tensor | None = None
     profile: bytes = b""
@@ -44,11 +43,18 @@ class Original:
         """Width and height in pixels."""
         return self.canvas.size
 
+    @property
+    def has_alpha(self) -> bool:
+        """Whether there is a fourth channel, which stays."""
+        if isinstance(self.picture, Image.Image):
+            return self.picture.mode == "RGBA"
+        return self.picture.shape[-1] == 4
+
     def copies(self, number: int) -> np.ndarray:
         """The pixels to draw into, ``[number, height, width, 3 or 4]``."""
-        grey = self.pixels.shape[-1] == 1
-        pixels = np.repeat(self.pixels, 3, axis=-1) if grey else self.pixels
-        return np.repeat(pixels[None], number, axis=0)
+        pixels = np.array(self.picture)  # a copy in any case; a photograph is large
+        pixels = np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+        return pixels[None] if number == 1 else np.repeat(pixels[None], number, axis=0)
 
 
 def make_originals(
@@ -77,19 +83,21 @@ def make_originals(
         if isinstance(picture, Image.Image):
             picture = to_rgba(picture, own_colours)
             profile = rgb_profile(picture) if own_colours else b""
-        pixels = pixels_of(picture)
+        else:
+            picture = pixels_of(picture)
         if own is not None:
-            own = fit_mask(own, 1, *pixels.shape[:2])
-        originals.append(Original(pixels, canvas, own, profile))
+            own = fit_mask(own, 1, *canvas.size[::-1])
+        originals.append(Original(picture, canvas, own, profile))
     return originals
 
 
-def pixels_of(picture: Picture) -> np.ndarray:
-    """A picture as ``[height, width, 1, 3 or 4]``, with all its bits; a tensor comes channels first."""
-    if isinstance(picture, torch.Tensor):
-        picture = array_of(picture.movedim(0, -1))
-    pixels = np.asarray(picture)
-    pixels = pixels.astype(np.float32) if pixels.dtype.kind == "f" else pixels
+def pixels_of(picture: np.ndarray | torch.Tensor) -> np.ndarray:
+    """An array as ``[height, width, 1, 3 or 4]``, with all its bits; a tensor comes channels first."""
+    pixels = array_of(picture.movedim(0, -1)) if isinstance(picture, torch.Tensor) else picture
+    if pixels.dtype.kind == "f":
+        pixels = pixels.astype(np.float32)
+    elif pixels.dtype == bool:
+        pixels = pixels * np.uint8(255)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
@@ -125,14 +133,13 @@ def in_colours(drawn: torch.Tensor, profile: bytes) -> torch.Tensor:
     """sRGB pictures ``[batch, h, w, 3]`` in the colours of a profile."""
     if not profile:
         return drawn
-    pictures = numpy_to_pil(drawn.numpy())
-    return torch.stack([as_floats(np.asarray(from_srgb(picture, profile))) for picture in pictures])
+    return torch.stack([as_floats(np.asarray(from_srgb(picture, profile))) for picture in to_pil(drawn)])
 
 
 def as_floats(values: np.ndarray) -> torch.Tensor:
     """Whole numbers from 0 to the greatest of their type as float32 from 0 to 1; floating point stays."""
     floats = torch.from_numpy(values.astype(np.float32))
-    return floats if values.dtype.kind == "f" else floats / WHITES[values.dtype]
+    return floats if values.dtype.kind == "f" else floats.div_(WHITES[values.dtype])
 
 
 def as_output(
@@ -152,11 +159,10 @@ def as_output(
 
 def to_pil(pictures: torch.Tensor | np.ndarray, profile: bytes = b"") -> list[Image.Image]:
     """A batch as PIL pictures; those of 8 bits keep their bits."""
-    if isinstance(pictures, np.ndarray) and pictures.dtype == np.uint8:
-        found = [Image.fromarray(picture) for picture in pictures]
-    else:
-        floats = as_floats(pictures) if isinstance(pictures, np.ndarray) else pictures
-        found = numpy_to_pil(floats.float().cpu().numpy())
+    if not (isinstance(pictures, np.ndarray) and pictures.dtype == np.uint8):
+        floats = as_floats(pictures) if isinstance(pictures, np.ndarray) else pictures.float().cpu()
+        pictures = (floats * 255).round_().to(torch.uint8).numpy()
+    found = [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in pictures]
     for picture in found if profile else ():
         picture.info["icc_profile"] = profile
     return found

@@ -120,7 +120,7 @@ def check_repainting(
     originals = make_originals(
         pictures, canvases, mask, own_colours=mask is not None and output_type == "pil"
     )
-    shapes = {(original.size, original.pixels.shape[-1] == 4) for original in originals}
+    shapes = {(original.size, original.has_alpha) for original in originals}
     if mask is not None and output_type != "pil" and len(shapes) > 1:
         raise ValueError(
             'The pictures differ in size or transparency, which no array holds; give output_type="pil".'

@@ -17,6 +17,7 @@ from tbac_uniimage.core import repainting
 from tbac_uniimage.core.crops import MOST_ASPECT, Crop, crop_box, lengths, overlap, plan_crops, stitch
 from tbac_uniimage.core.editing import drawing_size, feathered, resize
 from tbac_uniimage.core.encoder import LadderEncoder
+from tbac_uniimage.core.originals import lay_in, make_originals
 from tbac_uniimage.core.requests import fit_size
 from tbac_uniimage.core.rgb import to_rgb, to_rgba
 
@@ -368,3 +369,34 @@ def tagged(picture: Image.Image, profile: bytes) -> Image.Image:
     picture = picture.copy()
     picture.info["icc_profile"] = profile
     return picture
+
+
+def kinds() -> dict[str, object]:
+    random = np.random.default_rng(0)
+    return {
+        "8 bits": random.integers(0, 256, (61, 45, 3), np.uint8),
+        "16 bits with alpha": random.integers(0, 65536, (61, 45, 4), np.uint16),
+        "16 bits, grey": random.integers(0, 65536, (61, 45), np.uint16),
+        "black and white": random.integers(0, 2, (61, 45)).astype(bool),
+        "floating point": random.random((61, 45, 3)),
+        "a tensor": torch.from_numpy(random.random((3, 61, 45), np.float32)),
+        "RGBA": Image.fromarray(random.integers(0, 256, (61, 45, 4), np.uint8)),
+    }
+
+
+@pytest.mark.parametrize("kind", kinds())
+@pytest.mark.parametrize("results", [1, 2])
+def test_pictures_of_every_kind_keep_their_own_bits(kind, results):
+    mask = mask_of(61, 45, (10, 5, 30, 25))
+    given = kinds()[kind]
+    [original] = make_originals([given], [Image.new("RGB", (45, 61))], mask)
+    pixels = original.copies(results)
+    before = pixels.copy()
+    [crop] = plan_crops(mask, 0.2, 16, 8)
+    lay_in(pixels, torch.rand(results, 16, 16, 3), crop, mask, feather=2)
+    outside = mask.numpy() == 0
+    assert np.array_equal(pixels[:, outside], before[:, outside])
+    assert np.array_equal(pixels[..., 3:], before[..., 3:])
+    assert (pixels[:, ~outside, :3] != before[:, ~outside, :3]).mean() > 0.9
+    if isinstance(given, np.ndarray):
+        assert np.array_equal(given, kinds()[kind])  # the user's own is left alone
