@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -48,6 +48,27 @@ def in_tiles_if_large(vae: AutoencoderDC, height: int, width: int) -> Autoencode
     vae = copy.copy(vae)  # the same weights; that it tiles is this picture's own affair
     vae.use_tiling = True
     return vae
+
+
+def encode_canvases(
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    pictures: Sequence[Image.Image],
+    width: int,
+    height: int,
+) -> torch.Tensor:
+    """Latents of pictures at the size that is drawn, ``[pictures, channels, h, w]``.
+
+    Branches of guidance share pictures: one that stands at several places is encoded once.
+
+    Args:
+        encode: makes latents of pixels as :func:`canvas_pixels` gives them.
+        pictures: RGB.
+        width, height: in pixels.
+    """
+    unique = {id(picture): picture for picture in pictures}
+    rows = {key: row for row, key in enumerate(unique)}
+    latents = encode(canvas_pixels(list(unique.values()), width, height))
+    return latents[[rows[id(picture)] for picture in pictures]]
 
 
 @torch.no_grad()

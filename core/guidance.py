@@ -73,9 +73,13 @@ def black_like(image: Image.Image) -> Image.Image:
     return Image.new("RGB", image.size)
 
 
-def sees_pictures(branches: int) -> list[bool]:
-    """Which branches of an edit see its input pictures, in the order of the table; the others see black."""
-    return [branches < 3, *[True] * (branches - 1)]
+def branch_pictures(images: Sequence[Sequence[Image.Image]], branches: int) -> list[list[Image.Image]]:
+    """Pictures of all branches of edits, branch by branch, in the order of the table above."""
+    return [
+        list(group) if sees else [black_like(image) for image in group]
+        for sees in [branches < 3, *[True] * (branches - 1)]
+        for group in images
+    ]
 
 
 def branch_inputs(
@@ -86,10 +90,4 @@ def branch_inputs(
 ) -> tuple[list[str], list[list[Image.Image]] | None]:
     """Prompts and images of all branches, branch by branch, in the order of the table above."""
     all_prompts = [*list(negatives) * (branches - 1), *prompts]
-    if images is None:
-        return all_prompts, None
-    return all_prompts, [
-        list(group) if sees else [black_like(image) for image in group]
-        for sees in sees_pictures(branches)
-        for group in images
-    ]
+    return all_prompts, None if images is None else branch_pictures(images, branches)

@@ -99,6 +99,14 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
         )
         super().enable_cache(config)
 
+    def nothing_seen(self, latents: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What it reads besides noisy latents, by argument of :meth:`forward`, where there is none: zeros.
+
+        Args:
+            latents: ``[batch, channels, height, width]``.
+        """
+        return {}
+
     @apply_forward_hook
     def prepare_rungs(self, encoder_hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> Rungs:
         """Compute what does not change between denoising steps.

@@ -47,8 +47,8 @@ def load_base(recipe: Recipe, frozen_dtype: torch.dtype | None = None) -> Ladder
     return parts
 
 
-def choose_rungs(parts: LadderParts, recipe: Recipe) -> LadderParts:
-    """The same parts, whose blocks are told what the recipe says, if it says anything."""
+def follow_recipe(parts: LadderParts, recipe: Recipe) -> LadderParts:
+    """The same parts, whose transformer is told what the recipe says, if it says anything."""
     if recipe.model.rungs not in (None, parts.connector.config.rungs):
         parts.connector.choose_rungs(recipe.model.rungs, parts.transformer.config.num_layers)
     return parts
@@ -122,7 +122,7 @@ def _noted_ids(model: Path) -> dict[str, str]:
 
 def _start_of(recipe: Recipe, seen: frozenset[Path], frozen_only: bool = False) -> LadderParts:
     """The model that a run starts from; ``frozen_only`` where its trained parts will be replaced."""
-    return choose_rungs(_named_by(recipe, seen, frozen_only), recipe)
+    return follow_recipe(_named_by(recipe, seen, frozen_only), recipe)
 
 
 def _named_by(recipe: Recipe, seen: frozenset[Path], frozen_only: bool) -> LadderParts:

@@ -185,7 +185,7 @@ def dry_run(recipe: Recipe) -> str:
     """
     from ..core.checkpoints import released_parts_on_meta
     from .data.samples import MicroBatches
-    from .models import choose_rungs, load_base
+    from .models import follow_recipe, load_base
     from .recipe.settings import BaseModels
     from .run import engine
     from .run.dry_run import summarise
@@ -199,7 +199,7 @@ def dry_run(recipe: Recipe) -> str:
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=parallel)})
     # the released sizes are known without their files
     released = recipe.init is None and recipe.base.model_copy(update={"mllm_dtype": None}) == BaseModels()
-    parts = choose_rungs(released_parts_on_meta(), recipe) if released else load_base(recipe)
+    parts = follow_recipe(released_parts_on_meta(), recipe) if released else load_base(recipe)
     channels, factor = parts.vae.config.latent_channels, parts.vae.spatial_compression_ratio
     dataset = MicroBatches(recipe, None, channels, factor)
     images = max(int(data.index.input_counts().max(initial=0)) for data in dataset.sets)

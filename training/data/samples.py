@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -24,7 +25,7 @@ from .index import Entry, Index
 from .order import Order, Place, Source, generator, uniform
 from .pictures import BadPicture, aligned, decode, decode_mask, fit, mask_cells
 from .sets import TrainSet, open_sets, target_sizes
-from .storage import Ref, Storage
+from .storage import Storage
 
 BELOW_ONE = 1 - 2**-24  # largest float32 under 1
 CENTRE = (0.5, 0.5)
@@ -216,7 +217,8 @@ class MicroBatches(Dataset):
             target = to_pixels(fit(decode(self.storage.read(entry.target)), *size, crop))
             mask = read_mask(self.storage, entry, size, self.factor, crop) if entry.mask else None
         else:
-            stored = self.read_entry(self.latents, index, entry, name, size, entry.mask)
+            path = self.latents.path(*index.cache_name(entry), transform_name(*size, entry.mask))
+            stored = self.read_entry(self.latents, path, entry, name)
             target, mask = stored["latents"].float(), stored.get("mask")
         if mask is not None:
             mask = self.mask_floor + (1 - self.mask_floor) * mask
@@ -238,26 +240,18 @@ class MicroBatches(Dataset):
             images = read_inputs(self.storage, entry, size, crop)
             sample.images = [black_like(image) for image in images] if black else images
         else:
-            stored = self.read_entry(self.vision, index, entry, sample.key, size)
+            path = self.vision.path(*index.cache_name(entry), transform_name(*size))
+            stored = self.read_entry(self.vision, path, entry, sample.key)
             sample.grid = stored["grid"]
             sample.features = self.black_features(sample.grid, sample.key) if black else stored["features"]
 
-    def read_entry(
-        self,
-        cache: Cache,
-        index: Index,
-        entry: Entry,
-        name: str,
-        size: tuple[int, int],
-        mask: Ref | None = None,
-    ) -> dict[str, Tensor]:
+    def read_entry(self, cache: Cache, path: Path, entry: Entry, name: str) -> dict[str, Tensor]:
         """A sample's entry in a cache. A bad sample has none: its pictures say what is wrong with them."""
-        path = cache.path(*index.cache_name(entry), transform_name(*size, mask))
         if not path.exists():
             for ref in (entry.target, *entry.inputs):
                 decode(self.storage.read(ref))
-            if mask:
-                decode_mask(self.storage.read(mask))
+            if entry.mask:
+                decode_mask(self.storage.read(entry.mask))
         return cache.read(path, name)
 
     def black_features(self, grid: Tensor, name: str) -> Tensor:

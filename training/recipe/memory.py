@@ -250,11 +250,12 @@ def count_activations(
         step = LiveBytes([*weights, *(parameter.grad for parameter in trained)])
         with step:
             latents, noise, u = torch.empty(shape), torch.empty(shape), torch.empty(batch)
+            seen = model.transformer.nothing_seen(latents)
             with autocast:
                 states = rung_states(model, batch, tokens, dtype)
                 condition = LadderCondition(model.connector(states.to(model.connector.dtype)), None)
                 losses = flow_matching_losses(
-                    model.transformer, condition, latents, noise, u, recipe.objective.shift
+                    model.transformer, condition, latents, noise, u, recipe.objective.shift, seen=seen
                 )
             losses.sum().backward()
     return max(step.peak, vision, 0 if recipe.data.cache.latents else encoding.peak)

@@ -33,7 +33,7 @@ from ..report.throughput import Throughput
 from ..step import optimizer
 from ..step.ema import AveragedWeights
 from ..step.monitor import Decision, GradientMonitor, MonitorSettings
-from ..step.trainee import LadderTrainee, latents_of, parameters_by_name
+from ..step.trainee import LadderTrainee, latents_of, parameters_by_name, seen_beside
 from . import engine
 from .checkpoints import folders, shards
 from .checkpoints.keeper import Keeper
@@ -264,12 +264,14 @@ class Trainer:
         # what layers draw (dropout of a LoRA) follows from the position too
         torch.manual_seed(position_seed(self.recipe.seed, self.recipe.stage, batch.positions[0]))
         with self.accelerator.autocast():
+            latents = latents_of(self.parts.vae, batch.pixels, batch.latents, device)
             return self.module(
                 batch.inputs,
-                latents_of(self.parts.vae, batch.pixels, batch.latents, device),
+                latents,
                 batch.noise.to(device, non_blocking=True),
                 batch.u.to(device, non_blocking=True),
                 None if batch.mask is None else batch.mask.to(device, non_blocking=True),
+                seen_beside(self.parts, batch, latents),
             )
 
     def report_bad(self, lines: list[str], missing: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 
@@ -53,6 +55,7 @@ def flow_matching_losses(
     u: torch.Tensor,
     shift: float = 1.0,
     mask: torch.Tensor | None = None,
+    seen: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Mean squared error of the predicted velocity of every sample, over what its mask leaves of it.
 
@@ -64,6 +67,7 @@ def flow_matching_losses(
         u: draws in [0, 1) that choose the timesteps, ``[batch]``.
         mask: how much every latent counts, ``[batch, height, width]`` from 0 to 1 and nowhere all 0; None:
             all of them do.
+        seen: what the transformer reads besides, by argument.
 
     Returns:
         float32 ``[batch]``.
@@ -72,7 +76,12 @@ def flow_matching_losses(
     sigma = sigma[:, None, None, None].to(latents)
     noisy = (1 - sigma) * latents + sigma * noise
     velocity = transformer(
-        noisy, condition.states, timestep, encoder_attention_mask=condition.mask, return_dict=False
+        noisy,
+        condition.states,
+        timestep,
+        encoder_attention_mask=condition.mask,
+        return_dict=False,
+        **(seen or {}),
     )[0]
     errors = F.mse_loss(velocity.float(), (noise - latents).float(), reduction="none")
     if mask is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from ...core.checkpoints import LadderParts
 from ...core.encoder import LadderEncoder
 from ...core.inputs import LadderInputs
 from .objective import flow_matching_losses, flow_timesteps, spread
+
+if TYPE_CHECKING:
+    from ..data.samples import TrainBatch
 
 Result = TypeVar("Result")
 
@@ -56,6 +59,7 @@ class LadderTrainee(nn.Module):
         noise: torch.Tensor,
         u: torch.Tensor,
         mask: torch.Tensor | None = None,
+        seen: Mapping[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Losses of a micro-batch, float32 ``[batch]``.
 
@@ -65,10 +69,13 @@ class LadderTrainee(nn.Module):
             noise: standard normal, same shape.
             u: uniform draws in [0, 1), ``[batch]``.
             mask: how much every latent counts, see :func:`.objective.flow_matching_losses`.
+            seen: what the transformer reads besides, see :func:`seen_beside`.
         """
         condition = self.encoder.encode(inputs)
         levels = spread(u, self.timesteps)
-        return flow_matching_losses(self.transformer, condition, latents, noise, levels, self.shift, mask)
+        return flow_matching_losses(
+            self.transformer, condition, latents, noise, levels, self.shift, mask, seen
+        )
 
     def noise_levels(self, u: torch.Tensor) -> torch.Tensor:
         """Noise levels in (0, 1], 1 is pure noise, that uniform draws in [0, 1) lead to; ``[batch]``."""
@@ -91,3 +98,12 @@ def latents_of(
     if latents is None:
         latents = encode_latents(vae, pixels.to(device, non_blocking=True))
     return latents.to(device, torch.float32, non_blocking=True)
+
+
+def seen_beside(parts: LadderParts, batch: TrainBatch, latents: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the transformer reads of a micro-batch besides its noisy ``latents``, by argument.
+
+    What a sample has nothing of is zeros and not left out: the weights that read it have a gradient in every
+    step, or processes could not reduce it.
+    """
+    return parts.transformer.nothing_seen(latents)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,18 +27,15 @@ class Item:
     """One sample: what has to be computed, and where it goes; None where it is there already.
 
     Attributes:
-        latents: path of the entry of the target's latents.
-        pixels: target ``[3, height, width]`` float32 in -1 … 1.
-        mask: of the target's latents ``[h, w]`` float32, or None if it has none.
+        drawn: of entries of latents the path, the picture ``[3, height, width]`` float32 in -1 … 1, and what
+            the entry holds besides: of a target its mask ``[h, w]`` float32, if it has one.
         vision: path of the entry of the input pictures' vision tokens.
         patches: of all input pictures ``[patches, values]`` float32.
         grid: ``[images, 3]`` int64.
         bad: one line if a picture cannot be read.
     """
 
-    latents: Path | None = None
-    pixels: Tensor | None = None
-    mask: Tensor | None = None
+    drawn: list[tuple[Path, Tensor, dict[str, Tensor]]] = field(default_factory=list)
     vision: Path | None = None
     patches: Tensor | None = None
     grid: Tensor | None = None
@@ -47,7 +44,7 @@ class Item:
     @property
     def needed(self) -> bool:
         """Whether something has to be computed."""
-        return self.pixels is not None or self.patches is not None
+        return bool(self.drawn) or self.patches is not None
 
 
 class Work(Dataset):
@@ -96,10 +93,11 @@ class Work(Dataset):
         place, transform = index.cache_name(entry), transform_name(*size, entry.mask)
         try:
             if self.latents and not (path := self.latents.path(*place, transform)).exists():
-                item.latents = path
-                item.pixels = to_pixels(fit(decode(self.storage.read(entry.target)), *size))
+                target = to_pixels(fit(decode(self.storage.read(entry.target)), *size))
+                masks = {}
                 if entry.mask:
-                    item.mask = read_mask(self.storage, entry, size, self.factor, CENTRE)
+                    masks = {"mask": read_mask(self.storage, entry, size, self.factor, CENTRE)}
+                item.drawn.append((path, target, masks))
             transform = transform_name(*size)
             if self.vision and entry.inputs and not (path := self.vision.path(*place, transform)).exists():
                 item.vision = path
@@ -131,12 +129,11 @@ class Computer:
     @torch.no_grad()
     def write(self, items: Sequence[Item]) -> None:
         """Compute and write what the items of a chunk lack."""
-        drawn = [item for item in items if item.pixels is not None]
+        drawn = [picture for item in items for picture in item.drawn]
         if drawn:
-            latents = self.encode(torch.stack([item.pixels for item in drawn]))
-            for item, values in zip(drawn, latents, strict=True):
-                masks = {} if item.mask is None else {"mask": item.mask}
-                self.latents.write(item.latents, {"latents": values.to(self.dtype), **masks})
+            pixels = torch.stack([picture for _, picture, _ in drawn])
+            for (path, _, more), values in zip(drawn, self.encode(pixels), strict=True):
+                self.latents.write(path, {"latents": values.to(self.dtype), **more})
         edits = [item for item in items if item.patches is not None]
         if edits:
             grids = torch.cat([item.grid for item in edits])
