@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -124,6 +124,7 @@ def denoise(
     forget_steps(call.transformer)
     guidance, branches = sampling.guidance, condition.branches
     per_prompt = len(noise) * branches // condition.states.shape[1]
+    seen = call.prepare_seen(condition, noise.shape, per_prompt, noise.device)
     rungs = call.prepare_rungs(condition, per_prompt, noise.device, sampling.gains)
     begin = scheduler.begin_index
     timesteps, sigmas = scheduler.timesteps[begin:], scheduler.sigmas[begin:].to(noise.device, noise.dtype)
@@ -135,7 +136,8 @@ def denoise(
                 break
             active = branches if guidance.is_active(i, len(timesteps)) else 1
             told = last_branches(rungs, active * len(noise))
-            velocity = guidance.combine(velocities(call.transformer, latents, t, told, active), active)
+            velocity = velocities(call.transformer, latents, t, told, active, seen)
+            velocity = guidance.combine(velocity, active)
             latents = scheduler.step(velocity, t, latents, return_dict=False, **options)[0]
             if source is not None:
                 latents = source.keep(latents, noise, sigmas[i + 1])
@@ -152,18 +154,21 @@ def velocities(
     timestep: torch.Tensor,
     rungs: Rungs,
     branches: int,
+    seen: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Velocities of all branches ``[branches * batch, …]``, float32 because guidance amplifies.
 
     Args:
         timestep: 0 … 1000, one for all latents or ``[batch]``.
+        seen: what the transformer reads besides, by argument, of these branches or of more before them.
     """
     x = torch.cat([latents] * branches).to(rungs.kv[0].key.dtype)  # the transformer's own is slow to ask
     timestep = timestep.expand(len(latents)).repeat(branches) * transformer.config.timestep_scale
+    rows = {name: value[-len(x) :] for name, value in (seen or {}).items()}
     cached = getattr(transformer, "is_cache_enabled", False)
     # an evaluation can be compared with one of as many rows
     with transformer.cache_context(f"{len(x)} rows") if cached else nullcontext():
-        return transformer(x, rungs, timestep, return_dict=False)[0].float()
+        return transformer(x, rungs, timestep, return_dict=False, **rows)[0].float()
 
 
 def forget_steps(transformer: LadderTransformer2DModel) -> None:

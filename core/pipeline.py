@@ -13,12 +13,12 @@ from diffusers.schedulers import DPMSolverMultistepScheduler, FlowMatchEulerDisc
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from .canvas import in_tiles_if_large
+from .canvas import encode_canvases, encode_latents, in_tiles_if_large
 from .conditions import LadderCondition, check_condition
 from .connector import LadderConnector
 from .crops import CONTEXT
 from .denoising import Sampling, denoise, draw_noises
-from .guidance import Guidance
+from .guidance import Guidance, branch_pictures
 from .lora import LadderLoraMixin
 from .masks import MaskInput
 from .originals import as_output
@@ -200,8 +200,9 @@ class LadderPipeline(LadderReading, LadderLoraMixin):
             raise ValueError(
                 'mask="auto" needs a condition of guidance; encode it with guidance_scale above 1.'
             )
-        if output_type != "latent" or task is not None:
-            self.require("show what it drew" if task is None else "read the picture", "vae")
+        reads = task is not None or (config.source_latents and canvases is not None)
+        if output_type != "latent" or reads:
+            self.require("read the picture" if reads else "show what it drew", "vae")
         batch = num_prompts * num_images_per_prompt
         generator = check_generator(generator, batch)
         # from noise alone all are drawn at once, over pictures one after the other
@@ -296,6 +297,30 @@ class LadderPipeline(LadderReading, LadderLoraMixin):
         mask = condition.mask.repeat_interleave(per_prompt, dim=0).to(device)
         rungs = self.transformer.prepare_rungs(states, mask)
         return rungs if gains is None else scale_rungs(rungs, gains)
+
+    @torch.no_grad()
+    def prepare_seen(
+        self, condition: LadderCondition, shape: tuple[int, ...], per_prompt: int, device: torch.device
+    ) -> dict[str, torch.Tensor]:
+        """What the transformer reads besides noisy latents, by argument, for every branch and every result.
+
+        Args:
+            condition: of the call.
+            shape: of its latents.
+            per_prompt: results of a prompt.
+            device: where the transformer computes.
+        """
+        if condition.canvases is None or not self.transformer.config.source_latents:
+            return {}
+        height, width = (length * self.vae_scale_factor for length in shape[2:])
+
+        def encode(pixels: torch.Tensor) -> torch.Tensor:
+            vae = in_tiles_if_large(self.vae, height, width)
+            return encode_latents(vae, pixels.to(device)).to(self.transformer.dtype)
+
+        rows = branch_pictures([[canvas] for canvas in condition.canvases], condition.branches)
+        source = encode_canvases(encode, [canvas for [canvas] in rows], width, height)
+        return {"source_latents": source.repeat_interleave(per_prompt, dim=0)}
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:

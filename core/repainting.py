@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -184,7 +184,9 @@ def draw_picture(
         rows, columns = noise.shape[-2:]
         cells = None if inside is None else latent_mask(inside, rows, columns).to(noise.device)
         source = Source(encode(call, canvas, rows, columns), cells)
-        return denoise(call, sampling, condition.last(branches), noise, generator, source)
+        # what the transformer reads of the picture is what it draws over
+        condition = replace(condition.last(branches), canvases=[canvas])
+        return denoise(call, sampling, condition, noise, generator, source)
 
     if output_type == "latent":
         return draw(original.canvas, mask, noise), mask
@@ -216,9 +218,10 @@ def find_changes(
     factor, [canvas] = call.vae_scale_factor, condition.canvases
     width, height = fit_size(canvas.size, call.transformer.config.sample_size * factor, factor)
     mixed, levels = mixtures(encode(call, canvas, height // factor, width // factor)[0])
+    seen = call.prepare_seen(condition.last(2), mixed.shape, len(mixed), mixed.device)
     rungs = call.prepare_rungs(condition.last(2), len(mixed), mixed.device, gains)
     forget_steps(call.transformer)
-    plain, prompted = velocities(call.transformer, mixed, levels * 1000, rungs, branches=2).chunk(2)
+    plain, prompted = velocities(call.transformer, mixed, levels * 1000, rungs, 2, seen).chunk(2)
     return change_map(plain, prompted).cpu()
 
 

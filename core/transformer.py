@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.sana_transformer import SanaTransformerBlock
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
+from torch import nn
 
 
 class RungKV(NamedTuple):
@@ -73,21 +74,59 @@ class RungAttnProcessor:
         return RungKV(*(rearrange(x, "b n (h d) -> b h n d", h=attn.heads) for x in (key, value)))
 
 
+def with_arguments_of(theirs: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Have an ``__init__`` say that it takes what ``theirs`` takes and its own keywords besides.
+
+    diffusers reads the keys of a configuration off the signature.
+    """
+
+    def decorate(ours: Callable[..., None]) -> Callable[..., None]:
+        own = (p for p in inspect.signature(ours).parameters.values() if p.kind is p.KEYWORD_ONLY)
+        known = inspect.signature(theirs)
+        ours.__signature__ = known.replace(parameters=[*known.parameters.values(), *own])
+        return ours
+
+    return decorate
+
+
 class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
     """SANA whose block i is conditioned on rung i. Parameters and their names are SANA's own.
 
+    As an option it also reads the latents of what is edited, as further input channels of its patch
+    embedding. Their weights are a layer beside it, ``source_embed``: both sum up to the one convolution over
+    all channels, a model without them stays as it was, and ``in_channels`` counts those of a latent.
+
     ``enable_cache`` and ``disable_cache`` are those of diffusers' transformers.
+
+    Args:
+        args, kwargs: of :class:`SanaTransformer2DModel`.
+        source_latents: whether it reads the source's latents.
     """
 
     _repeated_blocks = ["SanaTransformerBlock"]  # what diffusers' compile_repeated_blocks compiles
 
-    @functools.wraps(SanaTransformer2DModel.__init__)  # diffusers reads the configuration's keys off it
-    def __init__(self, *args, **kwargs) -> None:
+    @with_arguments_of(SanaTransformer2DModel.__init__)
+    def __init__(self, *args: Any, source_latents: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for block in self.transformer_blocks:
             block.attn2.set_processor(RungAttnProcessor())
             for attention in (block.attn1, block.attn2):
                 attention.__class__ = DirectAttention
+        self.read_source(source_latents)
+
+    def read_source(self, reads: bool) -> None:
+        """Read the source's latents from now on, or no longer.
+
+        The new weights are zeros: until they are trained, nothing that the model predicts changes by a bit.
+        """
+        self.register_to_config(source_latents=reads)
+        self.source_embed = None
+        if reads:
+            proj = self.patch_embed.proj
+            like = {"device": proj.weight.device, "dtype": proj.weight.dtype}
+            sizes = (self.config.in_channels, proj.out_channels, proj.kernel_size, proj.stride)
+            self.source_embed = nn.Conv2d(*sizes, bias=False, **like)
+            nn.init.zeros_(self.source_embed.weight)
 
     def enable_cache(self, config: object) -> None:
         """Leave blocks out in steps that change little, as ``config`` of ``diffusers.hooks`` says."""
@@ -105,7 +144,7 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
         Args:
             latents: ``[batch, channels, height, width]``.
         """
-        return {}
+        return {"source_latents": torch.zeros_like(latents)} if self.config.source_latents else {}
 
     @apply_forward_hook
     def prepare_rungs(self, encoder_hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> Rungs:
@@ -170,6 +209,7 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
         timestep: torch.Tensor,
         encoder_attention_mask: torch.Tensor | None = None,
         return_dict: bool = True,
+        source_latents: torch.Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict the velocity noise - latent.
 
@@ -179,9 +219,14 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
                 rungs that :meth:`prepare_rungs` made of them.
             timestep: ``[batch]``, 0 (clean) to 1000 (noise).
             encoder_attention_mask: ``[batch, queries]``, 1 = attend; only beside caption states.
+            source_latents: scaled latents of what is edited, of the shape of ``hidden_states``; None, or
+                zeros, where nothing is.
 
         Returns:
             Velocity of the shape of ``hidden_states``.
+
+        Raises:
+            ValueError: ``source_latents`` for a model that reads none.
         """
         batch, _, height, width = hidden_states.shape
         patch = self.config.patch_size
@@ -191,6 +236,10 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
             else self.prepare_rungs(encoder_hidden_states, encoder_attention_mask)
         )
         x = self.patch_embed(hidden_states)
+        if source_latents is not None:
+            if self.source_embed is None:
+                raise ValueError("The model reads no source_latents; leave them out, or read_source(True).")
+            x = x + self.source_embed(source_latents).flatten(2).transpose(1, 2)
         modulation, embedded_timestep = self.time_embed(timestep, batch_size=batch, hidden_dtype=x.dtype)
         for block, kv in zip(self.transformer_blocks, rungs.kv, strict=True):
             inputs = (x, None, kv, rungs.bias, modulation, height // patch, width // patch)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from .autoencoder import LadderVAE
     from .mllm import LadderMLLM
 
 IMAGE_TIP = "A batch counts as several pictures of one prompt; four in all is the most."
@@ -58,17 +59,48 @@ def check_mllm(mllm: object) -> None:
         raise ValueError(f"mllm is of the type {type(mllm).__name__}; connect Load Model (TBAC-UniImage).")
 
 
+def vae_input() -> io.Vae.Input:
+    """The autoencoder, for models that read what they edit."""
+    return io.Vae.Input(
+        "vae",
+        optional=True,
+        tooltip="From the same Load Model. Needed with pictures by models that also read their latents "
+        "(trained with model.source_latents); others do without.",
+    )
+
+
 def encode_branches(
-    mllm: LadderMLLM, prompt: str, negative_prompt: str, pictures: list[Image.Image]
+    mllm: LadderMLLM,
+    prompt: str,
+    negative_prompt: str,
+    pictures: list[Image.Image],
+    vae: LadderVAE | None = None,
+    side: int = 0,
 ) -> tuple[list, list, list]:
     """CONDITIONINGs of the branches of guidance: negative, image_only, positive.
 
-    What was encoded lately is not encoded again; each distinct picture passes the vision tower once.
+    What was encoded lately is not encoded again; each distinct picture passes the vision tower once. For a
+    model that reads what it edits they carry its latents, at ``side``² pixels, 0 for the trained size.
+
+    Raises:
+        ValueError: such a model without ``vae``, or the autoencoder of another.
     """
     from ..core.guidance import branch_inputs
+    from ..core.requests import fit_size
+    from .source import check_vae, encode_sources
 
-    rows = mllm.encode(*branch_inputs([prompt], [negative_prompt], [pictures], branches=3))
-    negative, image_only, positive = ([[row[None], {}]] for row in rows)
+    if vae is not None:
+        check_vae(mllm.size, vae)
+    elif pictures and mllm.reads_source:
+        raise ValueError("This model also reads the latents of the picture; connect vae of Load Model.")
+    prompts, groups = branch_inputs([prompt], [negative_prompt], [pictures], branches=3)
+    rows, carried = mllm.encode(prompts, groups), [{}] * len(groups)
+    if pictures and mllm.reads_source:
+        size = fit_size(pictures[0].size, side or mllm.size.native, mllm.size.factor)
+        carried = encode_sources(vae, groups, *size)
+    negative, image_only, positive = (
+        [[row[None], options]] for row, options in zip(rows, carried, strict=True)
+    )
     return negative, image_only, positive
 
 
@@ -103,6 +135,7 @@ class LadderEncode(io.ComfyNode):
                     optional=True,
                     tooltip="What to steer away from; usually empty.",
                 ),
+                vae_input(),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -131,11 +164,12 @@ class LadderEncode(io.ComfyNode):
         image_3: torch.Tensor | None = None,
         image_4: torch.Tensor | None = None,
         negative_prompt: str = "",
+        vae: LadderVAE | None = None,
     ) -> io.NodeOutput:
         """Encode the branches of guidance."""
         check_mllm(mllm)
         pictures = input_pictures(image, image_2, image_3, image_4)
-        negative, image_only, positive = encode_branches(mllm, prompt, negative_prompt, pictures)
+        negative, image_only, positive = encode_branches(mllm, prompt, negative_prompt, pictures, vae)
         return io.NodeOutput(positive, negative, image_only)
 
 
@@ -178,6 +212,7 @@ class LadderImageEdit(io.ComfyNode):
                     tooltip="Size of the result: it has side x side pixels in all, in the proportions of the "
                     "first picture. 0 = the size that the model was trained at.",
                 ),
+                vae_input(),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="Picture and instruction."),
@@ -207,6 +242,7 @@ class LadderImageEdit(io.ComfyNode):
         image_4: torch.Tensor | None = None,
         negative_prompt: str = "",
         side: int = 0,
+        vae: LadderVAE | None = None,
     ) -> io.NodeOutput:
         """Encode the branches and size the latent."""
         from ..core.requests import check_request, fit_size
@@ -215,6 +251,8 @@ class LadderImageEdit(io.ComfyNode):
         check_mllm(mllm)
         pictures = input_pictures(image, image_2, image_3, image_4)
         check_request(instruction, pictures, negative_prompt)
-        negative, image_only, positive = encode_branches(mllm, instruction, negative_prompt, pictures)
+        negative, image_only, positive = encode_branches(
+            mllm, instruction, negative_prompt, pictures, vae, side
+        )
         width, height = fit_size(pictures[0].size, side or mllm.size.native, mllm.size.factor)
         return io.NodeOutput(positive, image_only, negative, mllm.size.empty_latent(width, height, 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import comfy.latent_formats
 import comfy.model_base
@@ -21,6 +22,7 @@ from ..core.schedulers import FLOW_SHIFT
 from ..core.transformer import LadderTransformer2DModel, Rungs
 from .mllm import LatentSize
 from .offload import cast_parameters, make_patcher, use_comfy_ops
+from .source import read_source
 
 EXACT_TIMESTEP = "tbac_uniimage_timestep"
 RUNG_GAINS = "tbac_uniimage_gains"  # transformer option: a tuple of one gain per rung
@@ -100,7 +102,10 @@ class LadderDiT(LadderTransformer2DModel):
         transformer_options: dict | None = None,
         **_: object,
     ) -> torch.Tensor:
-        """Velocity for latents ``[batch, channels, h, w]``, timesteps 0 … 1000 and a folded condition."""
+        """Velocity for latents ``[batch, channels, h, w]``, timesteps 0 … 1000 and a folded condition.
+
+        The latents of what is edited may follow as further channels of ``x``.
+        """
         options = transformer_options or {}
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         executor = WrapperExecutor.new_class_executor(self.predict, self, wrappers)
@@ -117,7 +122,9 @@ class LadderDiT(LadderTransformer2DModel):
     ) -> torch.Tensor:
         """What :meth:`forward` does inside other packs' wrappers."""
         timesteps, rungs = self.read_options(timesteps, context, control, transformer_options)
-        return super().forward(x, rungs, timesteps, return_dict=False)[0]
+        x, source = x.split((self.config.in_channels, x.shape[1] - self.config.in_channels), dim=1)
+        seen = {"source_latents": source} if source.shape[1] else {}
+        return super().forward(x, rungs, timesteps, return_dict=False, **seen)[0]
 
     @torch.compiler.disable
     def read_options(
@@ -169,14 +176,10 @@ class LadderModel(comfy.model_base.BaseModel):
             config, comfy.model_base.ModelType.FLOW, device=device, unet_model=lambda **_: transformer
         )
 
-    def extra_conds(self, **given: object) -> dict:
-        """What a conditioning carries besides its states. Raises ValueError for what has no meaning here."""
-        if given.get("reference_latents"):
-            raise ValueError(
-                "The conditioning holds reference latents, which this model does not read; connect the "
-                "picture to Edit Conditions or Multi-Layer MLLM Encode instead of ReferenceLatent."
-            )
-        return super().extra_conds(**given)
+    def concat_cond(self, **given: Any) -> torch.Tensor | None:
+        """The latents of what is edited, scaled. Raises ValueError for those that this model cannot read."""
+        source = read_source(given, self.diffusion_model.config.source_latents)
+        return None if source is None else self.process_latent_in(source).to(given["device"])
 
 
 def refuse_patches(control: object, options: dict) -> None:

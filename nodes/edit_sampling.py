@@ -14,13 +14,15 @@ from comfy.samplers import KSAMPLER, CFGGuider, calc_cond_batch
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
 from ..core.change_map import LEVELS, change_map, mixtures
-from ..core.guidance import Guidance, branch_inputs
+from ..core.guidance import Guidance, branch_inputs, branch_pictures
 from .solver import recipe_sampler, recipe_sigmas
+from .source import SOURCE, encode_sources
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from PIL import Image
 
+    from .autoencoder import LadderVAE
     from .mllm import LadderMLLM
 
 ENCODED_TOGETHER = 4  # pictures whose conditions, three each, the language model computes at once
@@ -41,6 +43,20 @@ def encode_edits(
         rows = mllm.encode(*branch_inputs(*texts, some, branches))
         conditions += [rows[i :: len(some)] for i in range(len(some))]
     return conditions
+
+
+def edit_sources(
+    vae: LadderVAE, group: list[Image.Image], guidance: Guidance, latent: torch.Tensor
+) -> list[dict[str, torch.Tensor]]:
+    """What the conditions of an edit carry for a model that reads what it edits, branch by branch.
+
+    Args:
+        group: its pictures.
+        latent: of the shape of what is drawn.
+    """
+    height, width = (side * vae.downscale_ratio for side in latent.shape[-2:])
+    branches = guidance.num_branches(has_images=True)
+    return encode_sources(vae, branch_pictures([group], branches), width, height)
 
 
 def partial_sigmas(steps: int, strength: float) -> torch.Tensor:
@@ -67,7 +83,8 @@ def find_changes(model: ModelPatcher, condition: torch.Tensor, latent: torch.Ten
         return x
 
     guider = CFGGuider(model)
-    guider.set_conds(*([[row[None], {}]] for row in (condition[-1], condition[-2])))
+    carried = {SOURCE: latent} if model.model.diffusion_model.config.source_latents else {}
+    guider.set_conds(*([[row[None], carried]] for row in (condition[-1], condition[-2])))
     sampler, sigmas = KSAMPLER(measure), torch.tensor([max(LEVELS), 0.0])
     guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True)
     return found[0].float().cpu()
@@ -81,6 +98,7 @@ def sample_edits(
     changeable: Sequence[torch.Tensor | None],
     seed: int,
     sigmas: torch.Tensor,
+    sources: Sequence[list[dict[str, torch.Tensor]]] | None = None,
 ) -> list[torch.Tensor]:
     """Sample one edit after the other, each as if it were alone; one progress bar over all.
 
@@ -89,6 +107,7 @@ def sample_edits(
         latents: of every edit, ``[1, channels, h, w]`` of its own size, zeros to start from noise alone.
         changeable: of every edit, ``[1, 1, h, w]``, 0 = latents that stay; None = none does.
         sigmas: noise levels.
+        sources: of every edit, from :func:`edit_sources`, for a model that reads them.
     """
     steps = len(sigmas) - 1
     show = preview_callback(model, steps * len(latents))
@@ -96,7 +115,7 @@ def sample_edits(
     results = []
     for i, (condition, latent, mask) in enumerate(zip(conditions, latents, changeable, strict=True)):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        result = make_guider(model, condition, guidance).sample(
+        result = make_guider(model, condition, guidance, sources and sources[i]).sample(
             comfy.sample.prepare_noise(latent, seed),
             latent,
             recipe_sampler(),
@@ -110,10 +129,16 @@ def sample_edits(
     return results
 
 
-def make_guider(model: ModelPatcher, condition: torch.Tensor, guidance: Guidance) -> CFGGuider:
-    """ComfyUI's guider for the branches of ``condition``."""
+def make_guider(
+    model: ModelPatcher,
+    condition: torch.Tensor,
+    guidance: Guidance,
+    sources: list[dict[str, torch.Tensor]] | None = None,
+) -> CFGGuider:
+    """ComfyUI's guider for the branches of ``condition``, and what each carries besides."""
     condition = condition[-guidance.num_branches(has_images=True) :]
-    *others, positive = ([[row[None], {}]] for row in condition)
+    carried = sources or [{}] * len(condition)
+    *others, positive = ([[row[None], options]] for row, options in zip(condition, carried, strict=True))
     if len(others) == 2:
         guider = Guider_DualCFG(model)
         guider.set_conds(positive, others[1], others[0])

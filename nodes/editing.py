@@ -209,7 +209,7 @@ class LadderEdit(io.ComfyNode):
             resize,
         )
         from ..core.guidance import Guidance
-        from .edit_sampling import encode_edits, partial_sigmas, sample_edits
+        from .edit_sampling import edit_sources, encode_edits, partial_sigmas, sample_edits
 
         limits.check(
             cls,
@@ -255,13 +255,17 @@ class LadderEdit(io.ComfyNode):
                 latents.append(vae.encode(resize(as_rgb(image[i][crop.box][None]).float(), across, down)))
             changeable.append(None if masks is None else latent_mask(masks[i][crop.box][None], *cells))
         if strength > 0:
+            seen = [[*to_pil(image[i][crop.box][None]), *groups[i][1:]] for i, crop in crops]
+            sources = None
+            if mllm.reads_source:
+                of_each = zip(seen, latents, strict=True)
+                sources = [edit_sources(vae, group, guidances, latent) for group, latent in of_each]
             if conditions and all(crop.box == whole(height, width).box for _, crop in crops):
                 conditions = [conditions[i] for i, _ in crops]
             else:
-                seen = [[*to_pil(image[i][crop.box][None]), *groups[i][1:]] for i, crop in crops]
                 conditions = encode_edits(mllm, instruction, seen, negative_prompt, branches)
             sigmas = partial_sigmas(steps, strength)
-            latents = sample_edits(model, conditions, guidances, latents, changeable, seed, sigmas)
+            latents = sample_edits(model, conditions, guidances, latents, changeable, seed, sigmas, sources)
         masks = image.new_ones(image.shape[:3]) if masks is None else masks
         result = image.clone() if image.shape[-1] == 4 else as_rgb(image).clone()
         for (i, crop), latent in zip(crops, latents, strict=True):
@@ -292,14 +296,12 @@ def find_masks(
 
 def check_same_model(model: ModelPatcher, mllm: LadderMLLM, vae: LadderVAE) -> LatentSize:
     """How pixels and latents relate. Raises ValueError unless the three parts fit each other."""
+    from .source import check_vae
+
     size = latent_size(model)
     if getattr(mllm, "size", None) != size:
         raise ValueError("mllm is that of another model; connect model, mllm and vae of one Load Model.")
-    if (getattr(vae, "latent_channels", 0), getattr(vae, "downscale_ratio", 0)) != (
-        size.channels,
-        size.factor,
-    ):
-        raise ValueError("vae is that of another model; connect model, mllm and vae of one Load Model.")
+    check_vae(size, vae)
     return size
 
 

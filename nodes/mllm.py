@@ -111,6 +111,7 @@ class LadderMLLM:
     ) -> None:
         management = comfy.model_management
         self.size = size
+        self.reads_source = parts.transformer.config.source_latents  # the latents of what is edited
         self.known: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self.encoder = LadderEncoder(
             parts.mllm,

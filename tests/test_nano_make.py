@@ -215,3 +215,17 @@ def test_a_trial_of_everything(drawings, tmp_path, monkeypatch, capsys):  # noqa
     assert main(["score", *drawing, *judge, *few, "-o", "score"]) == 0
     assert "single object" in capsys.readouterr().out
     assert len(list((tmp_path / "score" / "verdicts").iterdir())) == 3
+
+
+def test_source_latents_are_read_from_the_second_stage_on(tmp_path):
+    """By the recipes as they are, and with anything else that is asked for."""
+    for size, pixels in ((make.FULL, 64), (make.TRIAL, 128)):
+        plain = {s.name: s.command for s in make.steps(tmp_path, tmp_path, size, 2, pixels)}
+        found = {s.name: s.command for s in make.steps(tmp_path, tmp_path, size, 2, pixels, None, True)}
+        for name, command in found.items():
+            added = ["model.source_latents=true"] if name in make.LADDER[1:] else []
+            assert sorted(command) == sorted(plain[name] + added), name
+            if added:
+                path = ROOT / "training" / "recipes" / "nano" / f"{name}.yaml"
+                changes = [word for word in command if "=" in word]
+                assert load_recipe(path, changes).model.source_latents is True

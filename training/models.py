@@ -48,9 +48,22 @@ def load_base(recipe: Recipe, frozen_dtype: torch.dtype | None = None) -> Ladder
 
 
 def follow_recipe(parts: LadderParts, recipe: Recipe) -> LadderParts:
-    """The same parts, whose transformer is told what the recipe says, if it says anything."""
-    if recipe.model.rungs not in (None, parts.connector.config.rungs):
-        parts.connector.choose_rungs(recipe.model.rungs, parts.transformer.config.num_layers)
+    """The same parts, whose transformer is told and reads what the recipe says, if it says anything.
+
+    Raises:
+        ValueError: the run would add weights and not train them.
+    """
+    settings, transformer = recipe.model, parts.transformer
+    if settings.rungs not in (None, parts.connector.config.rungs):
+        parts.connector.choose_rungs(settings.rungs, transformer.config.num_layers)
+    if settings.source_latents not in (None, transformer.config.source_latents):
+        if settings.source_latents and recipe.train.parts == "lora":
+            raise ValueError(
+                "model.source_latents is true but the model that the run starts from reads none, and a LoRA "
+                "(train.parts) does not train the weights for them; start from a model that reads them, or "
+                "set train.parts=all."
+            )
+        transformer.read_source(settings.source_latents)
     return parts
 
 

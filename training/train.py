@@ -381,6 +381,7 @@ def open_data(recipe: Recipe, parts: LadderParts) -> MicroBatches:
         factor=parts.vae.spatial_compression_ratio,
         latents=latent_cache(cache.latents, parts.vae) if cache.latents else None,
         vision=vision_cache(cache.vision, visual, parts.image_processor) if cache.vision else None,
+        source_latents=parts.transformer.config.source_latents,
     )
 
 

@@ -49,13 +49,18 @@ def save_released(
         max_shard_size: larger models are written as several files and an index.
 
     Raises:
-        ValueError: something is there already, or rungs that the layout knows nothing of.
+        ValueError: something is there already, or a model that the layout knows nothing of.
     """
     rungs = parts.connector.config.rungs
     if rungs != "ladder":
         raise ValueError(
             f"The model has {rungs} rungs, and readers of the released layout know the ladder only; write a "
             "pipeline folder."
+        )
+    if parts.transformer.config.source_latents:
+        raise ValueError(
+            "The model reads the source's latents, of which readers of the released layout know nothing; "
+            "write a pipeline folder."
         )
     with complete_folder(folder) as unfinished:
         parts.tokenizer.save_pretrained(unfinished)

@@ -20,7 +20,7 @@ from ...core.guidance import black_like
 from ...core.inputs import LadderInputs, LadderProcessor
 from ..recipe.recipe import Recipe
 from ..recipe.settings import DropSettings
-from .cache.entries import Cache, black_path, transform_name
+from .cache.entries import Cache, black_canvas_path, black_path, source_name, transform_name
 from .index import Entry, Index
 from .order import Order, Place, Source, generator, uniform
 from .pictures import BadPicture, aligned, decode, decode_mask, fit, mask_cells
@@ -43,6 +43,10 @@ class TrainBatch:
         latents: scaled latents of the targets ``[batch, c, h, w]`` float32 from the cache, or None.
         mask: how much every latent counts in the loss, ``[batch, h, w]`` float32 in 0 … 1, or None where no
             sample has a mask; 1 all over for those that have none.
+        edits: rows of the batch that edit a picture, where the model reads its latents; else empty.
+        source_pixels: these pictures, or black ones, as they lie under the targets ``[edits, 3, height,
+            width]`` float32 in -1 … 1, or None where there are latents.
+        source_latents: their scaled latents ``[edits, c, h, w]`` float32 from the cache, or None.
         noise: standard normal ``[batch, c, h, w]`` float32.
         u: draws in [0, 1) ``[batch]`` float32.
         weight: ``[batch]`` float32, 1, or 0 for a sample that could not be read: its text is empty and its
@@ -60,10 +64,14 @@ class TrainBatch:
     u: Tensor
     weight: Tensor
     bad: list[str]
+    edits: list[int] = field(default_factory=list)
+    source_pixels: Tensor | None = None
+    source_latents: Tensor | None = None
 
     def pin_memory(self) -> TrainBatch:
         """Page-lock what is copied to the device; the loader calls this."""
-        for name in ("pixels", "latents", "mask", "noise", "u", "weight"):
+        names = ("pixels", "latents", "mask", "noise", "u", "weight", "source_pixels", "source_latents")
+        for name in names:
             value = getattr(self, name)
             if value is not None:
                 setattr(self, name, value.pin_memory())
@@ -72,12 +80,16 @@ class TrainBatch:
 
 @dataclass
 class Sample:
-    """One sample before it is put into a batch: ``images``, or ``features`` and ``grid`` of the cache."""
+    """One sample before it is put into a batch: ``images``, or ``features`` and ``grid`` of the cache.
+
+    ``target`` and ``source`` are pixels or latents.
+    """
 
     key: str
     text: str = ""
     target: Tensor | None = None
     mask: Tensor | None = None
+    source: Tensor | None = None
     images: list[Image.Image] = field(default_factory=list)
     features: Tensor | None = None
     grid: Tensor | None = None
@@ -94,8 +106,9 @@ class MicroBatches(Dataset):
         processor: prompts and images to tensors.
         latent_channels: channels of the autoencoder's latents.
         factor: pixels per latent along each side.
-        latents: cache of the targets' latents.
+        latents: cache of the targets' latents, and of those of what is edited.
         vision: cache of the input pictures' vision tokens.
+        source_latents: whether the model reads the latents of what is edited.
 
     Attributes:
         order: which sample is where.
@@ -113,10 +126,12 @@ class MicroBatches(Dataset):
         factor: int,
         latents: Cache | None = None,
         vision: Cache | None = None,
+        source_latents: bool = False,
     ) -> None:
         self.processor = processor
         self.latent_channels, self.factor = latent_channels, factor
         self.latents, self.vision = latents, vision
+        self.source_latents = source_latents
         self.seed, self.stage = recipe.seed, recipe.stage
         self.batch, self.micro_batch = recipe.train.batch, recipe.train.micro_batch
         self.mask_floor = recipe.train.mask_floor
@@ -244,6 +259,14 @@ class MicroBatches(Dataset):
             stored = self.read_entry(self.vision, path, entry, sample.key)
             sample.grid = stored["grid"]
             sample.features = self.black_features(sample.grid, sample.key) if black else stored["features"]
+        if self.source_latents and self.latents is None:
+            canvas = read_canvas(self.storage, entry, size, crop)
+            sample.source = to_pixels(black_like(canvas) if black else canvas)
+        elif self.source_latents:
+            path = black_canvas_path(self.latents, *size)
+            if not black:
+                path = self.latents.path(*index.cache_name(entry), source_name(*size))
+            sample.source = self.read_entry(self.latents, path, entry, sample.key)["latents"].float()
 
     def read_entry(self, cache: Cache, path: Path, entry: Entry, name: str) -> dict[str, Tensor]:
         """A sample's entry in a cache. A bad sample has none: its pictures say what is wrong with them."""
@@ -276,6 +299,8 @@ class MicroBatches(Dataset):
         if any(sample.mask is not None for sample in samples):
             whole = torch.ones(shape[1:])
             masks = torch.stack([whole if sample.mask is None else sample.mask for sample in samples])
+        edits = [row for row, sample in enumerate(samples) if sample.source is not None]
+        sources = torch.stack([samples[row].source for row in edits]) if edits else None
         return TrainBatch(
             positions=positions,
             keys=[sample.key for sample in samples],
@@ -287,6 +312,9 @@ class MicroBatches(Dataset):
             u=torch.tensor(draws, dtype=torch.float32).clamp(max=BELOW_ONE),
             weight=torch.tensor([0.0 if sample.bad else 1.0 for sample in samples]),
             bad=[sample.bad for sample in samples if sample.bad],
+            edits=edits,
+            source_pixels=None if self.latents else sources,
+            source_latents=sources if self.latents else None,
         )
 
     def ladder_inputs(self, samples: Sequence[Sample]) -> LadderInputs:
@@ -347,6 +375,17 @@ def read_mask(
     if not aligned(mask.size, (entry.width, entry.height)):
         raise BadPicture("mask has other proportions than its picture", f"{mask.width}x{mask.height}")
     return torch.from_numpy(mask_cells(mask, *size, factor, crop))
+
+
+def read_canvas(
+    storage: Storage, entry: Entry, size: tuple[int, int], crop: tuple[float, float]
+) -> Image.Image:
+    """What an edit edits, its first input picture, cut and scaled as its target is.
+
+    Raises:
+        BadPicture, OSError: it cannot be read.
+    """
+    return fit(decode(storage.read(entry.inputs[0])), *size, crop)
 
 
 def cut(picture: Image.Image, size: tuple[int, int], crop: tuple[float, float]) -> Image.Image:

@@ -7,6 +7,8 @@ after any stop. On two CPU cores it takes most of a day.
 `--size 128` makes one of twice the size: its autoencoder compresses 16 times instead of 8. With `--model
 assets/nano` it keeps that model's language model and judge, and its ladder goes on from there.
 
+`--source-latents` makes one that also reads the latents of what it edits, from the second stage on.
+
 `--trial` takes a few steps of every stage on a few pictures and writes below `runs/nano-trial`: it shows in a
 minute or two that everything works, and its model draws nothing.
 """
@@ -139,7 +141,9 @@ def base_stage(name: str, runs: Path, size: Size, pixels: int) -> Step:
     return Step(name, module("nano.base.train", path, *changes), done)
 
 
-def ladder_stage(name: str, runs: Path, size: Size, processes: int, pixels: int) -> Step:
+def ladder_stage(
+    name: str, runs: Path, size: Size, processes: int, pixels: int, source_latents: bool = False
+) -> Step:
     """A stage of the ladder, on several processes of one thread each.
 
     Raises:
@@ -147,6 +151,8 @@ def ladder_stage(name: str, runs: Path, size: Size, processes: int, pixels: int)
     """
     path = RECIPES / f"{name}.yaml"
     changes = [*moved(path, runs), *redrawn(name, pixels), *size.ladder]
+    if source_latents and name in LADDER[1:]:  # the stages that edit
+        changes.append("model.source_latents=true")
     shares = dict(values(read_settings(path))) | dict(change.split("=", 1) for change in size.ladder)
     batch, micro = int(shares["train.batch"]), int(shares["train.micro_batch"])
     if processes < 1 or batch % processes:
@@ -161,7 +167,13 @@ def ladder_stage(name: str, runs: Path, size: Size, processes: int, pixels: int)
 
 
 def steps(
-    runs: Path, target: Path, size: Size, processes: int, pixels: int = SIZE, model: Path | None = None
+    runs: Path,
+    target: Path,
+    size: Size,
+    processes: int,
+    pixels: int = SIZE,
+    model: Path | None = None,
+    source_latents: bool = False,
 ) -> list[Step]:
     """All steps in order.
 
@@ -172,6 +184,7 @@ def steps(
         processes: of the ladder's stages.
         pixels: side of the pictures.
         model: a trained model whose language model, ladder and judge are taken instead of making them anew.
+        source_latents: whether it reads the latents of what it edits.
     """
     made = {"autoencoder": runs / "autoencoder"}
     made |= {"model": model} if model else {"language": runs / "answers", "tokenizer": runs / "tokenizer"}
@@ -187,7 +200,7 @@ def steps(
         Step("base", module("nano.base.assemble", runs / "base", *options), (runs / "base").exists),
         Step("data", module("nano.compose", runs / "data", "--size", pixels, *counts)),
         Step("index", index, lambda: all((runs / "index" / name).exists() for name in size.counts)),
-        *(ladder_stage(name, runs, size, processes, pixels) for name in LADDER),
+        *(ladder_stage(name, runs, size, processes, pixels, source_latents) for name in LADDER),
         *([] if model else [train_judge]),
         Step("publish", module("nano.publish", runs / "stage3", judge, target)),
     ]
@@ -214,6 +227,7 @@ def main() -> None:
     add("--processes", type=int, default=2, help="of the ladder's stages (default: %(default)s)")
     add("--size", type=int, choices=SIZES, default=SIZE, help="of pictures (default: %(default)s pixels)")
     add("--model", type=Path, help="train a new autoencoder and the ladder of this trained model only")
+    add("--source-latents", action="store_true", help="also read the latents of what is edited")
     add("--trial", action="store_true", help="a few steps of everything, to see that it works")
     add("--runs", type=Path, help=f"where everything is made (default: {RUNS}, of a trial {RUNS}-trial)")
     add("--target", type=Path, help="folder of the model (default: assets/nano, of a trial RUNS/model)")
@@ -223,7 +237,8 @@ def main() -> None:
     try:
         size = TRIAL if options.trial else FULL
         model = options.model and options.model.absolute()
-        to_do = steps(runs, target.absolute(), size, options.processes, options.size, model)
+        source = options.source_latents
+        to_do = steps(runs, target.absolute(), size, options.processes, options.size, model, source)
     except ValueError as error:
         sys.exit(str(error))
     sys.exit(run_steps(to_do))

@@ -67,9 +67,12 @@ class ModelSettings(Section):
     Attributes:
         rungs: which states of the MLLM the blocks are told, see :class:`..core.connector.LadderConnector`;
             null keeps the kind of the model that the run starts from, of a new one ``ladder``, the published.
+        source_latents: whether the transformer also reads the latents of what is edited; true gives a model
+            that does not yet the weights for it, zeros, false takes them away, null keeps the model.
     """
 
     rungs: RungKind | None = None
+    source_latents: Switch | None = None
 
 
 class DataSet(Section):

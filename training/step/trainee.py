@@ -106,4 +106,8 @@ def seen_beside(parts: LadderParts, batch: TrainBatch, latents: torch.Tensor) ->
     What a sample has nothing of is zeros and not left out: the weights that read it have a gradient in every
     step, or processes could not reduce it.
     """
-    return parts.transformer.nothing_seen(latents)
+    seen = parts.transformer.nothing_seen(latents)
+    if batch.edits:
+        source = latents_of(parts.vae, batch.source_pixels, batch.source_latents, latents.device)
+        seen["source_latents"][batch.edits] = source
+    return seen

@@ -105,7 +105,7 @@ def model_hash(module: nn.Module, *settings: object) -> str:
 
 
 def latent_cache(folder: str | Path, vae: nn.Module) -> Cache:
-    """The cache of scaled latents that ``vae`` makes of target pictures.
+    """The cache of scaled latents that ``vae`` makes of targets, and of sources.
 
     An entry has ``latents`` ``[c, h, w]``, and of a sample with a mask ``mask`` ``[h, w]`` float32 in 0 … 1.
     """
@@ -129,6 +129,16 @@ def transform_name(width: int, height: int, mask: Ref | None = None) -> str:
     """
     masked = f" mask {mask.stamp.digest if mask.stamp else ''}" if mask else ""
     return f"{width}x{height} centre{masked}"
+
+
+def source_name(width: int, height: int) -> str:
+    """Transform of the picture that such a sample edits, whose latents are an entry of their own."""
+    return f"{transform_name(width, height)} source"
+
+
+def black_canvas_path(cache: Cache, width: int, height: int) -> Path:
+    """The entry of the latents of an all-black picture of a size, for every blackened one."""
+    return cache.path("", "", f"black {width}x{height}")
 
 
 def black_path(cache: Cache, grid: tuple[int, int, int]) -> Path:

@@ -16,10 +16,17 @@ from ....core.checkpoints import LadderParts
 from ...recipe.recipe import Recipe
 from ..index import Index
 from ..pictures import BadPicture, decode, fit
-from ..samples import CENTRE, read_inputs, read_mask
+from ..samples import CENTRE, read_canvas, read_inputs, read_mask
 from ..sets import open_sets, target_sizes
 from ..storage import Storage
-from .entries import black_path, latent_cache, transform_name, vision_cache
+from .entries import (
+    black_canvas_path,
+    black_path,
+    latent_cache,
+    source_name,
+    transform_name,
+    vision_cache,
+)
 
 
 @dataclass
@@ -64,6 +71,7 @@ class Work(Dataset):
             self.latents = latent_cache(folders.latents, parts.vae)
         if folders.vision:
             self.vision = vision_cache(folders.vision, parts.mllm.model.visual, parts.image_processor)
+        self.reads_source = parts.transformer.config.source_latents
         self.factor = parts.vae.spatial_compression_ratio
         self.sizes = target_sizes(recipe, self.factor)
         self.sets = open_sets(recipe, self.sizes)
@@ -98,6 +106,10 @@ class Work(Dataset):
                 if entry.mask:
                     masks = {"mask": read_mask(self.storage, entry, size, self.factor, CENTRE)}
                 item.drawn.append((path, target, masks))
+            if self.latents and self.reads_source and entry.inputs:
+                if not (path := self.latents.path(*place, source_name(*size))).exists():
+                    canvas = read_canvas(self.storage, entry, size, CENTRE)
+                    item.drawn.append((path, to_pixels(canvas), {}))
             transform = transform_name(*size)
             if self.vision and entry.inputs and not (path := self.vision.path(*place, transform)).exists():
                 item.vision = path
@@ -124,7 +136,8 @@ class Computer:
         self.dtype = dtype
         black = parts.image_processor(images=[Image.new("RGB", (56, 56))], return_tensors="pt")
         self.black_patch = black["pixel_values"][:1]  # all patches of a black picture are the same
-        self.black: set[tuple[int, ...]] = set()  # grids that have an entry
+        self.black: set[tuple[int, ...]] = set()  # grids and sizes that have an entry
+        self.reads_source = work.reads_source
 
     @torch.no_grad()
     def write(self, items: Sequence[Item]) -> None:
@@ -132,6 +145,8 @@ class Computer:
         drawn = [picture for item in items for picture in item.drawn]
         if drawn:
             pixels = torch.stack([picture for _, picture, _ in drawn])
+            if self.reads_source:
+                self.write_black_canvas(pixels[0])
             for (path, _, more), values in zip(drawn, self.encode(pixels), strict=True):
                 self.latents.write(path, {"latents": values.to(self.dtype), **more})
         edits = [item for item in items if item.patches is not None]
@@ -142,6 +157,14 @@ class Computer:
                 own = torch.cat([next(features) for _ in item.grid]).to(self.dtype)
                 self.vision.write(item.vision, {"features": own, "grid": item.grid})
             self.write_black(grids)
+
+    def write_black_canvas(self, like: Tensor) -> None:
+        """The entry of black pictures of a size, that of ``like`` ``[3, height, width]``."""
+        size = (like.shape[2], like.shape[1])
+        path = black_canvas_path(self.latents, *size)
+        if size not in self.black and not path.exists():
+            self.latents.write(path, {"latents": self.encode(-torch.ones_like(like[None]))[0].to(self.dtype)})
+        self.black.add(size)
 
     def write_black(self, grids: Tensor) -> None:
         """Entries of black pictures of these grids, which stand for blackened ones."""

@@ -95,6 +95,7 @@ def with_autoencoder(vae_run: str | Path, model: str | Path, seed: int) -> Ladde
     parts.vae = load_vae(vae_run).to(memory_format=torch.contiguous_format)
     torch.manual_seed(seed)
     trained, transformer = parts.transformer, build_transformer(parts.vae.config.latent_channels)
+    transformer.read_source(trained.config.source_latents)
     shapes = {name: tensor.shape for name, tensor in transformer.state_dict().items()}
     fits = {name: t for name, t in trained.state_dict().items() if t.shape == shapes[name]}
     transformer.load_state_dict(fits, strict=False)
