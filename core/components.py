@@ -194,13 +194,17 @@ class LadderComponents(DiffusionPipeline):
         """Write a pipeline folder, whole or not at all; arguments as in diffusers.
 
         Raises:
-            ValueError: ``save_directory`` is there already and not empty, or a LoRA stands beside weights.
+            ValueError: ``save_directory`` is there already and not empty, a LoRA stands beside weights, or
+                these were quantised in place.
         """
         if getattr(self.transformer, "peft_config", None):
             raise ValueError(
                 "A LoRA stands beside the transformer's weights; fuse_lora() and then unload_lora_weights() "
                 "make it part of them, unload_lora_weights() alone takes it away."
             )
+        from .quantised import check_saving
+
+        check_saving(self.components)
         names, _ = self._get_signature_keys(self)
         self.register_modules(**{name: getattr(self, name) for name in names})
         if kwargs.get("push_to_hub"):

@@ -10,6 +10,7 @@ import torch
 from diffusers import ModelMixin  # noqa: F401  diffusers looks it up here
 from diffusers.quantizers import PipelineQuantizationConfig
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .transformer import LadderTransformer2DModel
 
@@ -68,6 +69,24 @@ def takes_torchao(config: PipelineQuantizationConfig) -> bool:
     """Whether the transformer is quantised by torchao, or not at all; others are diffusers' own affair."""
     wanted = config._resolve_quant_config(is_diffusers=True, module_name="transformer")
     return wanted is None or type(wanted).__name__ == "TorchAoConfig"
+
+
+def check_saving(parts: Mapping[str, Any]) -> None:
+    """Raise ValueError if weights are quantised in a way that would not be read back as they are."""
+    for name, part in parts.items():
+        if not isinstance(part, nn.Module):
+            continue
+        if getattr(part, "is_loaded_in_4bit", False) and part.device.type == "cpu":
+            raise ValueError(
+                f"The {name} is in 4 bits on a CPU, from where bitsandbytes does not write what it reads "
+                "back; save the model as it was, and quantise it as it loads."
+            )
+        own = getattr(part, "hf_quantizer", None) is None
+        if own and any(is_traceable_wrapper_subclass(parameter) for parameter in part.parameters()):
+            raise ValueError(
+                f"The weights of the {name} were quantised in place, and nothing says how to write them; "
+                "load the model with quantization_config= and save that."
+            )
 
 
 def quantise(parts: Mapping[str, Any], config: PipelineQuantizationConfig) -> dict[str, nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -93,6 +94,16 @@ def test_released_checkpoint_and_folder_alike(tmp_path, plain, name):
         load_parts(tmp_path / "saved")
 
 
+def test_what_was_quantised_in_place_is_not_saved(tmp_path, plain):
+    quantization = pytest.importorskip("torchao.quantization")
+    changed = copy.deepcopy(plain.transformer)
+    quantization.quantize_(changed, quantization.Int8WeightOnlyConfig())
+    pipe = LadderPipeline(**{**plain.components, "transformer": changed})
+    with pytest.raises(ValueError, match="weights of the transformer were quantised in place"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_convolutions_of_one_pixel_are_linear_layers(plain):
     """To rounding the same numbers, and under the same names."""
     config = {key: value for key, value in plain.transformer.config.items() if not key.startswith("_")}
@@ -107,7 +118,7 @@ def test_convolutions_of_one_pixel_are_linear_layers(plain):
     assert distance(drawn(other), drawn(plain)) < 1e-5
 
 
-def test_four_bits_of_the_language_model():
+def test_four_bits_of_the_language_model(tmp_path):
     """Of the nano model, as 4 bits need widths that are multiples of 64."""
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
@@ -126,6 +137,11 @@ def test_four_bits_of_the_language_model():
     assert type(pipe.transformer) is LadderTransformer2DModel
     states, expected = (p.encode_prompt("a red panda").states for p in (pipe, plain))
     assert 0 < distance(states, expected) < 0.3
+    with pytest.raises(
+        ValueError, match="mllm is in 4 bits on a CPU, from where bitsandbytes does not write"
+    ):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_gguf_through_from_single_file(tmp_path, plain):
