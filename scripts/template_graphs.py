@@ -25,7 +25,7 @@ class Node:
     size: tuple[int, int] = (0, 0)  # at least; samplers have room for their preview
     collapsed: bool = False
     above: bool = False  # the first of its column, wherever it comes in the order
-    optional: bool = False  # left out, with all others that are, by a ComfyUI that does not have one of them
+    optional: bool = False  # left out by a ComfyUI that does not have it
 
 
 @dataclass
@@ -126,18 +126,10 @@ def edit(column: int, image: Link, instruction: Value, **more: Value) -> Node:
     return Node("TBACUniImageEditPicture", column, inputs, size=(400, 820))
 
 
-def compare(column: int, before: Link, after: Link, number: int) -> list[Node]:
-    """Compare Images of newer ComfyUI, a slider between two pictures. In a column and a group of its own.
-
-    It prefers the pictures that the node behind a link shows itself, and what samples shows its last live
-    preview; so one that shows nothing stands between. ``number`` is that one's.
-    """
-    between = {"image": after, "batch_index": 0, "length": 1}
-    inputs = {"image_a": before, "image_b": (number, 0)}
-    return [
-        Node("ImageFromBatch", column, between, "Result", collapsed=True, optional=True),
-        Node("ImageCompare", column, inputs, size=(420, 480), optional=True),
-    ]
+def compare(column: int, before: Link, after: Link) -> Node:
+    """Compare Images of newer ComfyUI: a slider between two pictures. In a column and a group of its own."""
+    inputs = {"image_a": before, "image_b": after}
+    return Node("ImageCompare", column, inputs, size=(420, 480), optional=True)
 
 
 COMPARED = "Before and after"
@@ -177,10 +169,10 @@ TEMPLATES = {
             picture(0, "tbac_uniimage_dog_and_rocket.png", above=True),
             edit(1, (2, 0), "replace the rocket with a mushroom"),
             save(2, (3, 0), "tbac/edit"),
-            *compare(3, (2, 0), (3, 0), 5),
+            compare(3, (2, 0), (3, 0)),
         ],
         [("Model and source", 0, 0), ("Edit", 1, 2), (COMPARED, 3, 3)],
-        drops=(0, 120, 190, 0),
+        drops=(0, 120, 120, 0),
     ),
     "masked_edit": Template(
         [
@@ -188,10 +180,10 @@ TEMPLATES = {
             picture(0, "tbac_uniimage_masked.png", "Picture with a mask", above=True),
             edit(1, (2, 0), "replace the rocket with a mushroom", mask=(2, 1)),
             save(2, (3, 0), "tbac/masked_edit"),
-            *compare(3, (2, 0), (3, 0), 5),
+            compare(3, (2, 0), (3, 0)),
         ],
         [("Model and source", 0, 0), ("Edit", 1, 2), (COMPARED, 3, 3)],
-        drops=(0, 120, 190, 0),
+        drops=(0, 120, 120, 0),
     ),
     "two_image_composition": Template(
         [

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,6 +23,7 @@ from tbac_uniimage.training.data.cache.entries import Cache
 from tbac_uniimage.training.data.index import Index
 from tbac_uniimage.training.data.loading import read_ahead
 from tbac_uniimage.training.data.samples import MicroBatches, TrainBatch
+from tbac_uniimage.training.data.shards import ShardWriter, name_of
 from tbac_uniimage.training.data.storage import Storage
 from torch.utils.data import Dataset
 
@@ -90,9 +92,17 @@ def write_entries(folder: Path, start: Any) -> None:
     entries = Cache(folder, "model")
     start.wait(LIMIT)
     for i in list(range(40)) * 5:
-        path, values = entries.path("data", f"key {i}", "64x64 centre"), torch.full((64, 8, 8), float(i))
-        entries.write(path, {"latents": values})
-        assert torch.equal(entries.read(path, "x")["latents"], values)
+        name, values = entries.name("data", f"key {i}", "64x64 centre"), torch.full((64, 8, 8), float(i))
+        entries.write(name, {"latents": values})
+        assert torch.equal(entries.read(name, "x")["latents"], values)
+
+
+def write_until_killed(folder: Path) -> None:
+    """Append entries without end; tell each on stdout when it is there."""
+    writer = ShardWriter(folder, limit=100_000)
+    for i in count():
+        writer.add(name_of(str(i)), bytes([i % 251]) * (1000 + i))
+        print(i, flush=True)
 
 
 class Deadly(MicroBatches):

@@ -11,7 +11,8 @@ from PIL import Image
 from tbac_uniimage.training.data.build import build
 from tbac_uniimage.training.data.index import Index
 from tbac_uniimage.training.data.pictures import decode
-from tbac_uniimage.training.data.storage import Ref, Storage
+from tbac_uniimage.training.data.refs import Ref
+from tbac_uniimage.training.data.storage import Storage
 
 RED, GREEN, BLUE = (200, 10, 20), (10, 200, 30), (20, 30, 200)
 

@@ -14,18 +14,19 @@ import pytest
 import torch
 from children import exit_codes, write_entries
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load
 from tbac_uniimage.core.inputs import LadderProcessor
 from tbac_uniimage.training.data.build import build
 from tbac_uniimage.training.data.cache import command as cache
 from tbac_uniimage.training.data.cache.entries import (
     Cache,
-    black_path,
+    black_name,
     latent_cache,
     model_hash,
     vision_cache,
 )
 from tbac_uniimage.training.data.samples import MicroBatches
+from tbac_uniimage.training.data.shards import STORED, Shards
 from tbac_uniimage.training.exits import DISK, Stop
 from tbac_uniimage.training.recipe.recipe import Recipe
 from tbac_uniimage.training.step.trainee import LadderTrainee, encode_latents
@@ -169,33 +170,61 @@ def filled(data, model, tmp_path_factory) -> Recipe:
     return recipe
 
 
-def entries(folder: str | Path) -> list[Path]:
-    return sorted(path for path in Path(folder).rglob("*") if path.is_file())
+def entries(*folders: str | Path) -> dict[bytes, bytes]:
+    """All entries by name."""
+    found = {}
+    for folder in folders:
+        shards = Shards(Path(folder))
+        for place in range(len(shards)):
+            name = shards._high[place].tobytes() + shards._rows[place]["low"].tobytes()
+            found[name] = shards.get(name)
+    return found
 
 
 def test_layout_of_the_folders(filled):
     latents, vision = entries(filled.data.cache.latents), entries(filled.data.cache.vision)
     assert len(latents) == 10
     assert len(vision) == 6 + 2  # edits, and black pictures of two grids
-    for path in latents + vision:
-        assert [len(part) for part in path.relative_to(path.parents[2]).parts[:2]] == [2, 2]
-        assert path.suffix == ".safetensors"
-    stored = load_file(latents[0])
+    for folder in (filled.data.cache.latents, filled.data.cache.vision):
+        assert sorted(path.suffix for path in Path(folder).iterdir()) == [".data", ".rows", ".table"]
+    stored = load(next(iter(latents.values())))
     assert stored["latents"].shape == (8, 8, 8) and stored["latents"].dtype == torch.bfloat16
 
 
-def test_filling_goes_on_where_it_was_stopped(data, model, tmp_path):
+def torn(recipe: Recipe, kept: int) -> None:
+    """Leave what a writer of latents would leave that was killed at the entry after ``kept``."""
+    (rows,) = Path(recipe.data.cache.latents).glob("*.rows")
+    data = rows.with_suffix(".data")
+    stored = np.fromfile(rows, STORED)
+    with open(rows, "r+b") as file:
+        file.truncate(kept * STORED.itemsize + 7)
+    with open(data, "r+b") as file:
+        file.truncate(int(stored[kept]["offset"]) + 100)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 7])
+def test_filling_goes_on_where_it_was_stopped(data, model, tmp_path, kept):
+    """And the values are those without an interruption, bit for bit."""
     recipe = make_recipe(data, tmp_path)
     assert cache.fill(recipe, model, torch.float32, batch=3).written == 10
-    before = {path: load_file(path) for path in entries(tmp_path)}
-    gone = entries(recipe.data.cache.latents)[:4]
-    for path in gone:
-        path.unlink()
-    again = cache.fill(recipe, model, torch.float32)
-    assert (again.written, again.present) == (4, 6)
-    assert entries(tmp_path) == list(before)
-    for path, tensors in before.items():  # computed in other batches, so equal to rounding
-        torch.testing.assert_close(load_file(path), tensors, rtol=1e-4, atol=1e-5)
+    before = entries(*dict(recipe.data.cache).values())
+    torn(recipe, kept)
+    again = cache.fill(recipe, model, torch.float32, batch=3)
+    assert (again.written, again.present) == (10 - kept, kept)
+    assert entries(*dict(recipe.data.cache).values()) == before
+
+
+def test_another_batch_computes_what_is_missing(data, model, tmp_path):
+    """Equal to rounding, as it is computed beside others."""
+    recipe = make_recipe(data, tmp_path)
+    cache.fill(recipe, model, torch.float32, batch=3)
+    before = entries(recipe.data.cache.latents)
+    torn(recipe, 4)
+    assert cache.fill(recipe, model, torch.float32, batch=8).written == 6
+    after = entries(recipe.data.cache.latents)
+    assert after.keys() == before.keys()
+    for name, content in before.items():
+        torch.testing.assert_close(load(after[name]), load(content), rtol=1e-4, atol=1e-5)
 
 
 def test_ranks_share_the_work(data, model, tmp_path):
@@ -219,19 +248,40 @@ def test_several_processes_write_the_same_entries(tmp_path):
     for writer in writers:
         writer.start()
     assert exit_codes(writers) == [0] * 4
-    assert len(entries(tmp_path)) == 40  # and no temporary file
+    assert len(entries(tmp_path)) == 40
+    assert len(list(tmp_path.glob("*.table"))) == 1 and not list(tmp_path.glob(".*"))
 
 
-def test_a_torn_entry_is_named(data, model, tmp_path):
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: data[:-1] + bytes([data[-1] ^ 1])])
+def test_a_damaged_entry_is_named(data, model, tmp_path, damage):
     recipe = make_recipe(data, tmp_path)
     cache.fill(recipe, model, torch.float32)
     batches = dataset(recipe, model, True)
-    place = batches.order.place(0)
-    source, row = batches.locate(place)
-    path = batches.latents.path(source.index.fingerprint, source.index[row].key, "64x64 centre")
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=rf"{path.name}, the cache entry of {batches.key(0)}, is damaged"):
-        batches[0]
+    for number in range(8):
+        batches[number]
+    (path,) = Path(recipe.data.cache.latents).glob("*.data")
+    path.write_bytes(damage(path.read_bytes()))
+    batches = dataset(recipe, model, True)
+    with pytest.raises(
+        ValueError, match=rf"{path.name}, which holds the cache entry of mixed/a/.*, is damaged"
+    ):
+        for number in range(8):
+            batches[number]
+    path.unlink()  # as the sentence says
+    assert cache.fill(recipe, model, torch.float32).written == 10
+    assert dataset(recipe, model, True)[0].bad == []
+
+
+def test_a_cache_of_an_earlier_version_is_refused(data, model, tmp_path):
+    recipe = make_recipe(data, tmp_path)
+    old = Path(recipe.data.cache.latents) / "0a" / "f3"
+    old.mkdir(parents=True)
+    (old / "0123.safetensors").write_bytes(b"x")
+    for attempt in (lambda: dataset(recipe, model, True), lambda: cache.fill(recipe, model, torch.float32)):
+        with pytest.raises(
+            ValueError, match="latents is a cache of an earlier version, .*train cache RECIPE"
+        ):
+            attempt()
 
 
 def test_a_missing_entry_is_named(filled, model, tmp_path):
@@ -247,13 +297,13 @@ def test_a_cache_of_another_model_or_size_is_not_taken(filled, model):
         next(other.parameters()).view(-1)[0] += 1e-3
     folder = filled.data.cache.latents
     mine, theirs = latent_cache(folder, model.vae), latent_cache(folder, other)
-    paths = {
-        entry.path("f", "k", transform)
+    names = {
+        entry.name("f", "k", transform)
         for entry in (mine, theirs)
         for transform in ("64x64 centre", "64x72 centre")
     }
-    assert len(paths) == 4
-    assert mine.path("g", "k", "64x64 centre") not in paths
+    assert len(names) == 4
+    assert mine.name("g", "k", "64x64 centre") not in names
     assert model_hash(model.vae) == model_hash(copy.deepcopy(model.vae))
     assert model_hash(model.vae) != model_hash(copy.deepcopy(model.vae).bfloat16())
 
@@ -262,7 +312,7 @@ def test_a_pixel_budget_of_its_own_has_entries_of_its_own(filled, model, tiny):
     folder, visual = filled.data.cache.vision, model.mllm.model.visual
     mine = vision_cache(folder, visual, model.image_processor)
     theirs = vision_cache(folder, visual, tiny.image_processor)
-    assert mine.path("f", "k", "t") != theirs.path("f", "k", "t")
+    assert mine.name("f", "k", "t") != theirs.name("f", "k", "t")
 
 
 def test_black_pictures_of_any_size_have_the_entry_of_their_grid(filled, model):
@@ -270,7 +320,7 @@ def test_black_pictures_of_any_size_have_the_entry_of_their_grid(filled, model):
     patches = model.image_processor(images=[Image.new("RGB", (120, 80))], return_tensors="pt")
     grid = patches["image_grid_thw"]
     expected = model.mllm.model.get_image_features(patches["pixel_values"], grid).pooler_output[0]
-    stored = visions.read(black_path(visions, tuple(grid[0].tolist())), "x")["features"]
+    stored = visions.read(black_name(visions, tuple(grid[0].tolist())), "x")["features"]
     assert torch.equal(stored, expected.detach().bfloat16())
 
 
@@ -284,7 +334,9 @@ def test_bad_pictures_get_no_entry_and_weight_0(data, model, tmp_path):
     (source / "a.tar").write_bytes(content[:at] + b"not a PNG" + content[at + 9 :])
     recipe = make_recipe(tmp_path / "index" / "mixed", tmp_path / "cache")
     filled = cache.fill(recipe, model, torch.float32)
-    assert filled.written == 9 and filled.bad == ["mixed/a/e2: not a picture"]
+    (line,) = filled.bad
+    assert filled.written == 9 and line.startswith("mixed/a/e2: ")
+    assert line.endswith("a.tar holds another picture than was indexed; index the data set again.")
     batches = dataset(recipe, model, True)
     read = [batches[number] for number in range(10)]
     weights = dict(pair for batch in read for pair in zip(batch.keys, batch.weight.tolist(), strict=True))
@@ -330,10 +382,8 @@ def test_a_folder_that_cannot_be_one(tmp_path):
 
 
 def test_a_disk_that_fills(tmp_path):
-    entries = Cache(tmp_path, "model")
-    path = entries.path("data", "key", "64x64 centre")
-    path.parent.parent.mkdir()
-    path.parent.touch()  # in the place of a folder
-    with pytest.raises(Stop, match="cannot be written to: File exists; free some space") as caught:
-        entries.write(path, {"latents": torch.zeros(1)})
+    (tmp_path / "file").touch()
+    entries = Cache(tmp_path / "file" / "x", "model")
+    with pytest.raises(Stop, match="cannot be written to: Not a directory; free some space") as caught:
+        entries.write(entries.name("data", "key", "64x64 centre"), {"latents": torch.zeros(1)})
     assert caught.value.code == DISK

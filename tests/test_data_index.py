@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from tbac_uniimage.core.prompts import MAX_IMAGES, MAX_TEXT_TOKENS
 from tbac_uniimage.shell.main import main
+from tbac_uniimage.training.data import arrow_files, command, examining, lengths, storage, work
 from tbac_uniimage.training.data import build as build_module
-from tbac_uniimage.training.data import command, lengths, storage
-from tbac_uniimage.training.data import index as index_module
 from tbac_uniimage.training.data.build import build
 from tbac_uniimage.training.data.index import Index
-from tbac_uniimage.training.data.layouts import findings
+from tbac_uniimage.training.data.layouts import findings, tars
 from tbac_uniimage.training.data.paths import list_files
+from tbac_uniimage.training.data.refs import Ref
 from tbac_uniimage.training.data.sets import TrainSet
-from tbac_uniimage.training.data.storage import Ref, Storage
+from tbac_uniimage.training.data.storage import Storage
 from tbac_uniimage.training.data.texts import CAPTION_RULES
 from tbac_uniimage.training.exits import raised_by_us
 from tbac_uniimage.training.train import cut_texts
@@ -147,14 +147,14 @@ class Deadly:
 
 def test_a_worker_that_dies_is_an_error(tmp_path, monkeypatch):
     write(tmp_path / "d", {f"{n}.tar": pack(pairs(1)) for n in range(3)})
-    monkeypatch.setattr(build_module.tars, "units", lambda place: [Deadly()] * 3)
+    monkeypatch.setattr(tars, "units", lambda place: [Deadly()] * 3)
     with pytest.raises(ValueError, match="A worker process died, likely for want of memory"):
         index(tmp_path / "d", tmp_path / "out", workers=2)
     assert os.listdir(tmp_path / "out") == []
 
 
 def test_batches_are_crossed(tmp_path, monkeypatch):
-    monkeypatch.setattr(index_module, "BATCH", 4)
+    monkeypatch.setattr(arrow_files, "BATCH", 4)
     monkeypatch.setattr(findings, "CHUNK", 3)
     found_, _ = index(write(tmp_path / "d", pairs(11)), tmp_path / "out")
     assert [found_[i].text for i in range(11)] == [f"text {i}" for i in range(11)]
@@ -298,7 +298,7 @@ def test_an_index_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     old, _ = index(tmp_path / "d", tmp_path / "out")
     assert pixel(old[1].target) == (1, 0, 0)
     write(tmp_path / "d", pairs(5))
-    monkeypatch.setattr(build_module, "check_sample", lambda found: 1 / 0)
+    monkeypatch.setattr(examining, "check_sample", lambda found: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         index(tmp_path / "d", tmp_path / "out")
     assert os.listdir(tmp_path / "out") == ["set"]
@@ -369,7 +369,7 @@ def test_bad_indexes(tmp_path):
         Index(found.folder)
     manifest = found.manifest | {"format": 99}
     (found.folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="is an index of format 99, not 3"):
+    with pytest.raises(ValueError, match="is an index of format 99, not 4"):
         Index(found.folder)
     (found.folder / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
@@ -435,19 +435,17 @@ def test_a_flipped_letter_of_a_text_and_an_offset_that_leads_out(tmp_path, old):
 
 
 def test_full_disk_while_indexing(tmp_path, monkeypatch, capsys):
-    make = build_module.make_scratch
+    class Full(work.Work):
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
+            (self.new / "samples.arrow").symlink_to("/dev/full")
 
-    def full(out: Path, name: str) -> Path:
-        scratch = make(out, name)
-        (scratch / "samples.arrow").symlink_to("/dev/full")
-        return scratch
-
-    monkeypatch.setattr(build_module, "make_scratch", full)
+    monkeypatch.setattr(build_module, "Work", Full)
     source = write(tmp_path / "d", pairs(2))
     assert main(["data", "index", str(source), "-o", str(tmp_path / "out"), "--workers", "1"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith("out/d does not fit, the disk is full; free some space.")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_that_are_no_unicode(tmp_path):

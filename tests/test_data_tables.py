@@ -11,7 +11,8 @@ import pytest
 from data_files import BLUE, GREEN, RED, index, picture, pixel, samples, write
 from PIL import Image
 from tbac_uniimage.training.data import storage as storage_module
-from tbac_uniimage.training.data.storage import Ref, Storage
+from tbac_uniimage.training.data.refs import Ref
+from tbac_uniimage.training.data.storage import Storage
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from tbac_uniimage.training.data.archives import Torn, walk
 from tbac_uniimage.training.data.columns import Columns
 from tbac_uniimage.training.data.layouts.pairs import pair
+from tbac_uniimage.training.data.refs import Ref
 from tbac_uniimage.training.data.roles import kind_of
-from tbac_uniimage.training.data.storage import Ref, Storage
+from tbac_uniimage.training.data.storage import Storage
 
 
 def test_pairs_of_blip3o(tmp_path):

@@ -234,7 +234,7 @@ def cut_texts(data: TrainSet, parts: LadderParts) -> str:
         count, how = sum(len(encode_text(tokenizer, text)) > limit for text in long), ""
     if not count:
         return ""
-    return f"{data.index.name}: {count:,} of {len(rows):,} texts looked at are cut at {limit} tokens{how}."
+    return f"{data.name}: {count:,} of {len(rows):,} texts looked at are cut at {limit} tokens{how}."
 
 
 def check_engine(recipe: Recipe, world: int) -> None:

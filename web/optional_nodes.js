@@ -1,5 +1,5 @@
-// Nodes of a template that say so in their properties are left out where ComfyUI does not have one of them, with their
-// links and the group that they alone stand in. So one file shows what newer versions can and opens on older ones, too.
+// A node of a template that says so in its properties is left out where ComfyUI does not have it, with its links and
+// the group that it alone stands in. So one file shows what newer versions can and opens on older ones as well.
 import { app } from "../../scripts/app.js";
 
 const OPTIONAL = "tbac_uniimage_optional";
@@ -8,10 +8,10 @@ app.registerExtension({
   name: "tbac_uniimage.optional_nodes",
   beforeConfigureGraph(graph) {
     const known = LiteGraph.registered_node_types;
-    const optional = graph.nodes.filter((node) => node.properties?.[OPTIONAL]);
-    if (optional.every((node) => node.type in known)) return;
+    const missing = graph.nodes.filter((node) => node.properties?.[OPTIONAL] && !(node.type in known));
+    if (!missing.length) return;
 
-    const gone = new Set(optional.map((node) => node.id));
+    const gone = new Set(missing.map((node) => node.id));
     const cut = new Set(graph.links.filter((link) => gone.has(link[1]) || gone.has(link[3])).map((link) => link[0]));
     const left = graph.nodes.filter((node) => !gone.has(node.id));
     for (const node of left) {
@@ -20,7 +20,7 @@ app.registerExtension({
     }
     graph.groups = graph.groups.filter(({ bounding: [x, y, width, height] }) => {
       const holds = ({ pos }) => pos[0] >= x && pos[1] >= y && pos[0] <= x + width && pos[1] <= y + height;
-      return !optional.some(holds) || left.some(holds);
+      return !missing.some(holds) || left.some(holds);
     });
     graph.links = graph.links.filter((link) => !cut.has(link[0]));
     graph.nodes = left;

@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 import errno
-import io
+import hashlib
 import os
-import shutil
-import tempfile
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from ...core.paths import refusal
-from .index import Entry, IndexWriter
-from .layouts import arrow, folders, lance, lists, mds, parquet, tars, tfrecords
-from .layouts.findings import (
-    MAX_INPUTS,
-    Finding,
-    Found,
-    Ignored,
-    Layout,
-    LeftOut,
-    Note,
-    Place,
-    Reading,
-    Refused,
-)
-from .lengths import is_cut
+from .layouts import lists
+from .layouts.findings import Layout, Place, Reading
+from .layouts.known import LAYOUTS
 from .paths import absolute, is_url, list_files, parent
-from .pictures import BadPicture, Facts, aligned, decode_mask, examine
-from .report import Examined, Report
-from .storage import Ref, Storage
-from .texts import choose_captions
+from .pieces import from_bytes
+from .report import Report
+from .units import Number, Task, make_pieces, said
+from .work import Kept, Work
+from .writing import IndexWriter
 
-LAYOUTS: dict[str, Layout] = {
-    module.NAME: module for module in (arrow, mds, lance, lists, parquet, tars, tfrecords, folders)
-}
-STORAGE = Storage()  # one per process
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def build(
@@ -55,12 +35,15 @@ def build(
     reading: Reading = Reading(),  # noqa: B008
     check: str = "decode",
     workers: int = 1,
+    part: tuple[int, int] | None = None,
     progress: Callable[[int], Any] = lambda count: None,
     say: Callable[[str], Any] = lambda text: None,
 ) -> Report:
     """Index one data set into ``out/name``, in place of an index that is there.
 
-    The index does not depend on ``workers``: units are put together in their order.
+    The index does not depend on ``workers``, nor on interruptions: pieces are put together in the order of
+    their units. What an index that is there, or a run that was stopped, says of files that have not changed
+    is taken from it.
 
     Args:
         source: path or URL of a folder or file.
@@ -71,6 +54,7 @@ def build(
         reading: columns, encoding, splits and captions.
         check: ``decode`` decodes every picture, ``header`` only reads its head.
         workers: processes; 1 = this one.
+        part: (3, 16) looks at the third sixteenth of the units only, for :func:`.joining.join`.
         progress: called with the number of samples that were just looked at.
         say: called with what is being read where that may take long.
 
@@ -81,49 +65,84 @@ def build(
         ValueError: no layout fits, nothing is usable, or ``out`` cannot be written to.
     """
     source = absolute(source)
-    name = name or name_of(source)
-    target = out / name
+    name = checked_name(name or name_of(source))
+    folder = f"{name}.part-{part[0]}-of-{part[1]}" if part else name
+    target = out / folder
     if target.exists() and not (target / "manifest.json").is_file():
         raise ValueError(f"{target} is there and no index; give another name with --name.")
-    files = list_files(source)
     started = time.monotonic()
-    scratch = make_scratch(out, name)
+    work = Work(out, folder)
     try:
-        place = Place(source, files, absolute(images) if images else None, scratch, say, reading)
+        files = list_files(source, work.listing)
+        place = Place(source, files, absolute(images) if images else None, work.new, say, reading)
         module = LAYOUTS[layout] if layout else recognise(place)
-        writer = IndexWriter(scratch, source if files else parent(source))
-        report = Report(
-            name=name,
-            source=source,
-            layout=module.NAME,
-            check=check,
-            folder=str(target),
-            given=as_given(reading),
-        )
-        with open(scratch / "refused.jsonl", "w", encoding="utf-8") as refused:
-            for examined in examine_all(module, place, check == "decode", workers):
-                for entry in examined.entries:
-                    writer.add(entry)
-                report.count(examined, refused)
-                progress(len(examined.entries) + len(examined.refused))
-        if not report.samples:
+        root = source if files else parent(source)
+        report = Report(name, source, module.NAME, check, str(target), as_given(reading))
+        task = Task(module.NAME, root, work.new, work.pieces, check == "decode", reading)
+        plan = Plan(task, part)
+        kept = Kept(work, is_url(source), part is not None)
+        writer = IndexWriter(work.new, root)
+        for made in make_pieces(task, module.units(place), workers, kept.get if kept else None, plan.wants):
+            piece = from_bytes(made.piece)
+            writer.add(made.name, made.number, piece)
+            report.count(piece.facts)
+            progress(piece.facts.get("samples", 0) + sum(piece.facts.get("refused", {}).values()))
+        if not report.samples and not part:
             raise ValueError(f"Nothing in {source} can be used: {report.why_nothing()}.")
         if reading.columns.mask and not report.masks:
             raise ValueError(
                 f"No sample of {source} has a mask {reading.columns.mask[0]}, which --columns names; check "
                 "the name."
             )
+        if reading.columns.mask and not report.masks and not part:
+            raise ValueError(
+                f"No sample of {source} has a mask {reading.columns.mask[0]}, which --columns names; check "
+                "the name."
+            )
         report.seconds = time.monotonic() - started
-        report.write(scratch)
-        writer.close(report.facts())
-        replace_folder(scratch, target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of what is read nothing is said so
+        report.write(work.new)
+        writer.close(report.facts() | plan.facts())
+        work.finish()
+    except Exception as error:
+        # what was looked at is kept where the same command may get further
+        again = isinstance(error, OSError) or isinstance(error.__cause__, BrokenProcessPool)
+        full = isinstance(error, OSError) and error.errno in FULL  # of what is read nothing is said so
+        if full:
+            work.remove_all()
             raise ValueError(refusal(target, error)) from error
+        if not again or not work.has_pieces():
+            work.remove()
         raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        work.close()
     return report
+
+
+class Plan:
+    """Which units are looked at, and how many there are: what all parts of an index have in common.
+
+    Args:
+        task: what is the same for all units.
+        part: which part of how many, or None for all.
+    """
+
+    def __init__(self, task: Task, part: tuple[int, int] | None) -> None:
+        self.task, self.part, self.units = task, part, 0
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def wants(self, number: Number, unit: Any) -> bool:
+        """Whether a unit is to be looked at; all are asked about in order."""
+        if self.part is None:
+            return True
+        self.units += 1
+        self._hash.update(said(self.task, unit).encode())
+        return sum(number) % self.part[1] == self.part[0] - 1
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest of a part says of it."""
+        if self.part is None:
+            return {}
+        return {"part": list(self.part), "plan": {"units": self.units, "hash": self._hash.hexdigest()}}
 
 
 def as_given(reading: Reading) -> dict[str, Any]:
@@ -142,157 +161,25 @@ def name_of(source: str) -> str:
     return os.path.basename(absolute(source)).partition(".")[0] or "data"
 
 
+def checked_name(name: str) -> str:
+    """A name for an index, which is that of a folder too. Raises ValueError."""
+    if name.startswith(".") or not name.isprintable() or set(name) & set("/\\"):
+        raise ValueError(
+            f"An index cannot be called {name!r}; give a name without slashes and without a dot at its start."
+        )
+    return name
+
+
 def recognise(place: Place) -> Layout:
     """The layout of what lies there. Raises ValueError naming what was found."""
     for module in LAYOUTS.values():
         if module.recognise(place):
             return module
-    kinds = Counter(os.path.splitext(name)[1].lower() or "without suffix" for name, _ in place.files)
-    found = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(6)) or "no files"
+    kinds = place.files.suffixes.most_common(6)
+    found = ", ".join(f"{count:,} {kind or 'without suffix'}" for kind, count in kinds) or "no files"
     known = "; ".join(f"{module.NAME}: {module.SUMMARY}" for module in LAYOUTS.values())
     seen = "; ".join(lists.columns_seen(place))
     hint = f" {seen}: name the column of pictures with --columns target=… text=…." if seen else ""
     raise ValueError(
         f"{place.source} is no data set of a known layout (found: {found}).{hint} Known are {known}."
     )
-
-
-def make_scratch(out: Path, name: str) -> Path:
-    """A new folder in ``out`` that a finished index is renamed from. Raises ValueError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{name}-", dir=out))
-    except OSError as error:
-        raise ValueError(refusal(out, error)) from error
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Rename a folder onto another one; whoever has mapped the old one's files keeps them."""
-    os.chmod(new, 0o777 & ~current_umask())
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-        os.replace(target, old / "index")
-        os.replace(new, target)
-        shutil.rmtree(old)
-    else:
-        os.replace(new, target)
-
-
-def current_umask() -> int:
-    """The process's mask of file permissions, which mkdtemp ignores."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def examine_all(layout: Layout, place: Place, full: bool, workers: int) -> Iterator[Examined]:
-    """Every unit of a data set, examined, in order."""
-    jobs = ((layout.NAME, unit, full, place.reading) for unit in layout.units(place))
-    if workers <= 1:
-        yield from (examine_unit(*job) for job in jobs)
-        return
-    if is_url(place.source) and place.source.startswith("memory://"):
-        raise ValueError("memory:// exists in one process only; index it with --workers 1.")
-    # spawned, not forked: file systems and Arrow run threads
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        try:
-            yield from in_order(pool, jobs, ahead=2 * workers)
-        except BrokenProcessPool as error:
-            raise ValueError(
-                "A worker process died, likely for want of memory; try fewer --workers."
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)  # when stopped, what was not begun is not done
-
-
-def in_order(pool: ProcessPoolExecutor, jobs: Iterable[tuple], ahead: int) -> Iterator[Examined]:
-    """Results in the order of the jobs; only ``ahead`` jobs are drawn before they are needed."""
-    waiting: deque = deque()
-    for job in jobs:
-        waiting.append(pool.submit(examine_unit, *job))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-def examine_unit(layout: str, unit: Any, full: bool, reading: Reading) -> Examined:
-    """Scan one unit and look at its pictures."""
-    examined = Examined()
-    for finding in [unit] if isinstance(unit, Finding) else LAYOUTS[layout].scan(unit, STORAGE, reading):
-        if isinstance(finding, Note):
-            examined.notes.append(finding.text)
-        elif isinstance(finding, Ignored):
-            examined.ignored.update(finding.counts)
-        elif isinstance(finding, LeftOut):
-            examined.left_out.update(finding.counts)
-        elif isinstance(finding, Refused):
-            examined.refused.append(finding)
-        else:
-            judge(finding, full, reading, examined)
-    return examined
-
-
-def judge(found: Found, full: bool, reading: Reading, examined: Examined) -> None:
-    """Put a sample where it belongs; with all captions it is as many samples."""
-    try:
-        check_sample(found)
-        (target, facts), *inputs = [check_picture(ref, full) for ref in (found.target, *found.inputs)]
-        mask = check_mask(found.mask, (facts.width, facts.height), full) if found.mask else None
-    except BadPicture as error:
-        examined.refused.append(Refused(found.key, error.reason, error.detail))
-        return
-    examined.converted.update(change for _, own in ((target, facts), *inputs) for change in own.conversions)
-    examined.roles[found.roles] += 1
-    examined.several += len(found.texts) > 1
-    texts = tuple(text for text in found.texts if text)
-    refs = tuple(ref for ref, _ in inputs)
-    for number, chosen in enumerate(choose_captions(texts, reading.captions)):
-        examined.cut += any(is_cut(text, reading.tokenizer) for text in chosen)
-        key = f"{found.key}~{number + 1}" if number else found.key
-        examined.entries.append(Entry(key, chosen, target, refs, facts.width, facts.height, mask))
-
-
-def check_sample(found: Found) -> None:
-    """Look at all of a sample but its pictures. Raises BadPicture."""
-    if not any(found.texts):
-        raise BadPicture("empty text")
-    if len(found.inputs) > MAX_INPUTS:
-        raise BadPicture(f"more than {MAX_INPUTS} input pictures", len(found.inputs))
-    try:
-        f"{found.key}{''.join(found.texts)}{found.target.path}".encode()
-    except UnicodeEncodeError as error:
-        raise BadPicture("name or text is not Unicode", ascii(error.object[:60])) from error
-
-
-def check_mask(ref: Ref, size: tuple[int, int], full: bool) -> Ref:
-    """Look at the mask of a picture of this size; ``full`` whether it is one. Raises BadPicture."""
-    stamped, facts = check_picture(ref, full)
-    own = (facts.width, facts.height)
-    if not aligned(own, size):
-        shapes = "{}x{} for {}x{}".format(*own, *size)
-        raise BadPicture("mask has other proportions than its picture", f"{ref.path}: {shapes}")
-    if full:
-        try:
-            decode_mask(STORAGE.read(ref))
-        except BadPicture as error:
-            raise BadPicture(error.reason, f"{ref.path}: {error.detail}".removesuffix(": ")) from error
-    return stamped
-
-
-def check_picture(ref: Ref, full: bool) -> tuple[Ref, Facts]:
-    """Look at one picture; a file of its own gets a stamp. Raises BadPicture that names where it lies."""
-    try:
-        if ref.size >= 0 or ref.row >= 0:
-            with STORAGE.open(ref) as file:
-                return ref, examine(file, full)
-        data = STORAGE.read(ref) if full else None
-        stamped = replace(ref, stamp=STORAGE.stamp(ref.path, data))
-        with STORAGE.open(ref) if data is None else io.BytesIO(data) as file:
-            return stamped, examine(file, full)
-    except BadPicture as error:
-        raise BadPicture(error.reason, f"{ref.path}: {error.detail}" if error.detail else ref.path) from error
-    except FileNotFoundError as error:
-        raise BadPicture("picture file is missing", ref.path) from error
-    except OSError as error:
-        raise BadPicture("cannot be read", error) from error

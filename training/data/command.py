@@ -73,7 +73,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     index.add_argument(
         "--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="default: %(default)s"
     )
+    index.add_argument(
+        "--part",
+        type=part_of,
+        metavar="N/M",
+        help="look at this share only, as on one of M machines; `data join` puts all parts together",
+    )
+
     index.set_defaults(run=run, data_command=index_all)
+
+    join = commands.add_parser("join", help="one index of all its parts")
+    join.add_argument("parts", nargs="+", type=any_path, metavar="PART", help="folder of `data index --part`")
+    join.add_argument("-o", "--out", type=any_path, metavar="DIR", help="default: where the parts are")
+    join.add_argument("--name", help="of the index (default: that of the parts)")
+    join.set_defaults(run=run, data_command=join_parts)
 
     show = commands.add_parser("show", help="summary and a contact sheet of an index")
     show.add_argument("index", type=any_path, metavar="INDEX", help="folder that `data index` wrote")
@@ -98,6 +111,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """``3/16`` as (3, 16). Raises ArgumentTypeError."""
+    number, _, count = text.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise argparse.ArgumentTypeError(f"{text} is no part; give one such as 3/16, from 1/16 to 16/16")
+
+
 def run(options: argparse.Namespace) -> None:
     """What the options ask for. Raises ValueError."""
     options.data_command(options)
@@ -112,7 +133,7 @@ def index_all(options: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
-    from .build import build, name_of
+    from .build import build, checked_name, name_of
     from .columns import parse_columns
     from .layouts.findings import Reading
     from .lengths import find_tokenizer
@@ -122,7 +143,7 @@ def index_all(options: argparse.Namespace) -> None:
     splits = tuple(name.strip() for name in options.split.split(",") if name.strip())
     columns, tokenizer = parse_columns(options.columns), find_tokenizer(options.tokenizer)
     reading = Reading(columns, options.encoding, splits, options.captions, tokenizer)
-    names = [options.name or name_of(source) for source in options.datasets]
+    names = [checked_name(options.name or name_of(source)) for source in options.datasets]
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"Two data sets are called {name}; index them one by one, with --name.")
@@ -137,10 +158,23 @@ def index_all(options: argparse.Namespace) -> None:
                 reading=reading,
                 check=options.check,
                 workers=options.workers,
+                part=options.part,
                 progress=bar.update,
                 say=bar.set_postfix_str,
             )
         print(report.table())
+
+
+def join_parts(options: argparse.Namespace) -> None:
+    """Put the parts of an index together, and print its table."""
+    from tqdm import tqdm
+
+    from .joining import join
+
+    with tqdm(desc="join", unit=" samples", disable=None) as bar:
+        out = options.out or options.parts[0].resolve().parent
+        report = join(options.parts, out, options.name, bar.update)
+    print(report.table())
 
 
 def show_index(options: argparse.Namespace) -> None:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import threading
-from collections.abc import Generator, Iterable, Sequence
-from multiprocessing import active_children, get_all_start_methods, get_context, parent_process
+from collections.abc import Generator, Sequence
+from multiprocessing import active_children, get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..exits import BAD_DATA, Stop
+from .children import follow_parent, kill_all
 
 if TYPE_CHECKING:
     from .samples import MicroBatches, TrainBatch
@@ -117,13 +114,6 @@ def read_ahead(dataset: Dataset, numbers: Sequence[int], workers: int) -> Genera
         kill()
 
 
-def kill_all(processes: Iterable[BaseProcess]) -> None:
-    """End processes, whatever they do."""
-    for process in processes:
-        process.kill()
-        process.join()
-
-
 def as_stop(error: Exception) -> Stop | None:
     """The sentence for a loader whose worker died, None for any other error.
 
@@ -160,20 +150,8 @@ def fresh_processes() -> BaseContext:
 
 
 def prepare_worker(worker: int) -> None:
-    """Make a worker live exactly as long as the training process wants it to.
-
-    Ctrl-C and SIGTERM go to all processes; the training process decides and still needs its data. When it is
-    killed nobody tells the workers, nor the server that they were forked off, which ends after its children.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=end_with, args=(parent_process(),), daemon=True).start()
-
-
-def end_with(parent: BaseProcess) -> None:
-    """End this process when another one has ended."""
-    parent.join()
-    os._exit(1)
+    """Make a worker live exactly as long as the training process wants it to."""
+    follow_parent()
 
 
 def unchanged(batch: Any) -> Any:

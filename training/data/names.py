@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import posixpath
-import sqlite3
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .archives import Archive, Torn, description_path, find_archives, members
+from .listing import Files, open_database
 from .paths import is_url, join
 from .pictures import SUFFIXES
-from .storage import Ref, Storage
+from .refs import Ref
+from .storage import Storage
 
 TABLE = "names (name TEXT, base TEXT, actual TEXT, archive INTEGER, start INTEGER, size INTEGER)"
 INSERT = "INSERT INTO names VALUES (?, ?, ?, ?, ?, ?)"
@@ -28,7 +29,7 @@ class Names:
 
     Args:
         root: folder or URL.
-        files: (relative path, bytes) of all files there.
+        files: all files there.
         scratch: where archives are described (see :func:`~.archives.members`).
         say: told what is being read; an archive may take hours.
     """
@@ -36,7 +37,7 @@ class Names:
     def __init__(
         self,
         root: str,
-        files: list[tuple[str, int]],
+        files: Files,
         scratch: Path,
         storage: Storage,
         say: Callable[[str], None],
@@ -44,11 +45,13 @@ class Names:
         self._root = root
         self._archives: list[tuple[Archive, str]] = []
         self.notes: list[str] = []
-        self._database = sqlite3.connect("")  # on disk, deleted when closed
+        self._database = open_database()
         self._database.execute(f"CREATE TABLE {TABLE}")
+        self._database.execute("BEGIN")
         self._database.executemany(INSERT, (entry(name, -1, 0, -1) for name, _ in files))
         for archive in find_archives(root, files):
             self._database.executemany(INSERT, self._members(archive, scratch, storage, say))
+        self._database.execute("COMMIT")
         self._database.execute("CREATE INDEX by_name ON names (name)")
         self._database.execute("CREATE INDEX by_base ON names (base)")
 

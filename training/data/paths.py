@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
+
+from .listing import Files
 
 
 def is_url(path: str) -> bool:
@@ -39,11 +42,15 @@ def filesystem(url: str) -> tuple[Any, str]:
         raise ValueError(f"{url} cannot be opened ({error}); check the protocol of the URL.") from error
 
 
-def list_files(root: str) -> list[tuple[str, int]]:
-    """Every file below a folder as (path relative to it with ``/``, bytes), sorted by path.
+def list_files(root: str, database: str | Path = "") -> Files:
+    """Every file below a folder, sorted by path.
 
     Sorted, so that no file system decides the order; hidden files and folders are left out. A ``root`` that
     is a file gives none.
+
+    Args:
+        root: folder or URL.
+        database: where the list is kept, see :class:`.listing.Files`.
 
     Raises:
         ValueError: there is nothing at ``root``.
@@ -53,16 +60,17 @@ def list_files(root: str) -> list[tuple[str, int]]:
         if not files.exists(inner):
             raise ValueError(f"There is nothing at {root}; check the URL.")
         start = inner.rstrip("/") + "/"
-        found = [
+        found = (
             (path[len(start) :], int(facts["size"] or 0))
             for path, facts in files.find(inner, detail=True).items()
             if path.startswith(start)
-        ]
+        )
     else:
         if not os.path.exists(root):
             raise ValueError(f"There is nothing at {root}; check the path.")
-        found = list(walk_folder(root))
-    return sorted(item for item in found if not any(part.startswith(".") for part in item[0].split("/")))
+        found = walk_folder(root)
+    seen = ((name, size) for name, size in found if not (name.startswith(".") or "/." in name))
+    return Files(seen, database)
 
 
 def walk_folder(root: str) -> Iterator[tuple[str, int]]:
@@ -71,23 +79,31 @@ def walk_folder(root: str) -> Iterator[tuple[str, int]]:
     Raises:
         ValueError: a folder cannot be looked at, or a link leads back to one that it lies in.
     """
+    folders = [""] if os.path.isdir(root) else []
+    while folders:
+        below = folders.pop()
+        folder = os.path.join(root, below)
+        try:
+            with os.scandir(folder) as items:
+                for item in items:
+                    if not item.is_dir():
+                        yield below + item.name, size_of(item)
+                    elif item.is_symlink() and is_within(folder, os.path.realpath(item.path)):
+                        raise ValueError(
+                            f"{item.path} leads back to a folder that it lies in; take the link away."
+                        )
+                    else:
+                        folders.append(f"{below}{item.name}/")
+        except OSError as error:
+            raise ValueError(f"{error.filename} cannot be read ({error.strerror}).") from error
 
-    def refuse(error: OSError) -> None:
-        raise ValueError(f"{error.filename} cannot be read ({error.strerror}).") from error
 
-    for folder, below, names in os.walk(
-        root, followlinks=True, onerror=None if os.path.isfile(root) else refuse
-    ):
-        for name in below:
-            link = os.path.join(folder, name)
-            if os.path.islink(link) and is_within(folder, os.path.realpath(link)):
-                raise ValueError(f"{link} leads back to a folder that it lies in; take the link away.")
-        start = "" if folder == root else os.path.relpath(folder, root).replace(os.sep, "/") + "/"
-        for name in names:
-            try:
-                yield start + name, os.path.getsize(os.path.join(folder, name))
-            except OSError:
-                yield start + name, 0
+def size_of(item: os.DirEntry) -> int:
+    """Bytes of what lies in a folder; none of a link to nothing."""
+    try:
+        return item.stat().st_size
+    except OSError:
+        return 0
 
 
 def is_within(path: str, folder: str) -> bool:

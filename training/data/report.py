@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from .index import Entry
-from .layouts.findings import Refused
 from .lengths import LIMIT
-from .roles import Roles, says_mask
 
 FIRST_NAMES = 5
 SHOWN_NOTES = 20
@@ -22,22 +19,8 @@ CAPTIONS_TAKEN = {
     "random": "the position chooses",
     "all": "a sample each",
 }
+COUNTED = ("inputs", "refused", "converted", "ignored", "left_out", "columns", "sides", "shapes", "no_masks")
 SIDES = (256, 512, 768, 1024, 2048)  # limits of the size classes, pixels of the shorter side
-
-
-@dataclass
-class Examined:
-    """What a worker found in one unit."""
-
-    entries: list[Entry] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    converted: Counter[str] = field(default_factory=Counter)
-    ignored: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
-    roles: Counter[Roles | None] = field(default_factory=Counter)
-    several: int = 0
-    cut: int = 0
 
 
 @dataclass
@@ -92,32 +75,18 @@ class Report:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
-    def count(self, examined: Examined, refused: TextIO) -> None:
-        """Take in one unit; its refused samples go to ``refused`` line by line."""
-        self.samples += len(examined.entries)
-        for entry in examined.entries:
-            self.inputs[str(len(entry.inputs))] += 1
-            self.masks += entry.mask is not None
-            self.sides[side_class(min(entry.width, entry.height))] += 1
-            self.shapes[shape(entry.width, entry.height)] += 1
-        for item in examined.refused:
-            self.refused[item.reason] += 1
-            names = self.refused_first.setdefault(item.reason, [])
-            if len(names) < FIRST_NAMES:
-                # file names may be no Unicode, and such a string cannot be printed
-                names.append(item.key.encode(errors="backslashreplace").decode())
-            refused.write(json.dumps(asdict(item)) + "\n")
-        self.converted += examined.converted
-        self.ignored += examined.ignored
-        self.left_out += examined.left_out
-        for roles, count in examined.roles.items():
-            self.columns[str(roles or "of the conversation")] += count
-            for name in roles.unused if roles else ():
-                if says_mask(name):
-                    self.no_masks[name] += count
-        self.several += examined.several
-        self.cut += examined.cut
-        self.notes += examined.notes
+    def count(self, facts: dict[str, Any]) -> None:
+        """Take in one unit, see :meth:`~.pieces.Examined.facts`."""
+        self.samples += facts.get("samples", 0)
+        self.several += facts.get("several", 0)
+        self.masks += facts.get("masks", 0)
+        self.cut += facts.get("cut", 0)
+        self.notes += facts.get("notes", [])
+        for name in COUNTED:
+            getattr(self, name).update(facts.get(name, {}))
+        for reason, names in facts.get("refused_first", {}).items():
+            first = self.refused_first.setdefault(reason, [])
+            first += names[: FIRST_NAMES - len(first)]
 
     def facts(self) -> dict[str, Any]:
         """What the manifest keeps: nothing that depends on time or place of the index."""
@@ -185,9 +154,7 @@ def read_report(folder: Path) -> Report:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         facts.pop("samples_per_second")
-        counted = ("inputs", "refused", "converted", "ignored", "left_out", "columns", "sides", "shapes")
-        counted += ("no_masks",)
-        return Report(**facts | {name: Counter(facts[name]) for name in counted} | {"folder": str(folder)})
+        return Report(**facts | {name: Counter(facts[name]) for name in COUNTED} | {"folder": str(folder)})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); index the data set again.") from error
 

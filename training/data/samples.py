@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -20,7 +19,7 @@ from ...core.guidance import black_like
 from ...core.inputs import LadderInputs, LadderProcessor
 from ..recipe.recipe import Recipe
 from ..recipe.settings import DropSettings
-from .cache.entries import Cache, black_canvas_path, black_path, source_name, transform_name
+from .cache.entries import Cache, black_canvas_name, black_name, source_name, transform_name
 from .index import Entry, Index
 from .order import Order, Place, Source, generator, uniform
 from .pictures import BadPicture, aligned, decode, decode_mask, fit, mask_cells
@@ -139,7 +138,7 @@ class MicroBatches(Dataset):
         self.sizes = target_sizes(recipe, factor)
         self.sets = open_sets(recipe, self.sizes)
         sources = [
-            Source(data.index.name, tuple(len(rows) for rows in data.rows), settings.weight)
+            Source(data.name, tuple(len(rows) for rows in data.rows), settings.weight)
             for data, settings in zip(self.sets, recipe.data.sets, strict=True)
         ]
         self.order = Order(sources, self.batch, self.seed, self.stage, recipe.validation.held_out)
@@ -177,7 +176,7 @@ class MicroBatches(Dataset):
     def key(self, position: int) -> str:
         """``index name/sample key`` of the sample at a position."""
         data, row = self.locate(self.order.place(position))
-        return f"{data.index.name}/{data.index[row].key}"
+        return f"{data.name}/{data.index[row].key}"
 
     def locate(self, place: Place) -> tuple[TrainSet, int]:
         """Data set and row of a place."""
@@ -204,7 +203,7 @@ class MicroBatches(Dataset):
         """
         data, row = self.locate(place)
         entry = data.index[row]
-        name = f"{data.index.name}/{entry.key}"
+        name = f"{data.name}/{entry.key}"
         size = self.sizes[place.bucket]
         no_text, black = dropped(drop, bool(entry.inputs), self.drop)
         sample = Sample(name, "" if no_text else entry.texts[int(wording * len(entry.texts))])
@@ -232,8 +231,8 @@ class MicroBatches(Dataset):
             target = to_pixels(fit(decode(self.storage.read(entry.target)), *size, crop))
             mask = read_mask(self.storage, entry, size, self.factor, crop) if entry.mask else None
         else:
-            path = self.latents.path(*index.cache_name(entry), transform_name(*size, entry.mask))
-            stored = self.read_entry(self.latents, path, entry, name)
+            place = self.latents.name(*index.cache_name(entry), transform_name(*size, entry.mask))
+            stored = self.read_entry(self.latents, place, entry, name)
             target, mask = stored["latents"].float(), stored.get("mask")
         if mask is not None:
             mask = self.mask_floor + (1 - self.mask_floor) * mask
@@ -255,33 +254,33 @@ class MicroBatches(Dataset):
             images = read_inputs(self.storage, entry, size, crop)
             sample.images = [black_like(image) for image in images] if black else images
         else:
-            path = self.vision.path(*index.cache_name(entry), transform_name(*size))
-            stored = self.read_entry(self.vision, path, entry, sample.key)
+            place = self.vision.name(*index.cache_name(entry), transform_name(*size))
+            stored = self.read_entry(self.vision, place, entry, sample.key)
             sample.grid = stored["grid"]
             sample.features = self.black_features(sample.grid, sample.key) if black else stored["features"]
         if self.source_latents and self.latents is None:
             canvas = read_canvas(self.storage, entry, size, crop)
             sample.source = to_pixels(black_like(canvas) if black else canvas)
         elif self.source_latents:
-            path = black_canvas_path(self.latents, *size)
+            place = black_canvas_name(self.latents, *size)
             if not black:
-                path = self.latents.path(*index.cache_name(entry), source_name(*size))
-            sample.source = self.read_entry(self.latents, path, entry, sample.key)["latents"].float()
+                place = self.latents.name(*index.cache_name(entry), source_name(*size))
+            sample.source = self.read_entry(self.latents, place, entry, sample.key)["latents"].float()
 
-    def read_entry(self, cache: Cache, path: Path, entry: Entry, name: str) -> dict[str, Tensor]:
+    def read_entry(self, cache: Cache, place: bytes, entry: Entry, name: str) -> dict[str, Tensor]:
         """A sample's entry in a cache. A bad sample has none: its pictures say what is wrong with them."""
-        if not path.exists():
+        if place not in cache:
             for ref in (entry.target, *entry.inputs):
                 decode(self.storage.read(ref))
             if entry.mask:
                 decode_mask(self.storage.read(entry.mask))
-        return cache.read(path, name)
+        return cache.read(place, name)
 
     def black_features(self, grid: Tensor, name: str) -> Tensor:
         """Vision tokens of black pictures of these grids."""
-        paths = [black_path(self.vision, tuple(row)) for row in grid.tolist()]
+        places = [black_name(self.vision, tuple(row)) for row in grid.tolist()]
         return torch.cat(
-            [self.vision.read(path, f"black pictures as in {name}")["features"] for path in paths]
+            [self.vision.read(place, f"black pictures as in {name}")["features"] for place in places]
         )
 
     def collate(

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from ..recipe.recipe import Recipe
+from .buckets import Rows, bucket_rows
 from .index import Index
-from .pictures import aspect_buckets, nearest_buckets
+from .pictures import aspect_buckets
 
 
 @dataclass
@@ -20,11 +17,16 @@ class TrainSet:
 
     Attributes:
         index: opened lazily by every process.
-        rows: row numbers per bucket ``[n]`` int32 in shared memory, which workers map and do not copy.
+        rows: row numbers per bucket, which all processes map and none holds.
+        name: in this run; default: that of the index.
     """
 
     index: Index
-    rows: list[Tensor | range]
+    rows: Sequence[Rows | range]
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.index.name
 
 
 def target_sizes(recipe: Recipe, factor: int) -> list[tuple[int, int]]:
@@ -42,16 +44,24 @@ def target_sizes(recipe: Recipe, factor: int) -> list[tuple[int, int]]:
 
 def open_sets(recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> list[TrainSet]:
     """The data sets of a recipe, their samples sorted into buckets. Raises ValueError."""
+    indexes = [Index(settings.folder, recipe.train.masked_loss) for settings in recipe.data.sets]
     sets = []
-    for settings in recipe.data.sets:
-        index = Index(settings.folder, recipe.train.masked_loss)
+    for settings, index, name in zip(recipe.data.sets, indexes, names_of(recipe, indexes), strict=True):
         if len(sizes) == 1 and not settings.exclude:
-            sets.append(TrainSet(index, [range(len(index))]))
-            continue
-        rows = index.selected(settings.exclude, settings.lenient)
-        nearest = np.zeros(len(rows), dtype=int)
-        if len(sizes) > 1:
-            nearest = nearest_buckets(index.sizes()[rows], sizes)
-        parts = [rows[nearest == bucket] for bucket in range(len(sizes))]
-        sets.append(TrainSet(index, [torch.from_numpy(part.astype(np.int32)) for part in parts]))
+            rows: Sequence[Rows | range] = [range(len(index))]
+        else:
+            rows = bucket_rows(index, sizes, settings.exclude, settings.lenient)
+        sets.append(TrainSet(index, rows, name))
     return sets
+
+
+def names_of(recipe: Recipe, indexes: Sequence[Index]) -> list[str]:
+    """What the data sets are called in a run: as the recipe says, or as their indexes are called.
+
+    Where two are called the same, as those of two folders ``data``, they have the paths of the recipe.
+    """
+    said = [settings.name or index.name for settings, index in zip(recipe.data.sets, indexes, strict=True)]
+    return [
+        settings.index if said.count(name) > 1 and not settings.name else name
+        for settings, name in zip(recipe.data.sets, said, strict=True)
+    ]

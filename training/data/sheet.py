@@ -12,7 +12,8 @@ from ..report.drawn_text import wrap
 from .index import Entry, Index
 from .lengths import LIMIT, is_cut, kept
 from .pictures import BadPicture, aligned, decode, decode_mask, fit, nearest_buckets
-from .storage import Ref, Storage
+from .refs import Ref
+from .storage import Storage
 
 SIDE, GAP, LINE = 192, 8, 14  # pixels
 ARROW = 24  # pixels between the last input and the target

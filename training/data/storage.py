@@ -2,69 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from .cells import find_group, picture_in
 from .paths import filesystem, is_url, join, parent
+from .ranges import GZIP_BUFFER, Ranges, inflate, open_gzip, read_fully
+from .refs import Changed, Ref, Stamp, check_stamp, digest_of, sample_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from indexed_gzip import IndexedGzipFile
     from lance import LanceDataset
 
 OPEN_FILES = 64  # per process; the oldest is closed
 TABLE_CACHE = 256 * 2**20  # bytes of decoded row groups that one process keeps
 HEADER = 32 * 2**10  # bytes read at once where only the head of a picture is wanted
-GZIP_BUFFER = 2**20
 LANCE = ".lance"  # end of the folder of a Lance data set
 DEFLATED = "deflate.json"  # end of the description of an archive whose members are compressed one by one
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What a file with one picture was when it was indexed.
-
-    Attributes:
-        bytes: its size.
-        modified: when it was last written, nanoseconds; -1 if unknown, as behind a URL.
-        digest: of its contents, see :func:`digest_of`; "" if it was not read to its end.
-    """
-
-    bytes: int
-    modified: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """Where the bytes of one picture lie.
-
-    Attributes:
-        path: local path or fsspec URL.
-        offset: first byte in the file, or in the uncompressed archive; of a table's row: number of the
-            picture where the cell is a list.
-        size: in bytes; -1 = to the end of the file.
-        row: row of a Parquet file; -1 = no table.
-        column: column of that table.
-        archive: file that :func:`~.archives.describe_archive` wrote of a compressed or split archive, or "".
-        stamp: of a file with this picture alone, as it was indexed, or None.
-    """
-
-    path: str
-    offset: int = 0
-    size: int = -1
-    row: int = -1
-    column: str = ""
-    archive: str = ""
-    stamp: Stamp | None = None
 
 
 class Storage:
@@ -80,6 +39,7 @@ class Storage:
         self._process = os.getpid()
         self._open: OrderedDict[tuple[str, str], Any] = OrderedDict()
         self._groups: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
+        self._stamps: dict[tuple[str, str], Stamp] = {}
 
     def __getstate__(self) -> dict:
         return {}
@@ -93,24 +53,31 @@ class Storage:
         Raises:
             OSError: the file is gone, another than it was when it was indexed, or cannot be read.
         """
+        data = self._read(ref)
+        if ref.digest and digest_of(data) != ref.digest:
+            what = "is another file" if ref.alone else "holds another picture"
+            raise Changed(f"{ref.path} {what} than was indexed; index the data set again.")
+        return data
+
+    def _read(self, ref: Ref) -> bytes:
         if ref.row >= 0:
             return self._read_cell(ref)
         if ref.size < 0:
             data, modified = self._read_file(ref.path)
-            if ref.stamp:
-                check_stamp(ref.path, ref.stamp, len(data), modified, lambda: data)
+            if ref.stamp and not ref.digest:
+                check_stamp(ref.path, ref.stamp, len(data), modified, bytes)
             return data
         data = self.read_range(ref, 0, ref.size)
         return inflate(data, ref.path) if ref.archive.endswith(DEFLATED) else data
 
-    def open(self, ref: Ref) -> BinaryIO:
-        """A picture as a seekable file that is read piece by piece; a cell or what is deflated at once."""
+    def open(self, ref: Ref, ahead: int = HEADER) -> BinaryIO:
+        """A picture as a file, read ``ahead`` bytes at a time; a cell or what is deflated as a whole."""
         if ref.row >= 0 or ref.archive.endswith(DEFLATED):
             return io.BytesIO(self.read(ref))
         size = self.size(ref.path) if ref.size < 0 else ref.size
         whole = Ref(ref.path, ref.offset, size, archive=ref.archive)
         return io.BufferedReader(
-            Pieces(lambda start, count: self.read_range(whole, start, count), size), HEADER
+            Ranges(lambda start, count: self.read_range(whole, start, count), size), ahead
         )
 
     def size(self, path: str) -> int:
@@ -143,18 +110,61 @@ class Storage:
             raise OSError(f"{ref.path} ends {count - len(data)} bytes too early; index it again.")
         return data
 
-    def stamp(self, path: str, data: bytes | None) -> Stamp:
-        """A file as it is now; with its contents, if they were read. Raises OSError."""
-        digest = "" if data is None else digest_of(data)
-        if is_url(path):
-            return Stamp(self.size(path) if data is None else len(data), -1, digest)
-        facts = os.stat(path)
-        return Stamp(facts.st_size, facts.st_mtime_ns, digest)
+    def stamp(self, ref: Ref) -> Stamp:
+        """The file that holds a picture as it is now; a tar or table is looked at once. Raises OSError.
 
-    def check(self, path: str, stamp: Stamp) -> None:
-        """Raise OSError if a file is gone or another than it was; where the time differs contents count."""
-        now = self.stamp(path, None)
-        check_stamp(path, stamp, now.bytes, now.modified, lambda: self._read_file(path)[0])
+        What holds one picture gets no digest here: that is the picture's own.
+        """
+        if ref.alone:
+            if is_url(ref.path):
+                return Stamp(self.size(ref.path), -1)
+            facts = os.stat(ref.path)
+            return Stamp(facts.st_size, facts.st_mtime_ns)
+        key = (ref.path, ref.archive)
+        if key not in self._stamps:
+            size, modified = self.facts(ref)
+            digest = b"" if ref.path.endswith(LANCE) else self._sample(ref)
+            self._stamps[key] = Stamp(size, modified, digest)
+        return self._stamps[key]
+
+    def check(self, ref: Ref) -> None:
+        """Raise OSError if the file of a picture is gone, Changed if it is another than its stamp says.
+
+        Where the time differs contents count: all of them of a file with one picture, if its digest is known.
+        """
+        size, modified = self.facts(ref)
+        check_stamp(
+            ref.path,
+            ref.stamp,
+            size,
+            modified,
+            lambda: digest_of(self._read_file(ref.path)[0]) if ref.alone else self._sample(ref),
+        )
+
+    def facts(self, ref: Ref) -> tuple[int, int]:
+        """Size and time of a file, or of all parts of an archive; the time is -1 if unknown."""
+        paths = [path for path, _ in self._parts(ref)] if ref.archive else [ref.path]
+        if is_url(ref.path) or ref.path.endswith(LANCE):
+            return sum(map(self.size, paths)), -1
+        facts = [os.stat(path) for path in paths]
+        return sum(fact.st_size for fact in facts), max(fact.st_mtime_ns for fact in facts)
+
+    def _sample(self, ref: Ref) -> bytes:
+        """A hash of a part of what lies in a file, or in all parts of an archive."""
+        parts = self._parts(ref) if ref.archive else [(ref.path, self.size(ref.path))]
+        file = self.open_parts(parts).raw
+
+        def read(start: int, count: int) -> bytes:
+            file.seek(start)
+            return read_fully(file, count)
+
+        return sample_of(sum(size for _, size in parts), read)
+
+    def _parts(self, ref: Ref) -> list[tuple[str, int]]:
+        """Paths and sizes of the files of a compressed or split archive."""
+        with open(ref.archive, encoding="utf-8") as file:
+            parts = json.load(file)["parts"]
+        return [(join(parent(ref.path), name), size) for name, size in parts]
 
     def _read_file(self, path: str) -> tuple[bytes, int]:
         """The contents of a file, and when it was last written."""
@@ -238,14 +248,11 @@ class Storage:
     def _open_archive(self, ref: Ref) -> io.BufferedReader:
         """An archive as the one uncompressed file that it was."""
         with open(ref.archive, encoding="utf-8") as file:
-            description = json.load(file)
-        folder = parent(ref.path)
-        parts = [(join(folder, name), size) for name, size in description["parts"]]
-        whole = self.open_parts(parts)
-        if description["seek_points"] is None:
+            seek_points = json.load(file)["seek_points"]
+        whole = self.open_parts(self._parts(ref))
+        if seek_points is None:
             return whole
-        points = os.path.join(os.path.dirname(ref.archive), description["seek_points"])
-        return open_gzip(whole, points)
+        return open_gzip(whole, os.path.join(os.path.dirname(ref.archive), seek_points))
 
     def open_parts(self, parts: list[tuple[str, int]]) -> io.BufferedReader:
         """Files of known size as one file, never copied."""
@@ -261,7 +268,7 @@ class Storage:
             within = start - (ends[number] - size)
             return self.read_range(Ref(path), within, min(count, size - within))
 
-        return io.BufferedReader(Pieces(read, total), GZIP_BUFFER)
+        return io.BufferedReader(Ranges(read, total), GZIP_BUFFER)
 
     def _filesystem(self, url: str) -> tuple[Any, str]:
         """The file system of a URL, made once; fsspec's own objects must not cross a fork."""
@@ -284,97 +291,3 @@ class Storage:
                     oldest.close()
         self._open.move_to_end(key)
         return self._open[key]
-
-
-class Pieces(io.RawIOBase):
-    """A read-only file over a function (start, count) → bytes."""
-
-    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
-        super().__init__()
-        self._read, self._size, self._position = read, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        count = min(len(buffer), self._size - self._position)
-        if count <= 0:
-            return 0
-        data = self._read(self._position, count)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-
-def read_fully(file: BinaryIO, count: int) -> bytes:
-    """``count`` bytes of an unbuffered file, fewer at its end."""
-    data = file.read(count)
-    while len(data) < count and (more := file.read(count - len(data))):
-        data += more
-    return data
-
-
-def picture_in(cell: Any, ref: Ref) -> bytes:
-    """The picture in a cell of a table. Raises OSError."""
-    data = cell["bytes"] if isinstance(cell, dict) else cell
-    if not isinstance(data, bytes):
-        raise OSError(f"Row {ref.row} of {ref.path} holds no picture in column {ref.column}.")
-    return data
-
-
-def digest_of(data: bytes) -> str:
-    """A hash of a file's contents."""
-    return hashlib.blake2b(data, digest_size=12).hexdigest()
-
-
-def check_stamp(path: str, stamp: Stamp, size: int, modified: int, read: Callable[[], bytes]) -> None:
-    """Raise OSError if a file is another than it was when it was indexed.
-
-    A copy that kept the contents but not the time is the same file.
-    """
-    if size == stamp.bytes and (modified == stamp.modified or -1 in (modified, stamp.modified)):
-        return
-    if size != stamp.bytes or not stamp.digest or digest_of(read()) != stamp.digest:
-        raise OSError(f"{path} is another file than was indexed; index the data set again.")
-
-
-def inflate(data: bytes, path: str) -> bytes:
-    """What a member of a zip holds. Raises OSError."""
-    try:
-        return zlib.decompress(data, -zlib.MAX_WBITS)
-    except zlib.error as error:
-        raise OSError(f"{path} is damaged ({error}).") from error
-
-
-def open_gzip(file: BinaryIO, seek_points: str | None = None) -> IndexedGzipFile:
-    """A gzip file with random access.
-
-    A seek point every 4 MiB costs 32 KiB of disk (0.8 %). A read decompresses up to 4 MiB that nobody asked
-    for, 0.4 ms for pictures; with 8 MiB it is 3 ms. Without ``seek_points``, ``build_full_index`` finds them
-    and ``export_index`` saves them.
-    """
-    from indexed_gzip import IndexedGzipFile
-
-    return IndexedGzipFile(fileobj=file, index_file=seek_points, spacing=2**22, buffer_size=GZIP_BUFFER)
-
-
-def find_group(metadata: Any, ref: Ref) -> tuple[int, int]:
-    """Row group of a row of a Parquet file, and its number in it. Raises OSError."""
-    row = ref.row
-    for group in range(metadata.num_row_groups):
-        count = metadata.row_group(group).num_rows
-        if row < count:
-            return group, row
-        row -= count
-    raise OSError(f"{ref.path} has {metadata.num_rows} rows, so no row {ref.row}; index it again.")

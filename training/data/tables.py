@@ -10,8 +10,8 @@ import pyarrow as pa
 from . import splits
 from .columns import Columns
 from .layouts.findings import Found, Reading, Refused
+from .refs import Ref
 from .roles import Roles, UnclearRoles, roles_of, several_masks
-from .storage import Ref
 from .texts import captions_of
 
 

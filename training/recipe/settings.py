@@ -81,12 +81,15 @@ class DataSet(Section):
     Attributes:
         index: folder that `tbac-uniimage data index` wrote; may start with ``~``.
         weight: times each sample is seen per epoch.
+        name: in logs, and in what decides on the order of samples; null: that of the index, or its path where
+            two indexes are called the same.
         exclude: globs of sample keys to leave out; one that fits no key is an error.
         lenient: whether a glob may fit none.
     """
 
     index: Text
     weight: Annotated[float, Field(gt=0)] = 1.0
+    name: Text | None = None
     exclude: list[Text] = []
     lenient: bool = False
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -76,6 +77,19 @@ class RunLock:
         file.truncate(0)
         file.write(f"process {os.getpid()} of {socket.gethostname()}\n".encode())
         return True
+
+
+@contextmanager
+def wait_for(path: Path) -> Iterator[None]:
+    """Let one process after the other pass; all at once where the system knows no locks. Raises OSError."""
+    with open(path, "ab") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+        yield
 
 
 def lock(file: FileIO) -> None:

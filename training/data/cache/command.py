@@ -145,6 +145,7 @@ def fill(
     with (
         progress_bar(rank == 0, total=work.count(mine), unit="sample", desc="cache") as bar,
         closing(read_ahead(work, mine, recipe.data.workers)) as chunks,
+        closing(computer),
     ):
         for items in chunks:
             with autocast:

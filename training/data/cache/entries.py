@@ -1,69 +1,78 @@
-"""Entries of a cache: one safetensors file per sample, named by everything that its values depend on.
+"""Entries of a cache: tensors of samples by name, in the few large files of :mod:`..shards`.
 
-An entry is written under a name of its own and renamed, so any number of processes may write the same one:
-they write the same values.
+A name says everything that the values depend on. Any number of processes may write the same entry: they write
+the same values.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ...exits import DISK, Stop
-from ..storage import Ref
+from ..refs import Ref
+from ..shards import Damaged, Shards, ShardWriter, name_of
 
 HASH_BYTES = 16
+OLD_FOLDER = re.compile("[0-9a-f]{2}")  # of a cache that had a file for each sample
 
 
-@dataclass(frozen=True)
 class Cache:
-    """Tensors of samples in a folder.
+    """Tensors of samples in a folder. May be sent to other processes.
 
-    Attributes:
-        folder: of all entries; two levels of folders below it keep directories small.
+    Args:
+        folder: of all entries.
         model: hash of the model that computes the tensors, see :func:`model_hash`.
+
+    Raises:
+        ValueError: the folder holds a cache of an earlier version.
     """
 
-    folder: Path
-    model: str
+    def __init__(self, folder: Path, model: str) -> None:
+        self.folder, self.model = folder, model
+        self._shards = Shards(folder)
+        self._writer: ShardWriter | None = None
+        if folder.is_dir() and any(OLD_FOLDER.fullmatch(path.name) for path in folder.iterdir()):
+            raise ValueError(
+                f"{folder} is a cache of an earlier version, with a file for each sample; delete it and fill "
+                "it again with `tbac-uniimage train cache RECIPE`."
+            )
 
-    def path(self, fingerprint: str, key: str, transform: str) -> Path:
-        """Where an entry lies.
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_writer": None}
+
+    def name(self, fingerprint: str, key: str, transform: str) -> bytes:
+        """What an entry is called.
 
         Args:
-            fingerprint: of the index that the sample is from.
+            fingerprint: of the index that the sample is from, or of the part of it.
             key: of the sample in that index.
             transform: what was done to the pictures before the model saw them.
         """
-        content = "\0".join((self.model, transform, fingerprint, key)).encode()
-        name = hashlib.blake2b(content, digest_size=HASH_BYTES).hexdigest()
-        return self.folder / name[:2] / name[2:4] / f"{name[4:]}.safetensors"
+        return name_of(self.model, transform, fingerprint, key)
 
-    def write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    def __contains__(self, name: bytes) -> bool:
+        """Whether there was an entry when this process first asked."""
+        return name in self._shards
+
+    def write(self, name: bytes, tensors: Mapping[str, Tensor]) -> None:
         """Write an entry whole or not at all.
 
         Raises:
             Stop: it cannot be written.
         """
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.{uuid.uuid4().hex}")
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_bytes(
-                    save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-                )
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            if self._writer is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._writer = ShardWriter(self.folder)
+            self._writer.add(name, data)
         except OSError as error:
             raise Stop(
                 f"The cache {self.folder} cannot be written to: {error.strerror}; free some space. The same "
@@ -71,28 +80,37 @@ class Cache:
                 DISK,
             ) from error
 
-    def read(self, path: Path, sample: str) -> dict[str, Tensor]:
+    def close(self) -> None:
+        """End writing."""
+        if self._writer:
+            self._writer.close()
+            self._writer = None
+
+    def read(self, name: bytes, sample: str) -> dict[str, Tensor]:
         """The tensors of an entry.
 
         Args:
-            path: see :meth:`path`.
+            name: see :meth:`name`.
             sample: how the sample is named in an error.
 
         Raises:
             ValueError: the entry is missing or damaged.
         """
         try:
-            return load(path.read_bytes())
-        except FileNotFoundError as error:
+            if name not in self._shards:
+                self._shards.refresh()
+            data = self._shards.get(name)
+            if data is not None:
+                return load(data)
+        except Damaged as error:
             raise ValueError(
-                f"The cache {self.folder} has nothing of {sample} for this model, size and crop; fill it "
-                "with `tbac-uniimage train cache`, or train without it."
+                f"{error.path}, which holds the cache entry of {sample}, is damaged ({error}); delete it and "
+                "run `tbac-uniimage train cache` again."
             ) from error
-        except (SafetensorError, OSError) as error:
-            raise ValueError(
-                f"{path}, the cache entry of {sample}, is damaged ({error}); delete it and run "
-                "`tbac-uniimage train cache` again."
-            ) from error
+        raise ValueError(
+            f"The cache {self.folder} has nothing of {sample} for this model, size and crop; fill it "
+            "with `tbac-uniimage train cache`, or train without it."
+        )
 
 
 def model_hash(module: nn.Module, *settings: object) -> str:
@@ -125,9 +143,9 @@ def vision_cache(folder: str | Path, visual: nn.Module, image_processor: object)
 def transform_name(width: int, height: int, mask: Ref | None = None) -> str:
     """Transform of a sample whose target is cut centrally to a size; its inputs follow from that.
 
-    What is kept beside its mask has another name, and of a loose mask one that tells its contents.
+    What is kept beside its mask has another name, one that tells the mask's contents if they are known.
     """
-    masked = f" mask {mask.stamp.digest if mask.stamp else ''}" if mask else ""
+    masked = f" mask {mask.digest.hex()}" if mask else ""
     return f"{width}x{height} centre{masked}"
 
 
@@ -136,11 +154,11 @@ def source_name(width: int, height: int) -> str:
     return f"{transform_name(width, height)} source"
 
 
-def black_canvas_path(cache: Cache, width: int, height: int) -> Path:
+def black_canvas_name(cache: Cache, width: int, height: int) -> bytes:
     """The entry of the latents of an all-black picture of a size, for every blackened one."""
-    return cache.path("", "", f"black {width}x{height}")
+    return cache.name("", "", f"black {width}x{height}")
 
 
-def black_path(cache: Cache, grid: tuple[int, int, int]) -> Path:
+def black_name(cache: Cache, grid: tuple[int, int, int]) -> bytes:
     """The entry of an all-black picture of a grid; it stands for every blackened picture of that grid."""
-    return cache.path("", "", "black " + "x".join(map(str, grid)))
+    return cache.name("", "", "black " + "x".join(map(str, grid)))

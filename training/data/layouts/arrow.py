@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from .. import splits
 from ..paths import filesystem, is_url, join, parent
-from ..storage import Ref, Storage
+from ..refs import Ref
+from ..storage import Storage
 from ..tables import find_columns, is_list, make_sample, read_columns
 from .findings import Finding, LeftOut, Note, Place, Reading
 
@@ -22,13 +23,12 @@ SUMMARY = "a folder that Dataset.save_to_disk wrote"
 
 def recognise(place: Place) -> bool:
     """Whether the files that save_to_disk writes are there."""
-    names = {name for name, _ in place.files}
-    return "state.json" in names or "dataset_dict.json" in names
+    return "state.json" in place.files or "dataset_dict.json" in place.files
 
 
 def folders_of(place: Place) -> tuple[list[str], LeftOut]:
     """The folders of the splits that are read, and which splits are not. Raises ValueError."""
-    if "dataset_dict.json" not in {name for name, _ in place.files}:
+    if "dataset_dict.json" not in place.files:
         return [""], LeftOut({})
     names = json.loads(Storage().read(Ref(join(place.source, "dataset_dict.json"))))["splits"]
     marked = [(name, splits.canonical(name)) for name in names]
@@ -45,6 +45,11 @@ def units(place: Place) -> Iterator[tuple[str, str] | LeftOut]:
         for item in listed:
             name = folder + item["filename"]
             yield name.removesuffix(".arrow"), join(place.source, name)
+
+
+def files(unit: tuple[str, str]) -> list[Ref]:
+    """What a unit is read from."""
+    return [Ref(unit[1])]
 
 
 def scan(unit: tuple[str, str], storage: Storage, reading: Reading) -> Iterator[Finding]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 from ..columns import Columns, Field
+from ..refs import Ref
 from ..roles import UnclearText, text_roles
-from ..storage import Ref, Storage
+from ..storage import Storage
 from ..texts import BadText, captions_of, clean, decode_text, is_text
 from .findings import Reading, Refused
 

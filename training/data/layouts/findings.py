@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..columns import Columns
+from ..listing import Files
+from ..refs import Ref
 from ..roles import Roles
 from ..splits import choose, split_of_file
-from ..storage import Ref, Storage
+from ..storage import Storage
 
 CHUNK = 256  # samples that are handed to a worker at once
 MAX_INPUTS = 4  # as core.prompts.MAX_IMAGES, which costs an import of torch
@@ -79,6 +81,13 @@ Finding = Found | Refused | Note | Ignored | LeftOut
 
 
 @dataclass(frozen=True)
+class Large:
+    """A unit that is too large for one process; the layout's ``divide`` makes smaller ones of it."""
+
+    unit: Any
+
+
+@dataclass(frozen=True)
 class Reading:
     """How a data set is read.
 
@@ -103,7 +112,7 @@ class Place:
 
     Attributes:
         source: absolute path or URL of its folder or of the one file that was named.
-        files: (relative path, bytes) of all files below ``source``, sorted; empty if it is a file.
+        files: all files below ``source``; none if it is a file.
         images: folder or URL where pictures lie that a list names, or None: beside the list.
         scratch: folder of the index that is being written.
         say: told what is being read where that may take long.
@@ -111,7 +120,7 @@ class Place:
     """
 
     source: str
-    files: list[tuple[str, int]] = field(repr=False)
+    files: Files = field(repr=False)
     images: str | None
     scratch: Path
     say: Callable[[str], Any] = field(default=lambda text: None, repr=False)
@@ -141,7 +150,9 @@ class Place:
 class Layout(Protocol):
     """A module that knows one layout. Units are small, can be pickled, and are scanned in any process.
 
-    ``units`` may hand over findings among them, which are taken as they are.
+    ``units`` may hand over findings among them, which are taken as they are, and :class:`Large` units, which
+    ``divide`` makes smaller ones and findings of. ``files`` names what a unit is read from: of a unit whose
+    files have kept size and time nothing is looked at again.
     """
 
     NAME: str
@@ -151,11 +162,14 @@ class Layout(Protocol):
 
     def units(self, place: Place) -> Iterable[Any]: ...
 
+    def files(self, unit: Any) -> Iterable[Ref]: ...
+
     def scan(self, unit: Any, storage: Storage, reading: Reading) -> Iterator[Finding]: ...
 
 
-def chunked(items: Iterable[Any], size: int = CHUNK) -> Iterator[list[Any]]:
-    """Lists of ``size`` items, the last one shorter."""
+def chunked(items: Iterable[Any], size: int = 0) -> Iterator[list[Any]]:
+    """Lists of ``size`` items, :data:`CHUNK` if it is 0, the last one shorter."""
+    size = size or CHUNK
     chunk = []
     for item in items:
         chunk.append(item)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..paths import join
+from ..refs import Ref
 from ..roles import Roles
-from ..storage import Ref, Storage
+from ..storage import Storage
 from ..tables import find_columns, is_list, make_sample, read_columns
 from .findings import CHUNK, Finding, LeftOut, Place, Reading
 
@@ -28,6 +29,7 @@ class Unit:
     columns: tuple[str, ...]
     start: int
     stop: int
+    version: int
 
 
 def recognise(place: Place) -> bool:
@@ -37,9 +39,10 @@ def recognise(place: Place) -> bool:
 
 def folders_of(place: Place) -> list[str]:
     """The data sets below a folder, relative to it; "" if it is one itself."""
-    if any(name.startswith("_versions/") for name, _ in place.files):
+    manifests = list(place.files.ending(".manifest"))
+    if any(name.startswith("_versions/") for name in manifests):
         return [""]
-    return sorted({match["folder"] for name, _ in place.files if (match := FOLDER.match(name))})
+    return sorted({match["folder"] for name in manifests if (match := FOLDER.match(name))})
 
 
 def units(place: Place) -> Iterator[Unit | LeftOut]:
@@ -62,7 +65,12 @@ def units(place: Place) -> Iterator[Unit | LeftOut]:
         columns, count = tuple(read_columns(table.schema, roles)), table.count_rows()
         name = folder.removesuffix(".lance") or path.rstrip("/").rpartition("/")[2].removesuffix(".lance")
         for start in range(0, count, CHUNK):
-            yield Unit(name, path, roles, columns, start, min(start + CHUNK, count))
+            yield Unit(name, path, roles, columns, start, min(start + CHUNK, count), table.version)
+
+
+def files(unit: Unit) -> list[Ref]:
+    """What a unit is read from, which its version tells."""
+    return []
 
 
 def scan(unit: Unit, storage: Storage, reading: Reading) -> Iterator[Finding]:

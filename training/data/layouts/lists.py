@@ -12,7 +12,7 @@ import gzip
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, BinaryIO, cast
@@ -25,15 +25,15 @@ from ..names import Names
 from ..paths import absolute, check_apart, join, list_files, parent
 from ..pictures import SUFFIXES, is_picture_name
 from ..records import Named, parse_record, picture_names, read_records
+from ..refs import Ref
 from ..roles import UnclearRoles, UnclearText
 from ..rows import Broken
 from ..splits import is_left_out
-from ..storage import Ref, Storage
+from ..storage import Storage
 from ..tables import holds_pictures
 from ..texts import open_text
-from .beside import TEXTS
 from .findings import Finding, Found, LeftOut, Note, Place, Reading, Refused, chunked
-from .pairs import PART
+from .stems import Stems, is_of_one
 
 NAME = "lists"
 SUMMARY = "JSON, JSON-lines, CSV or Parquet lists of picture files and texts, or a data.txt of root,json,flag"
@@ -89,21 +89,19 @@ def find_lists(place: Place) -> Iterator[List]:
         name, folder = os.path.basename(place.source), parent(place.source)
         yield from lists_of_roots(place, place.source) or one_list(place, name, folder)
         return
-    pictured = {os.path.splitext(name)[0] for name, _ in place.files if name.lower().endswith(SUFFIXES)}
-    apart = pictured | {part["base"] for stem in pictured if (part := PART.fullmatch(stem))}
-    names = [name for name, _ in place.files if os.path.splitext(name)[0] not in apart]
-    tops = (join(place.source, name) for name in names if "/" not in name)
-    roots = [item for path in tops for item in lists_of_roots(place, path)]
+    tops = (name for name in place.files.ending(".txt") if "/" not in name)
+    apart = (name for name in tops if not is_of_one(name, place.files))
+    roots = [item for name in apart for item in lists_of_roots(place, join(place.source, name))]
     yield from roots
     if roots:
         return
-    captioned = any(name.endswith(TEXTS) and os.path.splitext(name)[0] in pictured for name, _ in place.files)
-    stems = frozenset() if captioned else frozenset(os.path.basename(stem) for stem in pictured)
-    for name in names:
-        yield from one_list(place, name, place.source, stems)
+    stems = Stems(place.files)
+    for name in place.files.ending(*KINDS, ".parquet", ".gz"):
+        if SUFFIX.search(name) and not is_of_one(name, place.files):
+            yield from one_list(place, name, place.source, stems)
 
 
-def one_list(place: Place, name: str, folder: str, stems: frozenset[str] = frozenset()) -> list[List]:
+def one_list(place: Place, name: str, folder: str, stems: Container[str] = ()) -> list[List]:
     """The list that a file is; none if it is something else.
 
     Args:
@@ -136,7 +134,7 @@ def is_of_pictures(record: Any, columns: Columns) -> bool:
     return any(any(map(is_picture_name, picture_names(value))) for value in record.values())
 
 
-def stem_column(record: Any, stems: frozenset[str]) -> str | None:
+def stem_column(record: Any, stems: Container[str]) -> str | None:
     """The field whose value, with a suffix, is the name of a picture that is there: SimpleTuner's ``id``."""
     if not isinstance(record, dict):
         return None
@@ -176,7 +174,7 @@ def read_rows(path: str, storage: Storage) -> Iterator[Any]:
 def columns_seen(place: Place) -> list[str]:
     """What lists have for columns that are not understood, for the error; the first few."""
     seen = []
-    for name, _ in place.files:
+    for name in place.files.ending(*KINDS, ".parquet", ".gz"):
         if SUFFIX.search(name) and len(seen) < SHOWN:
             record = next(read_list(join(place.source, name), place.reading), None)
             if isinstance(record, dict) and record:
@@ -268,6 +266,13 @@ def find_pictures(key: str, record: object, listed: List, names: Names) -> Found
     inputs = tuple(found[name] for name in named.inputs)
     mask = found[named.mask] if named.mask else None
     return Found(key, named.texts, found[named.target], inputs, named.roles, mask)
+
+
+def files(unit: list[Finding]) -> Iterator[Ref]:
+    """What a unit is read from."""
+    for found in unit:
+        if isinstance(found, Found):
+            yield from (found.target, *found.inputs)
 
 
 def scan(unit: list[Finding], storage: Storage, reading: Reading) -> Iterator[Finding]:

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from ..paths import join
+from ..refs import Ref
 from ..roles import Roles, UnclearRoles, roles_of
-from ..storage import Ref, Storage
+from ..storage import Storage
 from ..tables import make_sample
 from .arrow import map_file
 from .findings import Finding, LeftOut, Note, Place, Reading
@@ -45,7 +46,7 @@ def recognise(place: Place) -> bool:
 
 def indexes(place: Place) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Folder of every index.json of MDS, and its shards."""
-    for name, _ in place.files:
+    for name in place.files.ending(".json"):
         if posixpath.basename(name) != "index.json":
             continue
         try:
@@ -61,11 +62,10 @@ def units(place: Place) -> Iterator[Shard | LeftOut]:
     found = dict(indexes(place))
     taken, left = place.of_splits((posixpath.join(folder, "index.json") for folder in found), rows=True)
     yield left
-    there = {name for name, _ in place.files}
     for folder, shards in found.items():
         for shard in shards if posixpath.join(folder, "index.json") in taken else ():
             name = posixpath.join(folder, shard["raw_data"]["basename"])
-            if name not in there:
+            if name not in place.files:
                 packed = (shard.get("zip_data") or {}).get("basename")
                 raise ValueError(
                     f"{place.source} has {packed} and not {name}; unpack it: "
@@ -77,6 +77,11 @@ def units(place: Place) -> Iterator[Shard | LeftOut]:
                 shard["column_names"], shard["column_encodings"], shard["column_sizes"], strict=True
             )
             yield Shard(name.removesuffix(".mds"), join(place.source, name), tuple(columns))
+
+
+def files(unit: Shard) -> list[Ref]:
+    """What a unit is read from."""
+    return [Ref(unit.path)]
 
 
 def scan(unit: Shard, storage: Storage, reading: Reading) -> Iterator[Finding]:

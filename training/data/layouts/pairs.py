@@ -13,18 +13,17 @@ import posixpath
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from ..columns import Columns
 from ..pictures import SUFFIXES, UNREADABLE
-from ..roles import CAPTIONS, INSTRUCTIONS, Roles, UnclearRoles, kind_of, listed, picture_roles, simple
-from ..storage import Ref, Storage
+from ..refs import Ref
+from ..roles import Roles, UnclearRoles, kind_of, picture_roles, simple
+from ..storage import Storage
 from .beside import TEXTS, read_texts, text_order
 from .findings import Finding, Found, Ignored, Reading, Refused
-
-TEXT_WORDS = frozenset((*CAPTIONS, *INSTRUCTIONS))
-PART = re.compile(r"(?P<base>.*?[^/])(?P<part>(?P<mark>[._-])(?P<word>[^./_-]+(?:[_-]\d+)?))", re.DOTALL)
+from .role_folders import PART, TEXT_WORDS, Item, RoleFolders, told_folders, without_role
 
 
 @dataclass
@@ -44,33 +43,15 @@ class Group:
     names: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Item:
-    """A picture or text.
-
-    Attributes:
-        ref: where it lies.
-        name: what it is called, composed.
-        stem: its name, composed, without suffix, and without the folder that tells its role.
-        suffix: in lower case.
-        folder: that folder, with a slash behind it, or "".
-        copy: 1, or 2 for the second file of this very name in a tar.
-    """
-
-    ref: Ref
-    name: str
-    stem: str
-    suffix: str
-    folder: str = ""
-    copy: int = 1
-
-    @property
-    def is_text(self) -> bool:
-        return self.suffix in TEXTS
-
-
-def pair(files: Iterable[tuple[str, Ref]], columns: Columns) -> tuple[list[Group], list[str], Counter[str]]:
+def pair(
+    files: Iterable[tuple[str, Ref]], columns: Columns, roles: RoleFolders | None = None
+) -> tuple[list[Group], list[str], Counter[str]]:
     """Sort the files of one tar, zip or folder into samples.
+
+    Args:
+        files: their names and places; of a folder all that may belong to the same samples.
+        columns: fields that were named by hand.
+        roles: folders that tell the roles of what lies in them; default: those among the files.
 
     Returns:
         tuple: groups in the order in which their keys first appear; names of pictures of a kind that is not
@@ -88,7 +69,9 @@ def pair(files: Iterable[tuple[str, Ref]], columns: Columns) -> tuple[list[Group
             items.append(Item(ref, composed, stem, suffix, copy=seen[stem, suffix]))
         else:
             others[suffix or "without suffix"] += 1
-    items = in_role_folders(items, columns)
+    if roles is None:
+        roles = told_folders(items, columns)
+    items = [without_role(item, roles) for item in items] if roles else items
     endings = told_endings(items, columns)
     groups: dict[tuple[str, int], Group] = {}
     for item in items:
@@ -106,111 +89,6 @@ def pair(files: Iterable[tuple[str, Ref]], columns: Columns) -> tuple[list[Group
             told = ""  # it is about what is to be learned
         group.texts[f"{told}{item.suffix}"] = item.ref
     return list(groups.values()), unreadable, others
-
-
-def in_role_folders(items: list[Item], columns: Columns) -> list[Item]:
-    """Take folders such as ``control/`` and ``target/`` that lie beside one another out of the keys.
-
-    ``captions/`` beside ``images/`` is one of them too, and what ``--columns`` names with a slash behind it.
-    """
-    named = {name for name in columns.names() if name.endswith("/")}
-    masks = named & set(columns.masks())
-    beside: dict[str, dict[str, str]] = defaultdict(dict)
-    for folder, text in {(item.stem.rpartition("/")[0], item.is_text) for item in items}:
-        parts = folder.split("/")
-        for depth, part in enumerate(parts):
-            kind = "text" if text and simple(part) in TEXT_WORDS else kind_of(part) if part else "unknown"
-            if kind in ("input", "target", "plain", "mask", "unused", "text") or f"{part}/" in named:
-                beside["/".join(parts[:depth])].setdefault(part, kind)
-    roles = {}
-    for above, kinds in beside.items():
-        there = set(kinds.values())
-        told = there & {"target", "plain"} and there & {"input", "text", "mask"}
-        if told or named - masks & {f"{part}/" for part in kinds}:
-            roles[above] = set(kinds)
-            continue
-        for part, kind in kinds.items():
-            if f"{part}/" in masks or not masks and kind == "mask":
-                if taken := with_masked(items, above, part):
-                    roles.setdefault(above, set()).update(taken)
-    if not columns:
-        check_folders(items, set(roles))
-    return [without_role(item, roles) for item in items] if roles else items
-
-
-def with_masked(items: list[Item], above: str, folder: str) -> set[str]:
-    """A folder of masks, with the folder beside it whose pictures they are of, if these lie in one.
-
-    Raises UnclearRoles: they fit those of several.
-    """
-    stems: dict[str, set[str]] = defaultdict(set)  # by folder in ``above``, and of all but the masks by ""
-    for item in items:
-        if item.is_text or above and not item.stem.startswith(f"{above}/"):
-            continue
-        within = item.stem.removeprefix(f"{above}/")
-        part, slash, rest = within.partition("/")
-        if slash:
-            stems[part].add(without_mask_ending(rest) if part == folder else rest)
-        if part != folder or not slash:
-            stems[""].add(within)
-    own = stems.pop(folder, set())
-    if own & stems.pop("", set()):
-        return {folder}
-    of = sorted(part for part, there in stems.items() if own & there)
-    if len(of) > 1:
-        raise UnclearRoles(
-            f"{folder}/ may hold masks of {listed(f'{part}/' for part in of)}",
-            "one `data index` for each of them",
-        )
-    return {folder, *of} if of else set()
-
-
-def without_mask_ending(stem: str) -> str:
-    """``cat`` of ``cat-masklabel``."""
-    part = PART.fullmatch(stem)
-    return part["base"] if part and kind_of(part["word"]) == "mask" else stem
-
-
-def check_folders(items: list[Item], told: set[str]) -> None:
-    """Raise UnclearRoles if a folder without texts holds the same names as one beside it that has them.
-
-    The two are likely halves of edits, and to take the one for captioned pictures would lose the sources.
-
-    Args:
-        items: of the data set.
-        told: folders whose folders tell what they are.
-    """
-    pictures, texts = defaultdict(set), set()
-    for item in items:
-        above, _, name = item.stem.rpartition("/")
-        if item.is_text:
-            texts.add(above)
-        else:
-            pictures[above].add(name)
-    beside = defaultdict(list)
-    for folder in pictures:
-        above = folder.rpartition("/")[0]
-        if folder and above not in told and kind_of(folder.rpartition("/")[2]) not in ("mask", "unused"):
-            beside[above].append(folder)
-    for folders in beside.values():
-        for bare in folders:
-            for other in folders if bare not in texts else ():
-                if other in texts and pictures[bare] <= pictures[other]:
-                    names = [f"{folder.rpartition('/')[2]}/" for folder in (bare, other)]
-                    raise UnclearRoles(
-                        f"{' and '.join(names)} hold pictures of the same names and do not say what they are",
-                        f"--columns target={names[1]} input={names[0]} text=.txt",
-                    )
-
-
-def without_role(item: Item, roles: dict[str, set[str]]) -> Item:
-    """An item whose folder tells its role, without that folder in its stem."""
-    parts = item.stem.split("/")
-    for depth, part in enumerate(parts[:-1]):
-        if part in roles.get("/".join(parts[:depth]), ()):
-            stem = "/".join((*parts[:depth], *parts[depth + 1 :]))
-            return replace(item, stem=stem, folder=f"{part}/")
-    return item
 
 
 def told_endings(items: list[Item], columns: Columns) -> dict[str, str]:
@@ -263,7 +141,7 @@ def told_pairs(parts: dict[str, re.Match], pictures: set[str], texts: set[str]) 
 
 
 def samples_of(
-    groups: list[Group], reading: Reading, storage: Storage, edits: bool = False, loose: bool = False
+    groups: Sequence[Group], reading: Reading, storage: Storage, edits: bool = False, loose: bool = False
 ) -> Iterator[Found | Refused]:
     """Every group as a sample, with its text read.
 

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..paths import check_apart, join
+from ..refs import Ref
 from ..roles import Roles
-from ..storage import Ref, Storage
+from ..storage import Storage
 from ..tables import find_columns, holds_pictures, is_list, make_sample, read_columns
 from .findings import Finding, LeftOut, Note, Place, Reading
 
@@ -48,7 +49,7 @@ def parquet_files(place: Place) -> list[tuple[str, str]]:
     """(name, path) of the Parquet files."""
     if not place.files and SUFFIX.search(place.source):
         return [(place.source.rpartition("/")[2], place.source)]
-    return [(name, join(place.source, name)) for name, _ in place.files if SUFFIX.search(name)]
+    return [(name, join(place.source, name)) for name in place.files.ending(".parquet", ".pq")]
 
 
 def units(place: Place) -> Iterator[Unit | Finding]:
@@ -73,6 +74,11 @@ def units(place: Place) -> Iterator[Unit | Finding]:
         for group in range(table.num_row_groups):
             yield Unit(SUFFIX.sub("", name), path, roles, columns, group, row)
             row += table.metadata.row_group(group).num_rows
+
+
+def files(unit: Unit) -> list[Ref]:
+    """What a unit is read from."""
+    return [Ref(unit.path)]
 
 
 def scan(unit: Unit, storage: Storage, reading: Reading) -> Iterator[Finding]:

@@ -10,17 +10,38 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..archives import Archive, Torn, description_path, find_archives, members
 from ..paths import check_apart
-from ..storage import Ref, Storage
-from .findings import Finding, LeftOut, Note, Place, Reading
-from .pairs import leftovers, pair, samples_of
+from ..refs import Ref
+from ..storage import Storage
+from .findings import Finding, Ignored, Large, LeftOut, Note, Place, Reading, chunked
+from .pairs import Group, is_edit, leftovers, pair, samples_of
 
 NAME = "tars"
 SUMMARY = "tars or zips of <key>.jpg + <key>.txt or .json, or of <key>.input.jpg + <key>.output.jpg + text"
+LARGE = 2**32  # bytes of an archive that several processes look at
+PART_SAMPLES = 4096  # samples of a large archive that one process looks at
 SUFFIX = re.compile(r"\.(tar|tar\.gz|tgz|zip)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One archive, or some of the samples of a large one.
+
+    Attributes:
+        archive: where it lies.
+        description: where it is described if it is compressed or split.
+        groups: the samples; None for all of it.
+        edits: whether there are edits among all its samples, if these are some of them.
+    """
+
+    archive: Archive
+    description: Path
+    groups: tuple[Group, ...] | None = None
+    edits: bool = False
 
 
 def recognise(place: Place) -> bool:
@@ -36,8 +57,8 @@ def archives_of(place: Place) -> list[Archive]:
     return find_archives(folder, [(name, Storage().size(place.source))]) if SUFFIX.search(name) else []
 
 
-def units(place: Place) -> Iterator[tuple[Archive, Path] | LeftOut]:
-    """One archive each, with the path for its description."""
+def units(place: Place) -> Iterator[Unit | Large | LeftOut | Ignored]:
+    """One archive each."""
     archives = archives_of(place)
     check_apart([archive.name for archive in archives], SUFFIX)
     if place.files:
@@ -47,24 +68,50 @@ def units(place: Place) -> Iterator[tuple[Archive, Path] | LeftOut]:
         yield place.others(name for name, _ in place.files if os.path.basename(name) in parts)
         archives = [archive for archive in archives if archive.name in taken]
     for archive in archives:
-        yield archive, description_path(place.scratch, archive)
+        unit = Unit(archive, description_path(place.scratch, archive))
+        yield Large(unit) if sum(size for _, size in archive.parts) > LARGE else unit
 
 
-def scan(unit: tuple[Archive, Path], storage: Storage, reading: Reading) -> Iterator[Finding]:
+def divide(unit: Unit, storage: Storage, reading: Reading) -> list[Unit | Finding]:
+    """A large archive as some of its samples each, so that several processes look at its pictures.
+
+    Its headers are walked by one of them, which reads none of what lies between.
+    """
+    groups, findings = walk_archive(unit, storage, reading)
+    edits = any(is_edit(group, reading.columns) for group in groups)
+    parts = [replace(unit, groups=tuple(chunk), edits=edits) for chunk in chunked(groups, PART_SAMPLES)]
+    return [*parts, *findings]
+
+
+def files(unit: Unit) -> list[Ref]:
+    """What a unit is read from."""
+    return [Ref(path) for path, _ in unit.archive.parts]
+
+
+def scan(unit: Unit, storage: Storage, reading: Reading) -> Iterator[Finding]:
     """The samples of one archive, in the order in which their keys first appear."""
-    archive, description = unit
-    files: list[tuple[str, Ref]] = []
-    torn = None
+    if unit.groups is not None:
+        yield from samples_of(unit.groups, reading, storage, unit.edits)
+        return
+    groups, findings = walk_archive(unit, storage, reading)
+    yield from samples_of(groups, reading, storage)
+    yield from findings
+
+
+def walk_archive(unit: Unit, storage: Storage, reading: Reading) -> tuple[list[Group], list[Finding]]:
+    """The files of an archive sorted into samples, and what else there is to say of it."""
+    archive, torn = unit.archive, None
+    found: list[tuple[str, Ref]] = []
     try:
-        for member, ref in members(archive, storage, description):
-            files.append((member.name, ref))
+        for member, ref in members(archive, storage, unit.description):
+            found.append((member.name, ref))
     except Torn as error:
         torn = error
-    groups, unreadable, others = pair(files, reading.columns)
+    groups, unreadable, others = pair(found, reading.columns)
     shard = SUFFIX.sub("", archive.name)
     for group in groups:
         group.key = f"{shard}/{group.key}"
-    yield from samples_of(groups, reading, storage)
+    findings: list[Finding] = []
     if torn:
-        yield Note(f"{archive.name}: {torn}; {len(groups):,} samples before that were found.")
-    yield from leftovers(unreadable, others, f"{shard}/")
+        findings.append(Note(f"{archive.name}: {torn}; {len(groups):,} samples before that were found."))
+    return groups, findings + list(leftovers(unreadable, others, f"{shard}/"))

@@ -12,8 +12,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from ..paths import check_apart, join
+from ..refs import Ref
 from ..roles import UnclearRoles, roles_of
-from ..storage import Ref, Storage
+from ..storage import Storage
 from ..tables import make_sample
 from .arrow import map_file
 from .findings import Finding, LeftOut, Note, Place, Reading, Refused
@@ -51,6 +52,11 @@ def units(place: Place) -> Iterator[tuple[str, str] | LeftOut]:
         yield place.others(name for name, _ in files)
         files = [(name, path) for name, path in files if name in taken]
     yield from files
+
+
+def files(unit: tuple[str, str]) -> list[Ref]:
+    """What a unit is read from."""
+    return [Ref(unit[1])]
 
 
 def scan(unit: tuple[str, str], storage: Storage, reading: Reading) -> Iterator[Finding]:
