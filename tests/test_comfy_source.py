@@ -228,3 +228,27 @@ def test_gains_probe_and_a_saved_conditioning_go_with_it(reader, small, expected
         reader.model, reader.vae, positive, negative, latent, 7, STEPS, 4.5, 1.5, image_only=image_only
     ).result
     assert all(isinstance(sheet, torch.Tensor) and sheet.isfinite().all() for sheet in probed)
+
+
+def test_a_change_map_and_an_automatic_mask_read_it_too(reader, small):
+    """As the pipeline's: both branches of the map see the picture that it is of."""
+    from tbac_uniimage.nodes.changes import LadderChangeMap
+    from tbac_uniimage.nodes.editing import AUTOMATIC, LadderEdit
+
+    parts = reader.model, reader.mllm, reader.vae, as_batch(small), INSTRUCTION
+    wanted = reader.pipe.change_map(INSTRUCTION, small)
+    _, found, _ = LadderChangeMap.execute(*parts).result
+    large = torch.nn.functional.interpolate(wanted.maps[0][None, None], small.size[::-1], mode="bilinear")
+    assert largest(found, large[:, 0]) < 1e-3
+    reader.model.model.diffusion_model.source_embed.weight.data.neg_()
+    try:
+        assert largest(found, LadderChangeMap.execute(*parts).result[1]) > 0.02
+    finally:
+        reader.model.model.diffusion_model.source_embed.weight.data.neg_()
+
+    drawn, mask = LadderEdit.execute(*parts, 7, STEPS, 4.5, 1.5, mask_from=AUTOMATIC).result
+    options = {"num_inference_steps": STEPS, "generator": torch.Generator().manual_seed(7), "mask": "auto"}
+    expected = reader.pipe(INSTRUCTION, small, **SCALES, **options, output_type="pt")
+    kept = mask == 0
+    assert torch.equal(drawn[kept], as_batch(small)[kept])
+    assert largest(mask, expected.masks[:, 0].float()) < 1e-3
