@@ -104,7 +104,7 @@ def table(parts: LadderParts, batch: Batch, turns: int) -> None:
     losses, gradient = results["as it is"]
     for name, (found, own) in results.items():
         ratio = found / losses - 1
-        cosine = torch.cosine_similarity(own, gradient, 0).item()
+        cosine = torch.cosine_similarity(own.double(), gradient.double(), 0).item()
         slower = statistics.median(a / b for a, b in zip(times[name], times["as it is"], strict=True))
         print(
             f"  {name:12} {bytes_of[name] / 2**20:8.1f} MiB   loss {found.mean():.6f}, {ratio.mean():+.2%} "
