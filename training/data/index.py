@@ -11,7 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,10 @@ class Index:
             for place in batch.to_pylist():
                 if remote and place["alone"]:
                     continue
-                ref = self._file_ref(place, size=-1 if place["alone"] else 0)
+                archive = str(self.folder / place["archive"]) if place["archive"] else ""
+                stamp = Stamp(place["bytes"], place["modified"], place["digest"])
+                size = -1 if place["alone"] else 0
+                ref = Ref(join(self.source, place["path"]), size=size, archive=archive, stamp=stamp)
                 try:
                     storage.check(ref)
                 except OSError as error:
@@ -197,18 +200,14 @@ class Index:
                         why = "has changed; index the data set again"
                     raise ValueError(f"{place['path']} of {self.source} {why}.") from error
 
-    def _file_ref(self, place: dict[str, Any], **where: Any) -> Ref:
-        """A picture in a file, a row of ``files.arrow``."""
-        archive = str(self.folder / place["archive"]) if place["archive"] else ""
-        stamp = Stamp(place["bytes"], place["modified"], place["digest"])
-        path = join(self.source, place["path"])
-        return Ref(path, column=place["column"], archive=archive, stamp=stamp, **where)
-
     def _ref(self, file: int, offset: int, size: int, row: int, digest: bytes) -> Ref:
         place = self.table("files.arrow").row(file)
-        if place["alone"]:
-            return self._file_ref(place, digest=place["digest"])
-        return replace(self._file_ref(place, offset=offset, size=size, row=row, digest=digest), stamp=None)
+        archive = str(self.folder / place["archive"]) if place["archive"] else ""
+        path = join(self.source, place["path"])
+        if not place["alone"]:
+            return Ref(path, offset, size, row, place["column"], archive, digest)
+        stamp = Stamp(place["bytes"], place["modified"], place["digest"])
+        return Ref(path, digest=stamp.digest, stamp=stamp)
 
     def table(self, name: str) -> Rows:
         """The rows of one of its files, mapped. Raises ValueError."""
