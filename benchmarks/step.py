@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 import statistics
 import time
 from pathlib import Path
@@ -37,6 +38,7 @@ PROMPTS = (
 )
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3)
 STEPS = 30
+SANA = inspect.signature(SanaTransformer2DModel.__init__).parameters  # what its configuration knows
 
 
 @torch.no_grad()
@@ -60,7 +62,8 @@ def main() -> None:
     latents = torch.randn(2, transformer.config.in_channels, side, side)
     timestep = torch.full((2,), 500.0)
     rungs = transformer.prepare_rungs(condition.states, condition.mask)
-    stock = SanaTransformer2DModel.from_config(transformer.config).eval()
+    config = {name: transformer.config[name] for name in SANA if name in transformer.config}
+    stock = SanaTransformer2DModel.from_config(config).eval()
     stock.load_state_dict(transformer.state_dict())
 
     def ours() -> torch.Tensor:
