@@ -11,6 +11,7 @@ NANO = {"checkpoint": "nano (embedded)", "weight_dtype": "default"}
 ENLARGE = {"upscale_method": "bicubic", "width": 512, "height": 0, "crop": "disabled"}
 SIZE = {"width": 0, "height": 0, "batch_size": 1}
 SHEET = (520, 456)  # a node that shows a contact sheet
+PARTS = {"model": (1, 0), "mllm": (1, 1), "vae": (1, 2)}  # of Load Model, the first node
 EDIT = {"steps": 30, "guidance": 2.0, "image_guidance": 2.0}
 
 
@@ -121,8 +122,7 @@ def encode(column: int, prompt: str, title: str = "", **pictures: Link) -> Node:
 
 def edit(column: int, image: Link, instruction: Value, **more: Value) -> Node:
     """Image Edit."""
-    parts = {"model": (1, 0), "mllm": (1, 1), "vae": (1, 2), "image": image, "instruction": instruction}
-    inputs = {**parts, "seed": 7, **EDIT, **more}
+    inputs = {**PARTS, "image": image, "instruction": instruction, "seed": 7, **EDIT, **more}
     return Node("TBACUniImageEditPicture", column, inputs, size=(400, 820))
 
 
@@ -133,6 +133,7 @@ def compare(column: int, before: Link, after: Link) -> Node:
 
 
 COMPARED = "Before and after"
+MUSHROOM = "replace the rocket with a mushroom"
 DOG_AND_ROCKET = "a dog to the left of a rocket on a blue background"
 
 TEMPLATES = {
@@ -405,5 +406,23 @@ TEMPLATES = {
             size=(360, 560),
             drops=(0, 230, 110, 0),
         ),
+    ),
+    "edit_without_a_mask": Template(
+        [
+            load(),
+            picture(0, "tbac_uniimage_dog_and_rocket.png", above=True),
+            Node("PrimitiveStringMultiline", 1, {"value": MUSHROOM}, "Instruction", (400, 120)),
+            Node(
+                "TBACUniImageChangeMap",
+                1,
+                {**PARTS, "image": (2, 0), "instruction": (3, 0), "negative_prompt": ""},
+                size=(400, 680),
+            ),
+            edit(2, (2, 0), (3, 0), mask=(4, 0)),
+            save(3, (5, 0), "tbac/edit_without_a_mask"),
+            compare(4, (2, 0), (5, 0)),
+        ],
+        [("Model and source", 0, 0), ("Where it changes", 1, 1), ("Edit", 2, 3), (COMPARED, 4, 4)],
+        drops=(0, 120, 120, 120, 0),
     ),
 }

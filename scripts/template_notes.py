@@ -96,4 +96,13 @@ NOTES = {
         "**Change** the files: they lie in the folder *conditioning* of ComfyUI's *input* or *output* and "
         "fit the model that made them. " + ENLARGED + "\n\n" + INSIDE.replace("encoder, ", "")
     ),
+    "edit_without_a_mask": (
+        "### A sentence, and the rest stays\n\n"
+        "*Change Map* finds where the instruction changes the picture. *Image Edit* draws there and nowhere "
+        "else: every other pixel stays, bit for bit.\n\n"
+        "**Change** the picture and the instruction. For nano: *remove the dog*, *make the rocket purple*, "
+        "*add a star at the top*.\n\n"
+        "A mask that is too small or too large: put *GrowMask* between the two. *Image Edit* alone does the "
+        "same with *mask_from* set to automatic."
+    ),
 }
