@@ -35,17 +35,19 @@ INSTRUCTIONS = [
     "turn it into a cartoon",
     "keep only the cactus on a white background",
 ]
-EDITS_IN_A_ROW = 3
+EDITS_IN_A_ROW = 2
 TILE = 256
 
 
 @dataclass
 class Drawn:
-    """One picture of the demo: what was asked, the file, and what it was made from."""
+    """One picture of the demo: what was asked, and the files that show it.
+
+    Of an edit these are its source, where the model changes it, and the result.
+    """
 
     request: str
-    file: Path
-    source: Path | None = None
+    files: list[Path]
 
 
 class Progress:
@@ -74,33 +76,40 @@ def graph_with(name: str, **changes: dict) -> dict:
     return graph
 
 
+def edit_graph(instruction: str) -> dict:
+    """The edit's graph for an instruction, which two of its nodes take."""
+    said = {"instruction": instruction}
+    return graph_with("edit_without_a_mask", TBACUniImageChangeMap=said, TBACUniImageEditPicture=said)
+
+
 async def run_demo(server: comfy_server.Server) -> list[Drawn]:
     """Queue every request and gather the pictures into ``out/``."""
-    requests = [
-        (graph_with("text_to_image", TBACUniImageEncode={"prompt": text}), text, None) for text in PROMPTS
-    ]
-    requests += [
-        (graph_with("image_edit", TBACUniImageEdit={"instruction": text}), text, SAMPLE)
-        for text in INSTRUCTIONS
-    ]
+    requests = [(graph_with("text_to_image", TBACUniImageEncode={"prompt": text}), text) for text in PROMPTS]
+    requests += [(edit_graph(text), text) for text in INSTRUCTIONS]
     drawn = []
-    for number, (graph, request, source) in enumerate(requests, 1):
+    for number, (graph, request) in enumerate(requests, 1):
         result = await comfy_server.run_graph(server, graph, Progress(f"{number}/{len(requests)} {request}"))
-        [[saved]] = result.images.values()
-        kind = "text_to_image" if source is None else "image_edit"
-        file = OUT / f"{number}_{kind}.png"
-        shutil.copyfile(saved, file)
-        drawn.append(Drawn(request, file, source))
+        files = [SAMPLE] if request in INSTRUCTIONS else []
+        for key, node in graph.items():
+            if node["class_type"] == "SaveImage":
+                [saved] = result.images[key]
+                kind = node["inputs"]["filename_prefix"].removeprefix("tbac_")
+                files.append(OUT / f"{number}_{kind}.png")
+                shutil.copyfile(saved, files[-1])
+        drawn.append(Drawn(request, files))
     return drawn
 
 
 def contact_sheet(drawn: list[Drawn]) -> Image.Image:
-    """All pictures with their requests: text to image in the first row, edits below beside their source."""
-    edits = [d for d in drawn if d.source is not None]
-    rows = [[d for d in drawn if d.source is None]]
+    """All pictures with their requests: text to image in the first row, edits below.
+
+    Of an edit: its source, where the model changes it, and the result.
+    """
+    edits = [d for d in drawn if len(d.files) > 1]
+    rows = [[d for d in drawn if len(d.files) == 1]]
     rows += [edits[i : i + EDITS_IN_A_ROW] for i in range(0, len(edits), EDITS_IN_A_ROW)]
     height, gap = TILE + 28, 12
-    width = max(sum(2 if d.source else 1 for d in row) for row in rows)
+    width = max(sum(len(d.files) for d in row) for row in rows)
     sheet = Image.new("RGB", (width * (TILE + gap) + gap, len(rows) * (height + gap) + gap), "white")
     pen = ImageDraw.Draw(sheet)
     for y, row in enumerate(rows):
@@ -108,7 +117,7 @@ def contact_sheet(drawn: list[Drawn]) -> Image.Image:
         for item in row:
             top = gap + y * (height + gap)
             pen.text((x, top + TILE + 6), item.request, fill="black")
-            for file in (item.source, item.file) if item.source else (item.file,):
+            for file in item.files:
                 tile = Image.open(file).convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
                 sheet.paste(tile, (x, top))
                 x += TILE + gap
@@ -128,7 +137,7 @@ def main() -> None:
     sheet = OUT / "contact_sheet.png"
     contact_sheet(drawn).save(sheet)
     for item in drawn:
-        print(f"{item.file}: {item.request}")
+        print(f"{item.files[-1]}: {item.request}")
     print(f"Contact sheet: {sheet} ({time.monotonic() - start:.0f} s)")
 
 

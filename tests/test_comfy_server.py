@@ -103,6 +103,20 @@ def test_image_edit_equals_the_python_pipeline(server, nano):
     assert_same_picture(saved_picture(result), expected)
 
 
+def test_edit_without_a_mask_keeps_what_its_map_leaves(server, nano):
+    """The graph of the demo against the pipeline: the same mask, and outside of it the source bit for bit."""
+    result = run(server, graph("edit_without_a_mask"))
+    source = np.asarray(Image.open(SAMPLE).convert("RGB")).astype(int)
+    edited = np.asarray(Image.open(result.images["6"][0]).convert("RGB")).astype(int)
+    instruction = graph("edit_without_a_mask")["3"]["inputs"]["instruction"]
+    [mask] = nano.change_map(instruction, Image.open(SAMPLE)).masks
+    outside = np.asarray(mask) == 0
+    assert 0.3 < outside.mean() < 0.9
+    assert (edited[outside] == source[outside]).all()
+    assert np.abs(edited - source)[~outside].mean() > 5
+    assert np.asarray(Image.open(result.images["5"][0])).std() > 10
+
+
 def test_a_new_seed_reuses_model_and_conditions(server):
     run(server, graph("text_to_image", "TBACUniImageSampler", steps=2))
     cached = []
