@@ -337,7 +337,8 @@ def test_a_bad_picture_stays_in_its_place_with_weight_0(tmp_path, processor):
             assert batch.weight[i] == good
             assert torch.equal(batch.pixels[i], before.pixels[i] if good else torch.zeros(3, SIDE, SIDE))
         bad = [key for key in batch.keys if key.endswith("s005")]
-        assert batch.bad == [f"{key}: not a picture" for key in bad]
+        told = f"{tar} holds another picture than was indexed; index the data set again."
+        assert batch.bad == [f"{key}: {told}" for key in bad]
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
