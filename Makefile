@@ -38,11 +38,13 @@ lint: setup
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest $(SIDE_BY_SIDE)
 
+FAST := not slow or (smoke and not newest_page)
+
 test: lint
-	$(PYTEST) -m "not slow or smoke"
+	$(PYTEST) -m "$(FAST)"
 
 test-all: test
-	$(PYTEST) -m "slow and not smoke"
+	$(PYTEST) -m "not ($(FAST))"
 
 test-newest: setup
 	OMP_NUM_THREADS=1 $(RUN) scripts/run_on_tree.py $(SIDE_BY_SIDE)

@@ -93,7 +93,9 @@ LABELS = """(type) => {
 }"""
 
 
-@pytest.fixture(scope="module", params=["own page", "newest page"])
+@pytest.fixture(
+    scope="module", params=["own page", pytest.param("newest page", marks=pytest.mark.newest_page)]
+)
 def server(request, comfy_tree, tmp_path_factory) -> Iterator:
     """A server whose page has seen its first start."""
     import comfy_browser

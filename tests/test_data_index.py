@@ -175,7 +175,7 @@ def test_batches_are_crossed(tmp_path, monkeypatch):
         found_[11]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_other_processes_read_too(tmp_path, method):
     """The parent's open files cross no fork, and an index is sent as little more than its path."""
     found, _ = index(write(tmp_path / "d", {"x.tar": pack(pairs(3))}), tmp_path / "out")

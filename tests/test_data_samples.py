@@ -183,6 +183,7 @@ def test_ranks_share_the_micro_batches_of_a_step(mixed, processor, world):
             same(batch, batches[(1 + step) * 4 + k])
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(mixed, processor):
     batches = make(mixed, processor)
     alone = list(loader(batches, 0, 1, 0, 2, workers=0))

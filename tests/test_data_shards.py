@@ -86,6 +86,7 @@ def test_flipped_bytes_are_named(tmp_path):
         shards.get(name_of("b"))
 
 
+@pytest.mark.slow
 def test_one_table_that_all_map(tmp_path):
     fill(tmp_path, {str(i): b"x" for i in range(50)}, limit=10)
     shards = Shards(tmp_path)
@@ -111,6 +112,7 @@ def test_a_folder_that_may_only_be_read(tmp_path, monkeypatch):
     assert kept(tmp_path / "nowhere", ["a"]) == {}
 
 
+@pytest.mark.slow
 def test_a_writer_that_is_killed(tmp_path):
     """What it had said to be there is there."""
     code = "import sys, pathlib, children; children.write_until_killed(pathlib.Path(sys.argv[1]))"

@@ -137,7 +137,7 @@ def test_server_hands_out_pages_and_names(server):
 def test_the_document_of_nodes_shows_every_node_with_what_it_takes_and_gives(schemas):
     document = (ROOT / "docs" / "nodes.md").read_text(encoding="utf-8")
     sections = dict(part.split("\n", 1) for part in document.split("\n## ")[1:])
-    assert set(sections) - {"Three recipes to try first", "With ComfyUI's own nodes"} == {
+    assert set(sections) - {"Recipes to try first", "With ComfyUI's own nodes"} == {
         s.display_name for s in schemas.values()
     }
     for node, schema in schemas.items():

@@ -89,6 +89,7 @@ def test_sharding_divides_what_is_trained(tiny):
     assert "gathered weights" in shard and "gathered weights" not in whole
 
 
+@pytest.mark.slow
 def test_options_save_what_they_are_for(tiny):
     def estimate(**train) -> dict[str, int]:
         settings = recipe({"batch": 64} | train, data={"sets": [{"index": "a"}], "resolution": 128})

@@ -252,6 +252,7 @@ def test_a_finished_run_is_lengthened(tmp_path, data):
     assert "aten::mm" in names
 
 
+@pytest.mark.slow
 def test_another_recipe_is_not_gone_on_with(tmp_path, data):
     settings = recipe(tmp_path / "run", data, train=recipe(tmp_path, data)["train"] | {"steps": 2})
     train(settings)
