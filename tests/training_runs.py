@@ -30,6 +30,11 @@ from tbac_uniimage.training.data.build import build
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["preload_training"])
+if multiprocessing.parent_process() is None and "preload_training" not in sys.modules:
+    # at once: a process has one such server, and what starts it, as readers of data do, says what it loads
+    with pytest.MonkeyPatch.context() as patch:  # the server is not told our sys.path before Python 3.13
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
 LIMIT = 300  # seconds that a test waits before it fails
 STARTED: list[BaseProcess] = []
 
@@ -141,9 +146,6 @@ def start(
     if world > 1:
         common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
         common |= {"LOCAL_WORLD_SIZE": str(world), "GLOO_SOCKET_IFNAME": "lo"}
-    with pytest.MonkeyPatch.context() as patch:  # the server is not told our sys.path before Python 3.13
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        forkserver.ensure_running()
     processes = []
     for rank in range(world):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
