@@ -411,7 +411,7 @@ TEMPLATES = {
         [
             load(),
             picture(0, "tbac_uniimage_dog_and_rocket.png", above=True),
-            Node("PrimitiveStringMultiline", 1, {"value": MUSHROOM}, "Instruction", (400, 120)),
+            Node("PrimitiveStringMultiline", 0, {"value": MUSHROOM}, "Instruction", (360, 120)),
             Node(
                 "TBACUniImageChangeMap",
                 1,
@@ -422,7 +422,7 @@ TEMPLATES = {
             save(3, (5, 0), "tbac/edit_without_a_mask"),
             compare(4, (2, 0), (5, 0)),
         ],
-        [("Model and source", 0, 0), ("Where it changes", 1, 1), ("Edit", 2, 3), (COMPARED, 4, 4)],
-        drops=(0, 120, 120, 120, 0),
+        [("Model, source, instruction", 0, 0), ("Where it changes", 1, 1), ("Edit", 2, 3), (COMPARED, 4, 4)],
+        drops=(0, 760, 120, 120, 0),  # so low that what goes to Image Edit passes above Change Map
     ),
 }
