@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import signal
 from pathlib import Path
@@ -171,6 +172,13 @@ def test_killed_after_a_roll_back(tmp_path, data):
     assert states[0] == states[1] and len(states[0]["monitor"]["closed"]) == 1
 
 
+def write_unnoticed(path: Path, data: bytes) -> None:
+    """Other bytes under the same time, as on a disk that loses some."""
+    before = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def test_bad_samples_in_several_processes(tmp_path):
     """Counted, named and left out alike, whatever the number of processes."""
     files = {}
@@ -181,7 +189,7 @@ def test_bad_samples_in_several_processes(tmp_path):
     tar.write_bytes(pack(files))
     build(str(tar.parent), tmp_path / "index", name="torn")
     half = tar.stat().st_size // 2
-    tar.write_bytes(tar.read_bytes()[:half] + bytes(half))
+    write_unnoticed(tar, tar.read_bytes()[:half] + bytes(tar.stat().st_size - half))
     for name, world, parallel in (("one", 1, "ddp"), ("two", 2, "ddp"), ("sharded", 2, "fsdp2")):
         settings = settings_of(tmp_path, [tmp_path / "index" / "torn"], steps=8, batch=4, parallel=parallel)
         settings["data"] |= {"max_bad": 1.0}
@@ -197,7 +205,7 @@ def test_bad_samples_in_several_processes(tmp_path):
 
 
 def test_truncated_and_overwritten_tar(tmp_path):
-    """A tar that lost its end is noticed before anything starts; one that was written over, sample by sample.
+    """A tar that was cut or written over is noticed before anything starts, lost bytes sample by sample.
 
     Samples that cannot be read count for nothing, are named, and end a run that is strict.
     """
@@ -208,6 +216,7 @@ def test_truncated_and_overwritten_tar(tmp_path):
     tar.parent.mkdir()
     tar.write_bytes(pack(files))
     build(str(tar.parent), tmp_path / "index", name="torn")
+    before = tar.stat()
     whole = tar.read_bytes()
     settings = settings_of(tmp_path, [tmp_path / "index" / "torn"], steps=10, batch=4)
     tar.write_bytes(whole[: len(whole) // 2])
@@ -217,6 +226,12 @@ def test_truncated_and_overwritten_tar(tmp_path):
 
     half = len(whole) // 2
     tar.write_bytes(whole[:half] + bytes(len(whole) - half))
+    os.utime(tar, ns=(1, 1))
+    codes, output = run(settings)
+    assert codes == [2] and "shard.tar" in sentence(output) and "has changed" in sentence(output)
+    assert not (tmp_path / "run").exists()
+
+    os.utime(tar, ns=(before.st_atime_ns, before.st_mtime_ns))  # as on a disk that loses bytes
     settings["data"] |= {"max_bad": 1.0}
     train(settings)
     lines = [json.loads(line) for line in (tmp_path / "run" / "bad_samples.jsonl").read_text().splitlines()]
