@@ -1,7 +1,7 @@
 # make demo     run two graphs headless in real ComfyUI; the pictures land in out/
 # make comfyui  open ComfyUI with this pack for a browser
 # make test     lint, parity, every fast test, one graph in real ComfyUI and in a real browser (minutes)
-# make test-all make test, then every other test (a quarter of an hour on two cores)
+# make test-all make test, then every other test (about twenty minutes on two cores)
 # make test-newest COMFYUI_PATH=/path/to/ComfyUI  this pack's tests on another ComfyUI, with the packages that it asks
 #               for (another ComfyUI; for newer libraries see make newest)
 # make score    the embedded model on held-out scenes, with chance and ceilings; fetches the drawings (needs npm)
