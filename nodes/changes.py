@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 
 from .compat import Schema
+from .conditioning import further_pictures
 from .loading import MLLM
 
 if TYPE_CHECKING:
@@ -23,15 +24,6 @@ class LadderChangeMap(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        further = [
-            io.Image.Input(
-                name,
-                optional=True,
-                tooltip="A further picture that the instruction may speak of: one for all edits, or one for "
-                "each picture of the batch.",
-            )
-            for name in ("image_2", "image_3", "image_4")
-        ]
         return Schema(
             node_id="TBACUniImageChangeMap",
             display_name="Change Map (TBAC-UniImage)",
@@ -51,7 +43,7 @@ class LadderChangeMap(io.ComfyNode):
                     dynamic_prompts=True,
                     tooltip="What to change, as a sentence: 'make the cat blue'.",
                 ),
-                *further,
+                *further_pictures(),
                 io.String.Input(
                     "negative_prompt",
                     default="",

@@ -104,6 +104,19 @@ def encode_branches(
     return negative, image_only, positive
 
 
+def further_pictures() -> list[io.Image.Input]:
+    """Inputs of an edit beside the picture that it changes."""
+    return [
+        io.Image.Input(
+            name,
+            optional=True,
+            tooltip="A further picture that the instruction may speak of: one for all edits, or one for "
+            "each picture of the batch.",
+        )
+        for name in ("image_2", "image_3", "image_4")
+    ]
+
+
 class LadderEncode(io.ComfyNode):
     """A prompt, with or without pictures, and what guidance compares it with."""
 

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from . import limits
 from .compat import Schema
-from .conditioning import to_pil
+from .conditioning import further_pictures, to_pil
 from .loading import MLLM
 from .sampling import guidance_input, latent_size, seed_input
 
@@ -31,15 +31,6 @@ class LadderEdit(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node's face."""
-        further = [
-            io.Image.Input(
-                name,
-                optional=True,
-                tooltip="A further picture that the instruction may speak of: one for all edits, or one for "
-                "each picture of the batch.",
-            )
-            for name in ("image_2", "image_3", "image_4")
-        ]
         return Schema(
             node_id="TBACUniImageEditPicture",
             display_name="Image Edit (TBAC-UniImage)",
@@ -107,7 +98,7 @@ class LadderEdit(io.ComfyNode):
                     tooltip="Where the picture may change (1) and where not (0): one for all pictures, or "
                     "one for each.",
                 ),
-                *further,
+                *further_pictures(),
                 io.String.Input(
                     "negative_prompt",
                     default="",
