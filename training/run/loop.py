@@ -83,7 +83,15 @@ class Trainer:
         self.ema = AveragedWeights(self.named, settings.ema) if settings.ema else None
         self.monitor = GradientMonitor(MonitorSettings(**recipe.monitor.model_dump()))
         self.validator = Validator(
-            recipe, accelerator, parts, self.trainee, self.ema, held_out, self.losses, judged
+            recipe,
+            accelerator,
+            parts,
+            self.trainee,
+            self.ema,
+            held_out,
+            self.losses,
+            [data.name for data in dataset.sets],
+            judged,
         )
         self.keeper = Keeper(
             self.run,

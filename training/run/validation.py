@@ -137,6 +137,16 @@ def save_grid(sheet: Image.Image, folder: Path, step: int) -> Path:
     return path
 
 
+def set_of(key: str, sets: Sequence[str]) -> int:
+    """The data set that a key of ``TrainBatch.keys`` is of; a name may begin like another's."""
+    return max((i for i, name in enumerate(sets) if key.startswith(f"{name}/")), key=lambda i: len(sets[i]))
+
+
+def mean(total: float, weight: float) -> float | None:
+    """A weighted mean, None of nothing."""
+    return total / weight if weight else None
+
+
 class Validator:
     """Judges a run now and then.
 
@@ -148,6 +158,7 @@ class Validator:
         ema: their averages, which are judged where a run keeps them.
         held_out: micro-batches that training never sees.
         losses: losses of a micro-batch ``[batch]``, as training computes them.
+        sets: names of the data sets, with which the samples' keys begin.
         judged: draws and judges parts of benchmarks, None where the recipe names none.
 
     Raises:
@@ -163,6 +174,7 @@ class Validator:
         ema: AveragedWeights | None,
         held_out: Sequence[TrainBatch],
         losses: Callable[[TrainBatch], torch.Tensor],
+        sets: Sequence[str],
         judged: Judged | None = None,
     ) -> None:
         self.settings = recipe.validation
@@ -174,6 +186,7 @@ class Validator:
         self.ema = ema
         self.held_out = held_out
         self.losses = losses
+        self.sets = sets
         self.judged = judged
         self.requests = read_requests(self.settings)
 
@@ -182,7 +195,8 @@ class Validator:
         """Write the pictures of a step.
 
         Returns:
-            ``validation_loss``, None if nothing was held out; ``validation_sets`` if the recipe names any.
+            ``validation_loss``, None if nothing was held out; ``validation_losses`` by data set where there
+            are several; ``validation_sets`` if the recipe names any.
         """
         self.trainee.eval()
         try:
@@ -191,7 +205,7 @@ class Validator:
                     self.draw(step, log)
                 if self.judged:
                     engine.call_within(self.trainee, lambda: self.draw_sets(step))
-                found: dict[str, Any] = {"validation_loss": self.loss()}
+                found: dict[str, Any] = self.loss()
         finally:
             self.trainee.train()
         if self.judged and self.accelerator.is_main_process:
@@ -205,10 +219,10 @@ class Validator:
         with self.accelerator.autocast():
             self.judged.draw(pipeline, step, self.accelerator.is_main_process)
 
-    def loss(self) -> float | None:
-        """Mean over the held-out samples, each at its own noise level; the processes share them."""
+    def loss(self) -> dict[str, Any]:
+        """Means over the held-out samples, each at its own noise level; the processes share them."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums = torch.zeros(len(self.sets), 2, dtype=torch.float64)  # loss and weight
         for first in range(0, len(self.held_out), world):
             mine = first + rank
             # all processes run as often: FSDP2 gathers weights in every pass
@@ -216,9 +230,15 @@ class Validator:
             losses = engine.call_within(self.trainee, lambda batch=batch: self.losses(batch))
             if mine < len(self.held_out):
                 counted = torch.where(batch.weight > 0, losses.cpu(), 0.0)
-                sums += torch.stack([counted.sum(), batch.weight.sum()]).double()
-        loss, weight = engine.total(sums, self.accelerator.device).tolist()
-        return loss / weight if weight else None
+                rows = torch.tensor([set_of(key, self.sets) for key in batch.keys])
+                sums.index_add_(0, rows, torch.stack([counted, batch.weight], dim=1).double())
+        sums = engine.total(sums, self.accelerator.device)
+        found: dict[str, Any] = {"validation_loss": mean(*sums.sum(dim=0).tolist())}
+        if len(self.sets) > 1:
+            found["validation_losses"] = {
+                name: mean(*row) for name, row in zip(self.sets, sums.tolist(), strict=True)
+            }
+        return found
 
     def draw(self, step: int, log: RunLog) -> None:
         """Pictures of the fixed prompts and edits, by all processes alike; the first writes them."""

@@ -1,7 +1,10 @@
-"""The ladder put to the test: the same small model, told other states of the same frozen MLLM.
+"""Options of the model put to the test: small models that differ in one of them.
 
-The kinds of `core.rung_kinds` get the same frozen parts, samples, budget, noise, first values and number of
-parameters (`mixed` has 36 more of 4 million) of a seed, so that they are compared seed by seed. `start` makes
-what a run starts from, `run` does everything and goes on where it was stopped, `report` makes tables and a
-plot of what is finished.
+The sides of a study (`studies`) get the same frozen parts, samples, budget, noise and first values of a seed,
+so that they are compared seed by seed. `run` does everything and goes on where it was stopped, `report` makes
+tables and a plot of what is finished.
+
+- `rungs`: the ladder, and other states of the same frozen MLLM (`core.rung_kinds`). Transformer and connector
+  begin anew (`start`); the kinds have the same number of parameters (`mixed` has 36 more of 4 million).
+- `source_latents`: the nano model goes on from its weights, with and without the latents of what it edits.
 """

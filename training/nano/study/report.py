@@ -1,7 +1,8 @@
-"""Tables and a plot of the finished runs of the study.
+"""Tables and a plot of the finished runs of a study.
 
-`python -m tbac_uniimage.training.nano.study.report runs/study` writes `report.md` and `report.png` there.
-Every kind is compared with the ladder seed by seed, as runs of a seed share all that is random.
+`python -m tbac_uniimage.training.nano.study.report rungs runs/study/rungs` writes `report.md` and
+`report.png` there. Every side is compared with the study's first seed by seed, as runs of a seed share all
+that is random.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ....core.rung_kinds import RUNGS
 from ...report.log import METRICS, read_lines
 from ..files import replace_file
+from .studies import STUDIES, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5 % points, 1 to 9 degrees
 LOSS = "held-out loss"
-COLOURS = dict(zip(RUNGS, ("#1f5fa8", "#d9730d", "#c62828", "#7b3fa0", "#2e7d4f"), strict=True))
+KEPT = "kept dB"
+COLOURS = ("#1f5fa8", "#d9730d", "#c62828", "#7b3fa0", "#2e7d4f")  # of the sides in their order
+Runs = dict[str, dict[int, "Run"]]  # by side and seed
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,11 @@ class Run:
     """A finished run.
 
     Attributes:
-        losses: samples seen and held-out loss, at every validation.
-        figures: the last held-out loss, and the main figure of every row of the score.
+        losses: samples seen and held-out loss at every validation, of all samples and of every data set.
+        figures: the last of each, and the figures of every row of the score.
     """
 
-    losses: list[tuple[int, float]]
+    losses: dict[str, list[tuple[int, float]]]
     figures: dict[str, float]
 
 
@@ -46,20 +49,36 @@ def read_run(folder: Path) -> Run | None:
     score = folder / "score.json"
     if not score.is_file():
         return None
-    lines = [line for line in read_lines(folder / METRICS) if line.get("validation_loss") is not None]
-    losses = [(line["samples"], line["validation_loss"]) for line in lines]
-    rows = json.loads(score.read_text())["rows"]
-    return Run(losses, {LOSS: losses[-1][1]} | {row["name"]: row["main"]["value"] for row in rows})
+    losses: dict[str, list[tuple[int, float]]] = {}
+    for line in read_lines(folder / METRICS):
+        found = {LOSS: line.get("validation_loss")}
+        found |= {f"{LOSS}, {name}": loss for name, loss in line.get("validation_losses", {}).items()}
+        for name, loss in found.items():
+            if loss is not None:
+                losses.setdefault(name, []).append((line["samples"], loss))
+    figures = {name: curve[-1][1] for name, curve in losses.items()}
+    for row in json.loads(score.read_text())["rows"]:
+        figures |= figures_of(row)
+    return Run(losses, figures)
 
 
-def read_study(folder: Path) -> dict[str, dict[int, Run]]:
-    """The finished runs of a study, by kind and seed."""
-    found: dict[str, dict[int, Run]] = {}
-    for rungs in RUNGS:
-        for path in sorted(folder.glob(f"{rungs}-*")):
-            seed = path.name.removeprefix(f"{rungs}-")
+def figures_of(row: dict[str, Any]) -> dict[str, float]:
+    """Those of a row of the score; kinds of edits may be called as kinds of prompts are."""
+    name = row["name"] if row["group"] == "draw" else f"{row['group']}, {row['name']}"
+    found = {name: row["main"]["value"]}
+    if KEPT in row["kept"]:
+        found[f"{name}: {KEPT}"] = row["kept"][KEPT]["value"]
+    return found
+
+
+def read_study(study: Study, folder: Path) -> Runs:
+    """The finished runs of a study, by side and seed."""
+    found: Runs = {}
+    for side in study.sides:
+        for path in sorted(folder.glob(f"{side}-*")):
+            seed = path.name.removeprefix(f"{side}-")
             if seed.isdigit() and (run := read_run(path)):
-                found.setdefault(rungs, {})[int(seed)] = run
+                found.setdefault(side, {})[int(seed)] = run
     return found
 
 
@@ -78,53 +97,56 @@ def told(values: Sequence[float], signed: bool = False) -> str:
     return text if math.isnan(half) else f"{text} ± {half:.4f}"
 
 
-def table(study: dict[str, dict[int, Run]], what: Callable[[str, str], str]) -> list[str]:
-    """A row for every figure that all runs have, a column for every kind."""
-    runs = [run for seeds in study.values() for run in seeds.values()]
-    names = [name for name in runs[0].figures if all(run.figures.get(name) is not None for run in runs)]
-    lines = [f"| | {' | '.join(study)} |", f"| --- |{' ---: |' * len(study)}"]
-    return lines + [f"| {name} | {' | '.join(what(rungs, name) for rungs in study)} |" for name in names]
+def table(runs: Runs, what: Callable[[str, str], str]) -> list[str]:
+    """A row for every figure that all runs have, a column for every side."""
+    every = [run for seeds in runs.values() for run in seeds.values()]
+    names = [name for name in every[0].figures if all(run.figures.get(name) is not None for run in every)]
+    lines = [f"| | {' | '.join(runs)} |", f"| --- |{' ---: |' * len(runs)}"]
+    return lines + [f"| {name} | {' | '.join(what(side, name) for side in runs)} |" for name in names]
 
 
-def write_tables(study: dict[str, dict[int, Run]]) -> str:
-    """The report as Markdown: figures of every kind, then their differences from the ladder."""
+def write_tables(study: Study, runs: Runs) -> str:
+    """The report as Markdown: figures of every side, then their differences from the first."""
+    first = next(iter(study.sides))
 
-    def absolute(rungs: str, name: str) -> str:
-        return told([run.figures[name] for run in study[rungs].values()])
+    def absolute(side: str, name: str) -> str:
+        return told([run.figures[name] for run in runs[side].values()])
 
-    def against_ladder(rungs: str, name: str) -> str:
-        ladder = study["ladder"]
-        shared = [seed for seed in study[rungs] if seed in ladder]
-        if rungs == "ladder" or not shared:
+    def against_first(side: str, name: str) -> str:
+        shared = [seed for seed in runs[side] if seed in runs[first]]
+        if side == first or not shared:
             return "–"
-        pairs = [study[rungs][seed].figures[name] - ladder[seed].figures[name] for seed in shared]
+        pairs = [runs[side][seed].figures[name] - runs[first][seed].figures[name] for seed in shared]
         return told(pairs, signed=True)
 
-    seeds = ", ".join(f"{rungs} {' '.join(map(str, runs))}" for rungs, runs in study.items())
+    seeds = ", ".join(f"{side} {' '.join(map(str, found))}" for side, found in runs.items())
     lines = [f"Seeds: {seeds}. Means over seeds, ± half of the 95 % interval (Student).", ""]
-    lines += table(study, absolute)
-    if "ladder" in study:
-        lines += ["", "Differences from the ladder of the same seed:", "", *table(study, against_ladder)]
+    lines += table(runs, absolute)
+    if first in runs:
+        lines += ["", f"Differences from {first} of the same seed:", "", *table(runs, against_first)]
     return "\n".join(lines) + "\n"
 
 
-def draw(study: dict[str, dict[int, Run]]) -> Figure:
-    """Held-out loss over the samples seen: every run faint, the mean of each kind."""
+def draw(study: Study, runs: Runs) -> Figure:
+    """Held-out loss over the samples seen, a panel for every data set: runs faint, means of the sides."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    for rungs, runs in study.items():
-        for run in runs.values():
-            axes.plot(*zip(*run.losses, strict=True), color=COLOURS[rungs], alpha=0.25, linewidth=1)
-        at = [samples for samples, _ in next(iter(runs.values())).losses]
-        columns = zip(*([loss for _, loss in run.losses] for run in runs.values()), strict=True)
-        means = [fmean(losses) for losses in columns]
-        axes.plot(at, means, "o-", color=COLOURS[rungs], linewidth=2, markersize=4, label=rungs)
-    axes.set_xlabel("samples seen")
-    axes.set_ylabel(LOSS)
-    axes.grid(color="#e5e7eb", linewidth=0.8)
-    axes.legend(frameon=False)
+    names = list(next(iter(next(iter(runs.values())).values())).losses)
+    names = names[1:] or names
+    figure = Figure(figsize=(4.5 * len(names) + 4.5 * (len(names) == 1), 5), dpi=120, layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for side, colour in zip(study.sides, COLOURS, strict=False):
+            curves = [run.losses[name] for run in runs.get(side, {}).values()]
+            for curve in curves:
+                axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.25, linewidth=1)
+            if curves:
+                at = [samples for samples, _ in curves[0]]
+                means = [fmean(losses) for losses in zip(*([y for _, y in c] for c in curves), strict=True)]
+                axes.plot(at, means, "o-", color=colour, linewidth=2, markersize=4, label=side)
+        axes.set_xlabel("samples seen")
+        axes.set_ylabel(name)
+        axes.grid(color="#e5e7eb", linewidth=0.8)
+        axes.legend(frameon=False)
     return figure
 
 
@@ -133,14 +155,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="of the study")
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("folder", type=Path, help="where it was run")
     options = parser.parse_args()
-    study = read_study(options.folder)
-    if not study:
+    study = STUDIES[options.study]
+    runs = read_study(study, options.folder)
+    if not runs:
         sys.exit(f"{options.folder} holds no run that is finished and scored; run the study first.")
-    text = write_tables(study)
+    text = write_tables(study, runs)
     replace_file(lambda partial: partial.write_text(text, encoding="utf-8"), options.folder / "report.md")
-    figure = draw(study)
+    figure = draw(study, runs)
     replace_file(lambda partial: figure.savefig(partial, format="png"), options.folder / "report.png")
     print(text)
 

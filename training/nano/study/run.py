@@ -1,7 +1,7 @@
-"""Run the ladder study: `python -m tbac_uniimage.training.nano.study.run`. What is finished is skipped.
+"""Run a study: `python -m tbac_uniimage.training.nano.study.run rungs`. What is finished is skipped.
 
-Drawings, captions with their pictures, latents; then seed by seed every kind of rungs: train, export, score;
-then the report. A stop costs at most 300 steps of one run. `--trial` takes a few steps of everything.
+Drawings, samples, their caches; then seed by seed every side: train, export, score; then the report.
+A stop costs at most the steps since a run's last checkpoint. `--trial` takes a few steps of everything.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ....core.rung_kinds import RUNGS
 from ..compose import SETS
 from ..make import ROOT, SHELL, Step, module, moved, run_steps
+from .studies import STUDIES, Study
 
-RECIPE = ROOT / "training" / "recipes" / "study" / "rungs.yaml"
-RUNS = "runs/study"  # what the recipe has
+RUNS = "runs/study"
 MODEL = ROOT / "assets" / "nano"
 
 
@@ -25,24 +24,26 @@ class Budget:
     """How much is learned and drawn.
 
     Attributes:
-        scenes: captions with their picture; those of the validation among them.
-        prompts: of each kind, one picture each, that a finished run is scored on.
-        sampling: steps of a picture.
+        counts: samples of every data set; those of the validation among them.
+        samples: prompts of each kind that a finished run is scored on.
         changes: what differs from the recipe, as ``key=value``.
+        score: options of the score that differ from the study's.
     """
 
-    scenes: int
-    prompts: int
-    sampling: int = 20
+    counts: dict[str, int]
+    samples: int
     changes: tuple[str, ...] = ()
+    score: tuple[str, ...] = ()
 
 
-FULL = Budget(scenes=105_000, prompts=100)
-TRIAL = Budget(
-    scenes=24,
-    prompts=2,
-    sampling=2,
-    changes=(
+def full(study: Study) -> Budget:
+    """What the study takes."""
+    return Budget(study.counts, study.samples)
+
+
+def trial(study: Study) -> Budget:
+    """A few steps of everything."""
+    changes = (
         "train.steps=4",
         "train.batch=4",
         "train.micro_batch=4",
@@ -51,62 +52,82 @@ TRIAL = Budget(
         "validation.every=2",
         "validation.held_out=4",
         "log.every=1",
-    ),
-)
+    )
+    return Budget(dict.fromkeys(study.counts, 24), 2, changes, ("--steps", "2"))
 
 
-def run_name(rungs: str, seed: int) -> str:
-    """Folder of a run below that of the study."""
-    return f"{rungs}-{seed}"
+@dataclass(frozen=True)
+class Place:
+    """Where a study finds and makes everything.
+
+    Attributes:
+        runs: folder of everything that is made.
+        model: gives the frozen parts, or all that a run starts from.
+        keep_queries: see `start.untrained`.
+    """
+
+    runs: Path
+    model: Path = MODEL
+    keep_queries: bool = False
+
+    def start(self, study: Study, seed: int) -> Path:
+        """What a run of a seed starts from."""
+        return self.runs / f"start-{seed}" if study.untrained else self.model
 
 
-def one_run(rungs: str, seed: int, runs: Path, budget: Budget) -> list[Step]:
-    """Train a kind with a seed, make a model of its averaged weights, and score it."""
-    folder = runs / run_name(rungs, seed)
+def recipe_changes(study: Study, place: Place, budget: Budget, side: str, seed: int) -> list[str]:
+    """What a run has in place of what the recipe says."""
+    changes = [*moved(study.recipe, place.runs, study.folder), *budget.changes, *study.sides[side]]
+    return [*changes, f"seed={seed}", f"init={place.start(study, seed)}"]
+
+
+def one_run(study: Study, place: Place, budget: Budget, side: str, seed: int) -> list[Step]:
+    """Train a side with a seed, make a model of its averaged weights, and score it."""
+    folder = place.runs / f"{side}-{seed}"
     scored = (folder / "score.json").exists
-    changes = [*moved(RECIPE, runs, RUNS), *budget.changes, f"model.rungs={rungs}", f"seed={seed}"]
-    changes += [f"run={folder}", f"init={runs / f'start-{seed}'}"]
+    changes = [*recipe_changes(study, place, budget, side, seed), f"run={folder}"]
     export = [str(SHELL), "export", str(folder), "--to", "pipeline", "--ema", "-o", str(folder / "model")]
     score = [str(SHELL), "score", "--model", str(folder / "model"), "-o", str(folder / "pictures")]
-    score += ["--json", str(folder / "score.json"), "--only", "draw", "--pictures", "1"]
-    score += ["--samples", str(budget.prompts), "--steps", str(budget.sampling)]
+    score += ["--json", str(folder / "score.json"), "--samples", str(budget.samples)]
     return [
-        Step(f"train {folder.name}", module("train", RECIPE, *changes), scored),
+        Step(f"train {folder.name}", module("train", study.recipe, *changes), scored),
         Step(f"export {folder.name}", export, (folder / "model").exists),
-        Step(f"score {folder.name}", score, scored),
+        Step(f"score {folder.name}", [*score, *study.score, *budget.score], scored),
     ]
 
 
-def steps(
-    runs: Path, budget: Budget, kinds: list[str], seeds: list[int], model: Path, keep_queries: bool
-) -> list[Step]:
-    """All steps in order; all kinds of a seed come before the next seed, so that a part can be compared.
+def steps(study: Study, place: Place, budget: Budget, sides: list[str], seeds: list[int]) -> list[Step]:
+    """All steps in order; all sides of a seed come before the next seed, so that a part can be compared.
 
     Args:
-        runs: folder of everything that is made.
+        study: what is compared.
+        place: where.
         budget: how much.
-        kinds: of rungs.
+        sides: of the study.
         seeds: of new parts, order and noise.
-        model: gives the frozen parts.
-        keep_queries: see `start.untrained`.
     """
-    keep = ["--keep-queries"] if keep_queries else []
-    starts = {seed: runs / f"start-{seed}" for seed in seeds}
-    cached = [*moved(RECIPE, runs, RUNS), *budget.changes, f"init={starts[seeds[0]]}"]
-    index = [str(SHELL), "data", "index", str(runs / "data" / "scenes"), "-o", str(runs / "index")]
-    counts = {name: budget.scenes if name == "scenes" else 0 for name in SETS}
+    runs = place.runs
+    keep = ["--keep-queries"] if place.keep_queries else []
+    starts = {seed: place.start(study, seed) for seed in seeds} if study.untrained else {}
+    counts = {name: budget.counts.get(name, 0) for name in SETS}
     told = [word for name, count in counts.items() for word in (f"--{name}", count)]
+    sets = [runs / "data" / name for name in study.counts]
+    cached = recipe_changes(study, place, budget, study.fullest, seeds[0])
     return [
         Step("drawings", module("nano.domain.art")),
-        Step("data", module("nano.compose", runs / "data", *told)),
-        Step("index", index, (runs / "index" / "scenes").exists),
+        Step("data", module("nano.compose", runs / "data", "--seed", study.seed, *told)),
+        Step(
+            "index",
+            [str(SHELL), "data", "index", *map(str, sets), "-o", str(runs / "index")],
+            lambda: all((runs / "index" / path.name).exists() for path in sets),
+        ),
         *(
-            Step(path.name, module("nano.study.start", model, path, "--seed", seed, *keep), path.exists)
+            Step(path.name, module("nano.study.start", place.model, path, "--seed", seed, *keep), path.exists)
             for seed, path in starts.items()
         ),
-        Step("latents", [str(SHELL), "train", "cache", str(RECIPE), *cached, "--dtype", "float16"]),
-        *(step for seed in seeds for kind in kinds for step in one_run(kind, seed, runs, budget)),
-        Step("report", module("nano.study.report", runs)),
+        Step("caches", [str(SHELL), "train", "cache", str(study.recipe), *cached, "--dtype", "float16"]),
+        *(step for seed in seeds for side in sides for step in one_run(study, place, budget, side, seed)),
+        Step("report", module("nano.study.report", study.name, runs)),
     ]
 
 
@@ -116,18 +137,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    names = ", ".join(RUNGS)
-    add("--kinds", nargs="+", choices=RUNGS, default=list(RUNGS), metavar="KIND", help=f"default: {names}")
+    add("study", choices=STUDIES, help="; ".join(f"{s.name}: {', '.join(s.sides)}" for s in STUDIES.values()))
+    add("--sides", nargs="+", metavar="SIDE", help="default: all")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
-    add("--model", type=Path, default=MODEL, help="whose frozen parts are taken (default: assets/nano)")
-    add("--keep-queries", action="store_true", help="start from its queries too, which know the ladder")
-    add("--runs", type=Path, help=f"where everything is made (default: {RUNS}, of a trial {RUNS}-trial)")
+    add("--model", type=Path, default=MODEL, help="what is started from (default: assets/nano)")
+    add("--keep-queries", action="store_true", help="of rungs: start from its queries, which know the ladder")
+    add("--runs", type=Path, help=f"where everything is made (default: {RUNS}/STUDY, of a trial STUDY-trial)")
     add("--trial", action="store_true", help="a few steps of everything, to see that it works")
     options = parser.parse_args()
-    runs = (options.runs or ROOT / (f"{RUNS}-trial" if options.trial else RUNS)).absolute()
-    budget = TRIAL if options.trial else FULL
-    model = options.model.absolute()
-    sys.exit(run_steps(steps(runs, budget, options.kinds, options.seeds, model, options.keep_queries)))
+    study = STUDIES[options.study]
+    sides = options.sides or list(study.sides)
+    if unknown := set(sides) - set(study.sides):
+        parser.error(f"--sides: {study.name} has {', '.join(study.sides)}, not {', '.join(sorted(unknown))}")
+    if options.keep_queries and not study.untrained:
+        parser.error(f"--keep-queries: {study.name} starts from the whole model")
+    runs = options.runs or ROOT / (f"{study.folder}-trial" if options.trial else study.folder)
+    place = Place(runs.absolute(), options.model.absolute(), options.keep_queries)
+    budget = trial(study) if options.trial else full(study)
+    sys.exit(run_steps(steps(study, place, budget, sides, options.seeds)))
 
 
 if __name__ == "__main__":
