@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,51 @@ def ksample(model, positive, negative, latent, steps=2, cfg=3.0) -> torch.Tensor
 
     sampled = stock.common_ksampler(model, 7, steps, cfg, "euler", "simple", positive, negative, latent)
     return sampled[0]["samples"]
+
+
+def euler_on(model, steps: int):
+    """diffusers' Euler on the sigmas that KSampler takes with euler and simple."""
+    from comfy.samplers import calculate_sigmas
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    sigmas = calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)[:-1].numpy()
+
+    class Simple(FlowMatchEulerDiscreteScheduler):
+        def set_timesteps(self, num_inference_steps, device=None) -> None:
+            assert num_inference_steps == steps
+            super().set_timesteps(sigmas=sigmas, device=device)
+
+    return Simple(shift=1.0)  # the sigmas are shifted already
+
+
+@pytest.mark.parametrize("by", ["Edit Conditions", "ReferenceLatent", "InstructPixToPixConditioning"])
+def test_stock_ksampler_draws_the_pipelines_picture(reader, small, by):
+    """KSampler and VAE Decode, whichever node hands over what is edited, against the pipeline with Euler."""
+    from comfy_extras.nodes_edit_model import ReferenceLatent
+    from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
+
+    import nodes as stock
+
+    pixels = as_batch(small)
+    positive, image_only, _, latent = edit_conditions(reader, pixels, vae=reader.vae)
+    if by == "ReferenceLatent":
+        source = {"samples": reader.vae.encode(pixels)}
+        bare = without(positive, image_only)
+        positive, image_only = (ReferenceLatent.execute(branch, source).result[0] for branch in bare)
+    elif by == "InstructPixToPixConditioning":
+        bare = without(positive, image_only)
+        positive, image_only, latent = InstructPixToPixConditioning.execute(*bare, pixels, reader.vae).result
+    found = ksample(reader.model, positive, image_only, latent, steps=STEPS)
+    pipe = copy.copy(reader.pipe)
+    pipe.scheduler = euler_on(reader.model, STEPS)
+    options = {"guidance_scale": 3.0, "image_guidance_scale": 1.0}
+    wanted = reference(pipe, INSTRUCTION, image=small, **options)
+    assert largest(found, wanted) < 1e-3
+    [picture] = stock.VAEDecode().decode(reader.vae, {"samples": found})
+    drawn = pipe.decode(wanted * pipe.vae.config.scaling_factor, "pt").movedim(1, -1)
+    assert largest(picture, drawn) < 1e-3
+    blind = ksample(reader.model, *without(positive, image_only), latent, steps=STEPS)
+    assert largest(found, blind) > 0.05
 
 
 @pytest.mark.parametrize("scaled", [True, False])

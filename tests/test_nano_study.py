@@ -127,7 +127,7 @@ def test_what_is_not_new_starts_from_the_model_and_is_cached_for_the_side_that_n
     assert "model.source_latents=true" in commands["caches"]
     assert "model.source_latents=false" in commands["train without-1"]
     told = " ".join(commands["data"])
-    assert "--seed 1" in told and "--edits 10000" in told and "--curated-edits 0" in told
+    assert "--seed 1" in told and "--edits 5000" in told and "--curated-edits 0" in told
     index = next(step for step in steps if step.name == "index")
     (tmp_path / "index" / "edits").mkdir(parents=True)
     assert not index.done()

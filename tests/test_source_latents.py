@@ -28,6 +28,7 @@ from training_runs import (
     losses,
     make_data,
     make_edits,
+    metrics,
     recipe,
     start,
     train,
@@ -440,6 +441,37 @@ def test_a_run_with_it_goes_on_where_it_was_killed(tmp_path, edits):
     train(lora)
     tuned = models.load_run(models.find_checkpoint(tmp_path / "lora"))
     assert torch.equal(tuned.transformer.source_embed.weight, parts.transformer.source_embed.weight)
+
+
+def learned(run: Path, edits, world: int, parallel: str = "ddp") -> tuple[list[float], torch.Tensor, list]:
+    """Losses of a run with the option, its new weights at the end, and its validations."""
+    train_section = {"steps": 4, "warmup": 0, "learning_rate": 1e-2, "parallel": parallel}
+    sections = {"model": {"source_latents": True}, "validation": {"every": 2, "held_out": 5}}
+    train(recipe(run, edits, train=train_section, **sections), world)
+    parts = models.load_run(models.find_checkpoint(run))
+    validated = [line for line in metrics(run) if "validation_loss" in line]
+    return losses(run), parts.transformer.source_embed.weight, validated
+
+
+@pytest.fixture(scope="module")
+def learned_alone(tmp_path_factory, edits) -> tuple[list[float], torch.Tensor, list]:
+    return learned(tmp_path_factory.mktemp("alone") / "run", edits, world=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_processes_train_it_as_one_does(tmp_path, edits, learned_alone, parallel):
+    """In micro-batches of one sample, so that often one process edits and the other does not."""
+    one, weight, validated = learned_alone
+    two, weight_of_two, validated_by_two = learned(tmp_path / "run", edits, 2, parallel)
+    assert two == pytest.approx(one, rel=2e-6)
+    assert weight.abs().max() > 1e-2  # it began at zero
+    torch.testing.assert_close(weight_of_two, weight, atol=1e-5, rtol=1e-4)
+    assert len(validated) == 2
+    for line, line_of_two in zip(validated, validated_by_two, strict=True):
+        assert line["validation_losses"].keys() == {"pictures", "edits"}
+        assert line_of_two["validation_losses"] == pytest.approx(line["validation_losses"], rel=1e-5)
+        assert line_of_two["validation_loss"] == pytest.approx(line["validation_loss"], rel=1e-5)
 
 
 # drawing over a picture

@@ -65,7 +65,7 @@ STUDIES = {
                 "with": ("model.source_latents=true",),
             },
             fullest="with",
-            counts={"edits": 10_000, "scenes": 5_000, "words": 5_000},
+            counts={"edits": 5_000, "scenes": 2_500, "words": 2_500},
             score=("--only", "edit", "two", "binding", "--pictures", "1", "--steps", "20"),
             samples=24,
             seed=1,
