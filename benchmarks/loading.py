@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from process_memory import memory, reset_peak  # noqa: E402
+
 SHELL_TYPES = ("none", "bfloat16", "float32")
 COMFY_TYPES = ("default", "bf16", "fp16", "fp32", "fp8_e4m3fn")
 
@@ -37,14 +40,13 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write:
-        options.write.mkdir()
         random_checkpoint(options.write, options.megabytes)
         return
     if options.child:
         print(json.dumps(load(options.model, *options.child, options.comfy)))
         return
     with tempfile.TemporaryDirectory() as scratch:
-        path = options.model or random_checkpoint(Path(scratch), options.megabytes)
+        path = options.model or random_checkpoint(Path(scratch) / "model", options.megabytes)
         for dtype in COMFY_TYPES if options.comfy else SHELL_TYPES:
             found = {}
             for way in ("cast afterwards", "as it is read"):
@@ -62,18 +64,10 @@ def main() -> None:
 
 def random_checkpoint(folder: Path, megabytes: int) -> Path:
     """A model with the released widths and a small vocabulary, as deep as fits, in one file of bfloat16."""
-    import torch
-    from safetensors.torch import save_file
-    from tbac_uniimage.core.checkpoints.naming import Place, released_name
-    from tbac_uniimage.core.checkpoints.parts import (
-        mllm_on_meta,
-        on_meta,
-        released_configs,
-        stored_shapes,
-        transformer_on_meta,
-        vae_on_meta,
-    )
-    from tbac_uniimage.core.connector import LadderConnector
+    from random_checkpoint import write_random
+    from tbac_uniimage.core.checkpoints import released_parts_on_meta
+    from tbac_uniimage.core.checkpoints.parts import released_configs
+    from tbac_uniimage.core.checkpoints.tokenizers import read_tokenizer
 
     bases, tiny = released_configs(), ROOT / "tests" / "data" / "parity" / "Qwen2.5-VL-tiny"
     blocks = max(1, round((megabytes - 430) / 314))  # a block and its language layer are 314 MB
@@ -84,27 +78,9 @@ def random_checkpoint(folder: Path, megabytes: int) -> Path:
     bases.transformer["num_layers"] = blocks
     for side in ("encoder", "decoder"):
         bases.vae[f"{side}_block_out_channels"] = [32, 64, 128, 128, 256, 256]
-    modules = {
-        "mllm": mllm_on_meta(bases.mllm),
-        "transformer": transformer_on_meta(bases.transformer),
-        "vae": vae_on_meta(bases.vae),
-        "connector": on_meta(
-            LadderConnector, num_queries=64, mllm_dim=2048, caption_dim=2304, num_reserved=2
-        ),
-    }
-    tensors = {
-        released_name(Place(part, name)): (0.02 * torch.randn(shape)).to(torch.bfloat16)
-        for part, module in modules.items()
-        for name, shape in stored_shapes(module).items()
-        if name not in ("queries", "reserved_rows")
-    }
-    embedding = released_name(Place("mllm", "model.language_model.embed_tokens.weight"))
-    tensors[embedding] = (0.02 * torch.randn(bases.mllm["vocab_size"] + 66, 2048)).to(torch.bfloat16)
-    save_file(tensors, folder / "model.safetensors")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny / name, folder)
-    config = {"model_type": "tbacuniimage", "num_metaqueries": 64, "base_configs": vars(bases)}
-    (folder / "config.json").write_text(json.dumps(config))
+    parts = released_parts_on_meta(bases)
+    parts.tokenizer = read_tokenizer(tiny, parts.mllm.config)
+    write_random(parts, folder, max_shard_size=f"{2 * megabytes}MB")
     return folder
 
 
@@ -117,17 +93,6 @@ def load(path: Path, dtype: str, way: str, comfy: bool) -> tuple[int, int, float
     seconds, peak = time.process_time() - started, memory("VmHWM") - before
     weights = {p.data_ptr(): p.nbytes for module in modules for p in module.parameters()}
     return sum(weights.values()), peak, seconds
-
-
-def reset_peak() -> None:
-    """Have VmHWM count from now on."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def memory(name: str) -> int:
-    """Bytes of a line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
 
 
 def load_in_python(dtype: str, way: str) -> Callable[[Path], list]:
@@ -148,7 +113,6 @@ def load_in_python(dtype: str, way: str) -> Callable[[Path], list]:
 
 def load_in_comfyui(dtype: str, way: str) -> Callable[[Path], list]:
     """Load Model; the other way copies all weights out of the file before it casts them."""
-    sys.path.insert(0, str(ROOT / "scripts"))
     import comfy_tree
 
     sys.path.insert(0, str(comfy_tree.find_tree() or comfy_tree.fetch_tree()))

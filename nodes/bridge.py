@@ -13,7 +13,7 @@ from ..core.checkpoints import Dtypes, FileWatch, LadderParts, load_parts, own_w
 from .autoencoder import LadderVAE, fit_latent_rgb, preferred_dtype
 from .diffusion import LadderLatentFormat, make_model, weight_dtypes
 from .mllm import LadderMLLM, LatentSize
-from .offload import LAYERS
+from .offload import LAYERS, computed_in
 
 TORCH_DTYPES = {
     "default": None,
@@ -76,8 +76,7 @@ def kept_as(dtype: torch.dtype | None, part: str, module: torch.nn.Module, store
         return Dtypes(*[dtype if dtype in COMPUTED_IN else preferred_dtype()] * 2)
     if dtype in COMPUTED_IN:
         return Dtypes(dtype, dtype)
-    device = comfy.model_management.text_encoder_device()
-    computed = torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
+    computed = computed_in(dtype, comfy.model_management.text_encoder_device())
     if part == "connector":
         return Dtypes(computed, computed)
     return Dtypes(computed, dtype or min(computed, stored, key=lambda kind: kind.itemsize))

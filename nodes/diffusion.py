@@ -21,7 +21,7 @@ from ..core.rungs import scale_rungs
 from ..core.schedulers import FLOW_SHIFT
 from ..core.transformer import LadderTransformer2DModel, Rungs
 from .mllm import LatentSize
-from .offload import cast_parameters, make_patcher, use_comfy_ops
+from .offload import cast_parameters, computed_in, make_patcher, use_comfy_ops
 from .source import read_source
 
 EXACT_TIMESTEP = "tbac_uniimage_timestep"
@@ -234,11 +234,6 @@ def prepare_run(
     return executor(noise, latents, *arguments, **options)
 
 
-def can_compute(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether ComfyUI would compute in a dtype on a device."""
-    return dtype == torch.float32 or comfy.model_management.should_use_bf16(device)
-
-
 def weight_dtypes(transformer: torch.nn.Module, dtype: torch.dtype | None) -> Dtypes:
     """What a transformer computes in, with its norms, biases and tables, and what its layers are kept in.
 
@@ -250,9 +245,7 @@ def weight_dtypes(transformer: torch.nn.Module, dtype: torch.dtype | None) -> Dt
     if dtype is None:
         count = sum(parameter.numel() for parameter in transformer.parameters())
         dtype = management.unet_dtype(device, count, supported)
-    if dtype in supported and can_compute(dtype, device):
-        return Dtypes(dtype, dtype)
-    return Dtypes(torch.bfloat16 if can_compute(torch.bfloat16, device) else torch.float32, dtype)
+    return Dtypes(dtype if dtype == torch.float32 else computed_in(dtype, device), dtype)
 
 
 def make_model(

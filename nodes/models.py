@@ -13,6 +13,7 @@ EMBEDDED = "nano (embedded)"
 EMBEDDED_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "nano"
 MODEL_FOLDER = "uniimage"
 WEIGHTS = ".safetensors"
+GGUF = ".gguf"  # listed, so that loading it can say what to take instead
 DEPTH = 3  # how deep models may lie in subfolders
 KINDS = {"tbacuniimage", "metaquery", "LadderPipeline"}  # as config.json or model_index.json say
 SOURCE = "https://huggingface.co/TencentBAC/TBAC-UniImage-3B"
@@ -24,7 +25,7 @@ def add_folders() -> None:
     for parent in (folder_paths.models_dir, folder_paths.get_output_directory()):
         folder_paths.add_model_folder_path(MODEL_FOLDER, str(Path(parent) / MODEL_FOLDER))
     # a folder added this way lists every file until it is told its extensions
-    folder_paths.folder_names_and_paths[MODEL_FOLDER][1].add(WEIGHTS)
+    folder_paths.folder_names_and_paths[MODEL_FOLDER][1].update((WEIGHTS, GGUF))
 
 
 def find_models() -> dict[str, Path]:
@@ -48,7 +49,9 @@ def models_below(folder: Path, depth: int) -> Iterator[Path]:
                 yield entry
             elif depth > 1 and not has_config(entry):  # a base model's folder holds nothing of ours
                 yield from models_below(entry, depth - 1)
-        elif entry.suffix == WEIGHTS and not re.search(r"-\d{5}-of-\d{5}$", entry.stem):  # no single shards
+        elif entry.suffix in (WEIGHTS, GGUF) and not re.search(
+            r"-\d{5}-of-\d{5}$", entry.stem
+        ):  # no single shards
             yield entry
 
 

@@ -11,6 +11,7 @@ from comfy.patcher_extension import CallbacksMP
 from diffusers.models.normalization import RMSNorm
 
 from ..core.checkpoints import LAYERS
+from ..core.processor import multiplies_bfloat16
 from ..core.versions import Qwen2_5_VLRMSNorm
 
 CASTABLE = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Embedding", "GroupNorm", "LayerNorm")
@@ -62,6 +63,23 @@ def cast_parameters(
     for parameter in module.parameters():
         parameter.data = parameter.data.to(layers if layers and id(parameter) in weights else dtype)
     return module
+
+
+def computed_in(kept: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """What weights are computed in that are kept in a shorter type: bfloat16 where ComfyUI computes in it.
+
+    ComfyUI computes in it on no CPU. Here those do that multiply it themselves, if ComfyUI was not started
+    for float32, and the weights are kept in bfloat16 or in less, which lose nothing by it.
+
+    Args:
+        kept: None stands for a type that is not known yet.
+    """
+    management = comfy.model_management
+    if device.type != "cpu":
+        return torch.bfloat16 if management.should_use_bf16(device) else torch.float32
+    fits = kept in (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+    faster = fits and not management.FORCE_FP32 and multiplies_bfloat16()
+    return torch.bfloat16 if faster else torch.float32
 
 
 def cast_when_used(module: torch.nn.Module) -> torch.nn.Module:

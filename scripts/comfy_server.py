@@ -40,11 +40,12 @@ class Result:
 
 @dataclass
 class Server:
-    """A running ComfyUI: where it listens and where it puts its files."""
+    """A running ComfyUI: where it listens, where it puts its files, and its process."""
 
     address: str
     folder: Path
     log: Path
+    pid: int = 0
 
     @property
     def url(self) -> str:
@@ -123,6 +124,7 @@ def running_server(
         env={"OMP_NUM_THREADS": "1", **os.environ},  # small model: more threads only get in each other's way
         start_new_session=True,
     )
+    server.pid = process.pid
     try:
         with log_until_ready(process, server.log) as ready:
             if not ready.wait(START_LIMIT_S) or process.poll() is not None:
@@ -176,19 +178,23 @@ def end_on_signals() -> None:
 
 
 async def run_graph(
-    server: Server, graph: dict, on_event: Callable[[str, dict], None] | None = None
+    server: Server,
+    graph: dict,
+    on_event: Callable[[str, dict], None] | None = None,
+    limit_s: float = RUN_LIMIT_S,
 ) -> Result:
     """Queue an API-format graph and follow it to its end.
 
     Args:
         on_event: called with the type and data of every websocket message, for progress bars.
+        limit_s: how long it may take, in seconds.
 
     Raises:
         ValueError: the server refused the graph; one line per refused input.
         RuntimeError: a node failed while running; ComfyUI's sentence.
     """
     client = str(uuid.uuid4())
-    timeout = aiohttp.ClientTimeout(total=RUN_LIMIT_S)
+    timeout = aiohttp.ClientTimeout(total=limit_s)
     async with aiohttp.ClientSession(server.url, timeout=timeout) as session:
         async with session.ws_connect(f"/ws?clientId={client}") as socket_:
             async with session.post("/prompt", json={"prompt": graph, "client_id": client}) as reply:

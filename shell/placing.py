@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from ..core.checkpoints import Dtypes
     from ..core.pipeline import LadderPipeline
 
-MULTIPLIES_BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # as torch names it on x86 and on ARM
-
 
 def best_device() -> str:
     """The fastest device of this machine."""
@@ -24,22 +22,12 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself, where it is 3 to 4 times as fast as float32.
-
-    Others convert at every product. Older versions of torch tell nothing of their CPU, which counts as no.
-    """
-    import torch
-
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name, False) for name in MULTIPLIES_BF16)
-
-
 def cpu_dtype(part: str, module: nn.Module, stored: torch.dtype) -> Dtypes:
     """On a CPU weights in bfloat16 stay so where it multiplies them, and all others become float32."""
     import torch
 
     from ..core.checkpoints import Dtypes
+    from ..core.processor import multiplies_bfloat16
 
     kept = stored == torch.bfloat16 and multiplies_bfloat16()
     return Dtypes(*[torch.bfloat16 if kept else torch.float32] * 2)

@@ -70,7 +70,16 @@ def test_only_models_of_ours_are_listed(models, checkpoint):
     (models / "empty").mkdir()
     (models / "damaged").mkdir()
     (models / "damaged" / "config.json").write_text("{")
-    assert listed() == ["damaged", "pipeline", "styles/deep/released", "styles/file.safetensors"]
+    (models / "small.gguf").write_bytes(b"GGUF" + bytes(20))
+    assert listed() == [
+        "damaged",
+        "pipeline",
+        "small.gguf",
+        "styles/deep/released",
+        "styles/file.safetensors",
+    ]
+    with pytest.raises(ValueError, match=r"small\.gguf is a GGUF file; take safetensors .*fp8_e4m3fn"):
+        load("small.gguf")
 
 
 def test_extra_model_paths_are_searched_first(comfy, comfy_tree, tmp_path, monkeypatch):

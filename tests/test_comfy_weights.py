@@ -120,9 +120,36 @@ def test_released_size_loaded_in_part(comfy, share, dtype):
     assert gigabytes < 1.604 * (2.02 if dtype == torch.bfloat16 else 1.1)
     model.load(meta, lowvram_model_memory=int(model.model_size() * share), full_load=share == 1)
     assert sum(p.numel() for p in model.model.diffusion_model.parameters()) == 1_604_462_752
-    latents = torch.zeros(2, 32, 16, 16, device=meta)
-    context = torch.zeros(2, 64, 20 * 2304, device=meta)
-    assert model.model.diffusion_model(latents, torch.zeros(2, device=meta), context).shape == latents.shape
+    computed = model.model.manual_cast_dtype or model.model.get_dtype()
+    latents = torch.zeros(2, 32, 16, 16, device=meta, dtype=computed)
+    context = torch.zeros(2, 64, 20 * 2304, device=meta, dtype=computed)
+    times = torch.zeros(2, device=meta, dtype=computed)
+    assert model.model.diffusion_model(latents, times, context).shape == latents.shape
+
+
+def test_the_released_language_model_within_budgets(comfy):
+    """4, 6 and 8 GB for 7.5 GB of weights, without memory: ComfyUI fills what it is given."""
+    from tbac_uniimage.core.checkpoints import released_parts_on_meta
+    from tbac_uniimage.nodes.mllm import LadderMLLM, LatentSize
+
+    meta = torch.device("meta")
+    mllm = LadderMLLM(released_parts_on_meta(), torch.bfloat16, LatentSize(32, 32, 512), torch.bfloat16)
+    patcher = mllm.patcher
+    whole, loaded = patcher.model_size(), []
+    largest_layer = max(p.nbytes for p in patcher.model.parameters())
+    for gigabytes in (4, 6, 8):
+        budget = gigabytes * 10**9
+        patcher.load(meta, lowvram_model_memory=budget, full_load=budget > whole)
+        loaded.append(patcher.loaded_size())
+        assert patcher.model.model_lowvram == (budget < whole)
+        if budget < whole:
+            assert budget - 4 * largest_layer < loaded[-1] < budget
+        states = torch.zeros(1, 6, 2048, device=meta, dtype=torch.bfloat16)
+        for layer in (mllm.encoder.mllm.model.language_model.layers[i] for i in (0, -1)):
+            assert layer.mlp(layer.input_layernorm(states)).dtype == torch.bfloat16
+        patcher.unpatch_model(meta)
+    print("\n", whole, loaded)
+    assert loaded[0] < loaded[1] < loaded[2] == whole
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5])
@@ -177,6 +204,41 @@ def test_low_precision_weights_stay_close_and_small(loaded, checkpoint, picture,
     table = model.model.diffusion_model.scale_shift_table
     if dtype in ("fp16", "fp8_e4m3fn"):  # never rounded to what they are not kept in
         assert torch.equal(table, loaded.model.model.diffusion_model.scale_shift_table)
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_short_weights_are_computed_in_bfloat16_where_a_cpu_multiplies_it(
+    loaded, checkpoint, monkeypatch, multiplies
+):
+    """ComfyUI computes in float32 on every CPU; float16 weights would lose by bfloat16."""
+    import comfy.model_management
+    from tbac_uniimage.nodes.bridge import load_for_comfy
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": multiplies}, raising=False)
+    faster = torch.bfloat16 if multiplies else torch.float32
+    seen = []
+    for name, expected in (
+        ("bf16", faster),
+        ("fp8_e4m3fn", faster),
+        ("fp16", torch.float32),
+        ("fp32", torch.float32),
+        ("default", torch.float32),
+    ):
+        model, mllm, _ = load_for_comfy(checkpoint, name)
+        assert (model.model.manual_cast_dtype or model.model.get_dtype()) == expected, name
+        assert model.model.diffusion_model.scale_shift_table.dtype == expected
+        if name != "bf16":  # which holds for all that the language model computes, on every CPU
+            assert mllm.encoder.connector.dtype == expected
+        handle = model.model.diffusion_model.proj_out.register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0].dtype)
+        )
+        x = torch.zeros(1, model.model.latent_format.latent_channels, 8, 8)
+        velocity(model, x, 0.5, encode(loaded, PROMPT)[0][0])
+        handle.remove()
+        assert seen[-1] == expected
+    monkeypatch.setattr(comfy.model_management, "FORCE_FP32", True)
+    model = load_for_comfy(checkpoint, "fp8_e4m3fn")[0]
+    assert model.model.manual_cast_dtype == torch.float32
 
 
 def test_fast_float8_products_are_used_where_they_are_asked_for(loaded, checkpoint, monkeypatch, caplog):

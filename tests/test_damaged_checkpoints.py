@@ -47,6 +47,52 @@ def test_unexpected_and_misshapen_tensors_are_listed(folder, stored):
     assert "1 misshapen (model.connector.0.bias is [47] and should be [48])" in str(caught.value)
 
 
+LAYER = "model.transformer.transformer_blocks.0.attn2.to_k"
+MARK = torch.tensor(list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("weight", "beside", "said"),
+    [
+        (torch.float8_e4m3fn, {f"{LAYER}.weight_scale": torch.ones(())}, "weights with scales (fp8)"),
+        (
+            torch.int8,
+            {f"{LAYER}.weight_scale": torch.ones(()), f"{LAYER}.comfy_quant": MARK},
+            "weights with scales (int8)",
+        ),
+        (
+            torch.float8_e4m3fn,
+            {f"{LAYER}.scale_weight": torch.ones(()), "scaled_fp8": torch.ones(2)},
+            "scaled fp8",
+        ),
+        (torch.uint8, {f"{LAYER}.weight.absmax": torch.ones(4)}, "bitsandbytes' 4 bits"),
+        (torch.int8, {f"{LAYER}.qzeros": torch.ones(4)}, "GPTQ or AWQ"),
+    ],
+)
+def test_weights_with_scales_are_named_with_what_to_take(folder, stored, weight, beside, said):
+    """Read as plain numbers they would load and draw noise."""
+    stored = dict(stored) | beside
+    stored[f"{LAYER}.weight"] = stored[f"{LAYER}.weight"].to(weight)
+    write(folder, stored)
+    with pytest.raises(ValueError) as caught:
+        load_parts(folder, **BASES)
+    message = str(caught.value)
+    assert said in message and str(folder) in message and message.count(". ") == 0
+    assert "take the same model in bf16 or fp16" in message and "fp8_e4m3fn" in message
+
+
+def test_a_transformer_alone_with_scales_is_refused_as_well(tmp_path, stored):
+    alone = {
+        name.removeprefix("model.transformer."): tensor
+        for name, tensor in stored.items()
+        if name.startswith("model.transformer.")
+    }
+    alone["transformer_blocks.0.attn2.to_k.scale_weight"] = torch.ones(())
+    save_file(alone, tmp_path / "alone.safetensors")
+    with pytest.raises(ValueError, match=r"alone\.safetensors holds ComfyUI's scaled fp8, which is not read"):
+        load_parts(CHECKPOINT, transformer_file=tmp_path / "alone.safetensors", **BASES)
+
+
 def test_another_size_says_what_to_give():
     with pytest.raises(ValueError) as caught:
         load_parts(CHECKPOINT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ def save_released(
     with complete_folder(folder) as unfinished:
         parts.tokenizer.save_pretrained(unfinished)
         parts.image_processor.save_pretrained(unfinished)
-        _write_weights(released_tensors(parts), unfinished, max_shard_size)
-        _write_json(unfinished / "config.json", released_config(parts, mllm_id, sana_id))
+        write_weights(released_tensors(parts), unfinished, max_shard_size)
+        write_json(unfinished / "config.json", released_config(parts, mllm_id, sana_id))
     return Path(folder).absolute()
 
 
@@ -98,7 +98,7 @@ def forget_origin(folder: Path) -> None:
     for path in (folder / "model_index.json", *folder.glob("*/config.json")):
         config = read_json(path)
         if config.pop("_name_or_path", None) is not None:
-            _write_json(path, config)
+            write_json(path, config)
 
 
 def name_class(folder: Path, name: str) -> None:
@@ -108,7 +108,7 @@ def name_class(folder: Path, name: str) -> None:
     """
     (folder / f"{PIPELINE_MODULE}.py").write_text(PIPELINE_CODE.format(name=name), encoding="utf-8")
     index = read_json(folder / "model_index.json")
-    _write_json(folder / "model_index.json", {**index, "_class_name": [PIPELINE_MODULE, name]})
+    write_json(folder / "model_index.json", {**index, "_class_name": [PIPELINE_MODULE, name]})
 
 
 def released_tensors(parts: LadderParts) -> dict[str, torch.Tensor]:
@@ -169,16 +169,29 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-def _write_weights(tensors: dict[str, torch.Tensor], folder: Path, max_shard_size: int | str) -> None:
+def write_weights(
+    tensors: dict[str, torch.Tensor],
+    folder: Path,
+    max_shard_size: int | str,
+    values: Callable[[str, torch.Tensor], torch.Tensor] = lambda _, tensor: tensor,
+) -> None:
+    """Write safetensors, and their index if they are several.
+
+    Args:
+        tensors: by name; also on the meta device.
+        folder: where to.
+        max_shard_size: bytes of a file, or a text such as "5GB".
+        values: what is written of a tensor, asked for one file after the other.
+    """
     split = split_torch_state_dict_into_shards(
         tensors, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
     for name, keys in split.filename_to_tensors.items():
-        save_file({key: tensors[key] for key in keys}, folder / name, metadata={"format": "pt"})
+        save_file({key: values(key, tensors[key]) for key in keys}, folder / name, metadata={"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        _write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

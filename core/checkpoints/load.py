@@ -11,6 +11,7 @@ from ..paths import user_path
 from ..schedulers import recipe_scheduler
 from .folders import load_pipeline_folder
 from .parts import (
+    BaseConfigs,
     LadderParts,
     check_device,
     check_dtype,
@@ -104,9 +105,13 @@ def check_layout(path: Path) -> None:
             )
 
 
-def released_parts_on_meta() -> LadderParts:
-    """The released 3B model with shapes and no weights, and no tokenizer."""
-    bases = released_configs()
+def released_parts_on_meta(bases: BaseConfigs | None = None) -> LadderParts:
+    """A model of the released kind with shapes and no weights, and no tokenizer.
+
+    Args:
+        bases: its sizes, if they are not those of the released 3B.
+    """
+    bases = bases or released_configs()
     mllm, transformer = mllm_on_meta(bases.mllm), transformer_on_meta(bases.transformer)
     return LadderParts(
         mllm=mllm,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .scaled import refuse_scaled
 from .weights import TensorInfo, list_names
 
 MLLM_PREFIX = "model.mllm_backbone."
@@ -70,8 +71,9 @@ def check_tensors(
         remedy: what to do, ends the message.
 
     Raises:
-        ValueError: names of missing, unexpected and misshapen tensors.
+        ValueError: names of missing, unexpected and misshapen tensors, or a format that is not read.
     """
+    refuse_scaled(source, found)
     missing = sorted(wanted.keys() - found.keys())
     unexpected = sorted(found.keys() - wanted.keys())
     misshapen = [

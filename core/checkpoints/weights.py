@@ -82,8 +82,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 )
             if start.startswith(b"GGUF"):
                 raise ValueError(
-                    f"{path} is a GGUF file; take safetensors, or in Python load a GGUF of the diffusion "
-                    "transformer with LadderTransformer2DModel.from_single_file and give it as transformer=."
+                    f"{path} is a GGUF file; take safetensors in bf16 or fp16, in ComfyUI with weight_dtype "
+                    "fp8_e4m3fn for less memory, or in Python load a GGUF of the diffusion transformer with "
+                    "LadderTransformer2DModel.from_single_file and give it as transformer=."
                 )
             raise ValueError(f"{path} is not a safetensors file; download it again or give another file.")
         length = struct.unpack("<Q", start[:8])[0]
