@@ -11,11 +11,17 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-NANO = Path(__file__).resolve().parent.parent / "assets" / "nano"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from process_memory import memory, reset_peak  # noqa: E402
+
+NANO = ROOT / "assets" / "nano"
 PART = 300  # pixels of the mask's sides in the photograph
 MB = 1000**2
 
@@ -45,13 +51,6 @@ WAYS = [
 ]
 
 
-def status(field: str) -> int:
-    """Bytes of a field of this process's status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    [line] = [line for line in lines if line.startswith(f"{field}:")]
-    return int(line.split()[1]) * 1024
-
-
 def measure(way: Way, model: Path, steps: int) -> tuple[int, float]:
     """Bytes by which the process grows at most, and its CPU seconds."""
     import numpy as np
@@ -78,10 +77,10 @@ def measure(way: Way, model: Path, steps: int) -> tuple[int, float]:
         return pipe("remove the cactus", picture, mask=mask, num_inference_steps=steps, **options).images[0]
 
     edit(tile, np.ones((tile.height, tile.width), bool))  # what libraries load once
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
-    before, start = status("VmRSS"), time.process_time()
+    reset_peak()
+    before, start = memory("VmRSS"), time.process_time()
     result = edit(picture, mask, **options)
-    grown, seconds = status("VmHWM") - before, time.process_time() - start
+    grown, seconds = memory("VmHWM") - before, time.process_time() - start
     assert (np.asarray(result)[~mask] == np.asarray(picture)[~mask]).all()
     return grown, seconds
 

@@ -1,15 +1,18 @@
-"""What fewer bits save and change: memory, time and pictures of each format, beside the model as it is.
+"""What fewer bits save and change: memory, time, pictures and score of each format, beside float32.
 
-    python benchmarks/quantised.py [--model DIR] [--dtype float32] [--turns N]
+    python benchmarks/quantised.py [--model DIR] [--only NAME...] [--turns N] [--score N]
 
-A line for torchao's int8 and float8 of transformer and MLLM, and bitsandbytes' nf4 of the MLLM with an int8
-transformer; ``pip install torchao bitsandbytes`` first. Printed are the bytes of both parts' weights, in
-parentheses what the transformer's would be if its 1 x 1 convolutions stayed as they are; CPU time of encoded
-prompts and of a denoising step as a multiple of the model's as it is, in turns in one process, medians; and
-the mean difference of pictures (0 to 255) from its own. ``--score N`` also draws N held-out prompts of each
-kind of the nano model's score, two pictures each, and prints the overall figure with its interval.
+The model as it is in float32 and bfloat16; torchao's int8 and float8 of transformer and MLLM; nf4 and int8
+of bitsandbytes for the MLLM with an int8 transformer; GGUF (Q8_0) of the transformer; the numbers of *Load
+Model* with fp8_e4m3fn in ComfyUI, computed in float32, whose time ``benchmarks/comfy_step.py`` measures.
+``pip install torchao bitsandbytes gguf`` first, where nothing else lives: torchao slows every process.
 
-One thread.
+Printed are the bytes of both parts' weights, in parentheses what the transformer's would be if its 1 x 1
+convolutions stayed as they are; CPU time of encoded prompts and of a denoising step as a multiple of
+float32's, in turns in one process, medians; and the mean difference of pictures (0 to 255) from its own.
+``--score N`` also draws N held-out prompts of each kind of the nano model's score, two pictures each, and
+prints the overall figure with its interval. ``--only`` chooses formats by how their names begin; float32 is
+always the other side. One thread.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import torch
 import transformers
 from diffusers.quantizers import PipelineQuantizationConfig
 from tbac_uniimage.core import LadderPipeline
+from tbac_uniimage.core.checkpoints import LAYERS
 from tbac_uniimage.core.quantised import PointwiseLinear
 from tbac_uniimage.shell.commands import EMBEDDED
 from tbac_uniimage.training.nano.judge import detector
@@ -37,6 +41,7 @@ from tbac_uniimage.training.nano.score.rows import SHAPED, make_rows
 from torch import nn
 from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 
+COMFYUI = "fp8_e4m3fn of ComfyUI"
 THINGS, COLOURS = ("panda", "car", "apple"), ("red", "blue")
 PROMPTS = [f"a {thing} on a {colour} background" for thing in THINGS for colour in COLOURS]
 
@@ -47,16 +52,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, default=EMBEDDED, help="default: the embedded nano model")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="formats, by how they begin")
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--score", type=int, default=0, metavar="N", help="prompts of each kind; 0: none")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    dtype = getattr(torch, options.dtype)
-    models = {
-        name: LadderPipeline.from_pretrained(options.model, torch_dtype=dtype, quantization_config=config)
-        for name, config in formats(dtype).items()
-    }
+    makers = formats(options.model)
+    strange = [name for name in options.only if not any(known.startswith(name) for known in makers)]
+    if strange:
+        parser.error(f"there is no {strange[0]} among {', '.join(makers)}")
+    wanted = ("float32", *options.only)
+    models = {name: make() for name, make in makers.items() if not options.only or name.startswith(wanted)}
     times = {name: ([], []) for name in models}
     steps = {name: step_of(pipe) for name, pipe in models.items()}
     with torch.no_grad():
@@ -68,36 +74,88 @@ def main() -> None:
                     work()
                     if turn:  # the first warms up
                         kept.append(time.thread_time() - started)
-    own = pictures(models["as it is"])
+    own = pictures(models["float32"])
     for name, pipe in models.items():
         ratios = [
             statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
-            for mine, theirs in zip(times[name], times["as it is"], strict=True)
+            for mine, theirs in zip(times[name], times["float32"], strict=True)
         ]
         transformer, mllm = pipe.transformer, pipe.mllm
-        sizes = (kept_bytes(transformer), convolutions_kept(transformer, dtype), kept_bytes(mllm))
+        fp8 = name == COMFYUI
+        sizes = kept_bytes(transformer, fp8), convolutions_kept(transformer), kept_bytes(mllm, fp8)
         drawing, less, language = (size / 2**20 for size in sizes)
+        speed = "" if fp8 else f" encode {ratios[0]:.2f} x, step {ratios[1]:.2f} x;"
         away = np.abs(pictures(pipe) - own).mean()
         print(
-            f"{name:24} transformer {drawing:7.2f} MiB ({less:.2f}), MLLM {language:7.2f} MiB; encode "
-            f"{ratios[0]:.2f} x, step {ratios[1]:.2f} x; pictures {away:.2f} of 255 away",
+            f"{name:24} transformer {drawing:7.2f} MiB ({less:.2f}), MLLM {language:7.2f} MiB;{speed} "
+            f"pictures {away:.2f} of 255 away",
             flush=True,
         )
         if options.score:
             print(f"{'':24} score {score_of(pipe, options.score)}", flush=True)
 
 
-def formats(dtype: torch.dtype) -> dict[str, PipelineQuantizationConfig | None]:
-    """The configurations by name."""
+def formats(model: Path) -> dict[str, Callable[[], LadderPipeline]]:
+    """How the pipeline of each format is made, by name."""
+
+    def pipeline(config: PipelineQuantizationConfig | None = None, dtype: str = "float32") -> LadderPipeline:
+        return LadderPipeline.from_pretrained(model, dtype=dtype, quantization_config=config)
+
+    def both(mllm: object, kind: object) -> Callable[[], LadderPipeline]:
+        mapping = {"mllm": mllm, "transformer": diffusers.TorchAoConfig(kind)}
+        return lambda: pipeline(PipelineQuantizationConfig(quant_mapping=mapping))
+
+    int8, float8 = Int8WeightOnlyConfig(), Float8WeightOnlyConfig()
     four = transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )
-    found: dict[str, PipelineQuantizationConfig | None] = {"as it is": None}
-    for name, kind in (("int8", Int8WeightOnlyConfig), ("float8", Float8WeightOnlyConfig)):
-        mapping = {"mllm": transformers.TorchAoConfig(kind()), "transformer": diffusers.TorchAoConfig(kind())}
-        found[name] = PipelineQuantizationConfig(quant_mapping=mapping)
-    mapping = {"mllm": four, "transformer": diffusers.TorchAoConfig(Int8WeightOnlyConfig())}
-    return found | {"nf4 MLLM, int8 the rest": PipelineQuantizationConfig(quant_mapping=mapping)}
+    return {
+        "float32": pipeline,
+        "bfloat16": lambda: pipeline(dtype="bfloat16"),
+        "int8": both(transformers.TorchAoConfig(int8), int8),
+        "float8": both(transformers.TorchAoConfig(float8), float8),
+        "nf4 MLLM, int8 the rest": both(four, int8),
+        "LLM.int8 MLLM, int8 rest": both(transformers.BitsAndBytesConfig(load_in_8bit=True), int8),
+        "GGUF Q8_0 transformer": lambda: with_gguf(pipeline()),
+        COMFYUI: lambda: rounded(pipeline()),
+    }
+
+
+def with_gguf(pipe: LadderPipeline) -> LadderPipeline:
+    """The same with its transformer written as GGUF and read back."""
+    import gguf
+
+    kind = gguf.GGMLQuantizationType.Q8_0
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "transformer.gguf"
+        writer = gguf.GGUFWriter(path, "sana")
+        for name, tensor in pipe.transformer.state_dict().items():
+            values = tensor.float().numpy()
+            if name.endswith("weight") and values.ndim == 2 and values.shape[1] % 32 == 0:
+                writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+            else:
+                writer.add_tensor(name, values)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        pipe.transformer.save_config(folder)
+        transformer = type(pipe.transformer).from_single_file(
+            str(path),
+            config=folder,
+            quantization_config=diffusers.GGUFQuantizationConfig(compute_dtype=torch.float32),
+            torch_dtype=torch.float32,
+        )
+    return LadderPipeline(**{**pipe.components, "transformer": transformer})
+
+
+def rounded(pipe: LadderPipeline) -> LadderPipeline:
+    """The same with the large weights' values as float8 has them."""
+    for part in (pipe.mllm, pipe.transformer):
+        for layer in part.modules():
+            if isinstance(layer, LAYERS):
+                layer.weight.data = layer.weight.to(torch.float8_e4m3fn).to(layer.weight.dtype)
+    return pipe
 
 
 def step_of(pipe: LadderPipeline) -> Callable[[], torch.Tensor]:
@@ -134,21 +192,27 @@ def score_of(pipe: LadderPipeline, prompts: int) -> str:
     return f"{row.main.value:.3f} ({row.main.low:.3f} to {row.main.high:.3f}), {row.pictures} pictures"
 
 
-def kept_bytes(module: nn.Module) -> int:
-    """Bytes of a module's weights, of those in fewer bits what they are made of."""
+def kept_bytes(module: nn.Module, fp8: bool = False) -> int:
+    """Bytes of a module's weights, of those in fewer bits what they are made of.
+
+    Args:
+        fp8: the large ones count one byte a value, as ComfyUI would keep them.
+    """
+    short = {id(layer.weight) for layer in module.modules() if fp8 and isinstance(layer, LAYERS)}
     total = 0
     for parameter in module.parameters():
         names = getattr(parameter, "tensor_data_names", ()) or ()
         more = getattr(parameter, "optional_tensor_data_names", ()) if names else ()
         tensors = [getattr(parameter, name) for name in (*names, *more)] or [parameter]
-        total += sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
+        sizes = [(t.numel(), t.element_size()) for t in tensors if t is not None]
+        total += sum(count * (1 if id(parameter) in short else size) for count, size in sizes)
     return total
 
 
-def convolutions_kept(transformer: nn.Module, dtype: torch.dtype) -> int:
+def convolutions_kept(transformer: nn.Module) -> int:
     """Bytes of its weights if convolutions of one pixel were not in fewer bits."""
     layers = [layer for layer in transformer.modules() if isinstance(layer, PointwiseLinear)]
-    full = sum(p.numel() * dtype.itemsize for layer in layers for p in layer.parameters())
+    full = sum(4 * p.numel() for layer in layers for p in layer.parameters())
     return kept_bytes(transformer) - sum(kept_bytes(layer) for layer in layers) + full
 
 
