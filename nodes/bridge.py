@@ -14,6 +14,7 @@ from .autoencoder import LadderVAE, fit_latent_rgb, preferred_dtype
 from .diffusion import LadderLatentFormat, make_model, weight_dtypes
 from .mllm import LadderMLLM, LatentSize
 from .offload import LAYERS, computed_in
+from .scaled import is_scaled
 
 TORCH_DTYPES = {
     "default": None,
@@ -47,7 +48,9 @@ def load_for_comfy(
     files = (path, transformer_file)
     watch = FileWatch(*(file for file in files if file is not None))
     rule = functools.partial(kept_as, dtype)
-    parts = load_parts(path, transformer_file=transformer_file, dtype=rule, own=watch)
+    scaled = transformer_file if is_scaled(transformer_file) else None
+    plain = None if scaled else transformer_file
+    parts = load_parts(path, transformer_file=plain, dtype=rule, own=watch)
     computed, layers = parts.connector.dtype, layer_dtype(parts.mllm)
 
     vae = LadderVAE(parts.vae, parts.vae.dtype)
@@ -56,7 +59,7 @@ def load_for_comfy(
     scale = parts.vae.config.scaling_factor
     latent_format = LadderLatentFormat(size, scale, functools.partial(fit_latent_rgb, vae, scale))
     mllm = LadderMLLM(parts, computed, size, None if layers == computed else layers)
-    model = make_model(parts.transformer, latent_format, dtype)
+    model = make_model(parts.transformer, latent_format, dtype, scaled=scaled)
     # how ComfyUI gets a copy of its own, without dynamic VRAM or for another GPU
     model.cached_patcher_init = (reload_model, (*files, dtype, latent_format))
     vae.patcher.cached_patcher_init = (reload_vae, (*files, dtype))
@@ -83,9 +86,13 @@ def kept_as(dtype: torch.dtype | None, part: str, module: torch.nn.Module, store
 
 
 def read_parts(path: Path, transformer_file: Path | None) -> tuple[LadderParts, FileWatch]:
-    """The parts as views onto their files, and what tells whether these change meanwhile."""
+    """The parts as views onto their files, and what tells whether these change meanwhile.
+
+    A file with ComfyUI's scales is read later, by ComfyUI's layers.
+    """
     watch = FileWatch(path, *([] if transformer_file is None else [transformer_file]))
-    return load_parts(path, transformer_file=transformer_file), watch
+    plain = None if is_scaled(transformer_file) else transformer_file
+    return load_parts(path, transformer_file=plain), watch
 
 
 def reload_model(
@@ -98,7 +105,8 @@ def reload_model(
     """The MODEL of :func:`load_for_comfy` once more, with weights of its own."""
     parts, watch = read_parts(path, transformer_file)
     own_weights(parts.transformer, watch, dtype if dtype in COMPUTED_IN else None)
-    return make_model(parts.transformer, latent_format, dtype, disable_dynamic)
+    scaled = transformer_file if is_scaled(transformer_file) else None
+    return make_model(parts.transformer, latent_format, dtype, disable_dynamic, scaled)
 
 
 def reload_vae(

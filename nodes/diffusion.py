@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import comfy.latent_formats
@@ -22,6 +23,7 @@ from ..core.schedulers import FLOW_SHIFT
 from ..core.transformer import LadderTransformer2DModel, Rungs
 from .mllm import LatentSize
 from .offload import cast_parameters, computed_in, make_patcher, use_comfy_ops
+from .scaled import take_scaled
 from .source import read_source
 
 EXACT_TIMESTEP = "tbac_uniimage_timestep"
@@ -253,6 +255,7 @@ def make_model(
     latent_format: LadderLatentFormat,
     dtype: torch.dtype | None,
     disable_dynamic: bool = False,
+    scaled: Path | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
     """Turn the core transformer, in place, into a MODEL.
 
@@ -261,6 +264,7 @@ def make_model(
             compute in (float16, which linear attention overflows, and float8) only the weights of linear and
             convolution layers are kept.
         disable_dynamic: see :func:`.offload.make_patcher`.
+        scaled: a file with ComfyUI's scales, whose weights it gets in place of its own.
     """
     management = comfy.model_management
     device, offload_device = management.get_torch_device(), management.unet_offload_device()
@@ -273,6 +277,8 @@ def make_model(
     # norms, biases and tables stay precise: few bytes, and the tables are added without a cast on the way
     cast_parameters(transformer.eval().requires_grad_(False), compute, layers=dtype)
     use_comfy_ops(transformer, config.custom_operations)
+    if scaled is not None:
+        take_scaled(transformer, scaled, config, compute)
     transformer.__class__ = LadderDiT
     model = LadderModel(config, transformer, offload_device)
     patcher = make_patcher(model, device, offload_device, disable_dynamic)

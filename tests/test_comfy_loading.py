@@ -339,3 +339,66 @@ def test_unloading_takes_the_models_off_the_device_and_they_come_back(own):
     first = ladder_sample(model, [[states, {}]], [[states, {}]], latent)
     management.unload_all_models()
     assert largest(ladder_sample(model, [[states, {}]], [[states, {}]], latent), first) == 0
+
+
+# Files in ComfyUI's formats of fewer bits
+
+FP8, INT8 = {"format": "float8_e4m3fn"}, {"format": "int8_tensorwise"}
+
+
+def marked(kind: dict) -> torch.Tensor:
+    return torch.tensor(list(json.dumps(kind).encode()), dtype=torch.uint8)
+
+
+def scale_layers(state: dict, kind: dict | None) -> tuple[dict, dict]:
+    """Tensors with layers of attention in a format, None for ``scaled_fp8``; and what they mean."""
+    kept, meant = {}, dict(state)
+    for name, tensor in state.items():
+        layer, _, leaf = name.rpartition(".")
+        if leaf != "weight" or not layer.endswith(("attn1.to_q", "attn2.to_k", "attn2.to_out.0")):
+            kept[name] = tensor
+            continue
+        most, dtype = (127, torch.int8) if kind == INT8 else (448, torch.float8_e4m3fn)
+        scale = tensor.abs().max() / most
+        values = tensor / scale
+        kept[name] = (values.round() if kind == INT8 else values).to(dtype)
+        meant[name] = kept[name].float() * scale
+        if kind is None:
+            kept |= {f"{layer}.scale_weight": scale}
+        else:
+            kept |= {f"{layer}.weight_scale": scale, f"{layer}.comfy_quant": marked(kind)}
+    return kept | ({"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)} if kind is None else {}), meant
+
+
+@pytest.mark.parametrize("kind", [FP8, INT8, None], ids=["fp8", "int8", "scaled_fp8"])
+def test_transformers_in_comfyuis_own_formats(loaded, models, own, kind):
+    """By ComfyUI's own layers where it has them; each means what its scales say."""
+    import comfy.utils
+
+    state = {name: p.detach().clone() for name, p in loaded.model.model.diffusion_model.state_dict().items()}
+    kept, meant = scale_layers(state, kind)
+    assert sum(name.endswith(("comfy_quant", "scale_weight")) for name in kept) >= 6
+    save_file(
+        {f"model.diffusion_model.{name}": tensor for name, tensor in kept.items()},
+        models / "small.safetensors",
+    )
+    save_file(meant, models / "meant.safetensors")
+    if not hasattr(comfy.utils, "convert_old_quants"):
+        with pytest.raises(
+            ValueError, match=r"update it\. .*small.safetensors holds ComfyUI's .*take the same model"
+        ):
+            load("small.safetensors")
+        return
+    model, meaning = load("small.safetensors")[0], load("meant.safetensors")[0]
+    conditioning = encode(loaded, PROMPT)
+    found, expected, before = (predict(m, conditioning) for m in (model, meaning, loaded.model))
+    error = ((found - expected).norm() / expected.norm()).item()
+    print(f"\n{kind}: {error:.1e} from what the scales mean")
+    assert error < (2e-2 if kind == INT8 else 1e-5)  # int8 rounds what it multiplies, too
+    assert largest(expected, before) > 1e-3
+    assert model.model_size() < loaded.model.model_size()
+    kept["transformer_blocks.0.attn1.to_q.comfy_quant"] = marked({"format": "int3"})
+    if kind is not None:
+        save_file(kept, models / "small.safetensors")
+        with pytest.raises(ValueError, match="the format int3 at transformer_blocks.0.attn1.to_q"):
+            load("small.safetensors")

@@ -89,7 +89,9 @@ def test_a_transformer_alone_with_scales_is_refused_as_well(tmp_path, stored):
     }
     alone["transformer_blocks.0.attn2.to_k.scale_weight"] = torch.ones(())
     save_file(alone, tmp_path / "alone.safetensors")
-    with pytest.raises(ValueError, match=r"alone\.safetensors holds ComfyUI's scaled fp8, which is not read"):
+    with pytest.raises(
+        ValueError, match=r"alone\.safetensors holds ComfyUI's scaled fp8, which is not read here"
+    ):
         load_parts(CHECKPOINT, transformer_file=tmp_path / "alone.safetensors", **BASES)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from .naming import check_tensors, place_of
 from .parts import read_part_config, stored_shapes, transformer_on_meta
+from .scaled import without_scales
 from .weights import TensorInfo, find_weights, read_header
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.transformer.", "transformer.")
@@ -56,7 +57,8 @@ def fits(path: str | Path, model: str | Path) -> bool:
     Raises:
         ValueError: one of them cannot be read.
     """
-    shapes = {bare_name(name): info.shape for name, info in read_header(Path(path)).items()}
+    headers = without_scales(read_header(Path(path)))
+    shapes = {bare_name(name): info.shape for name, info in headers.items()}
     model = Path(model)
     if (model / "model_index.json").is_file():
         return shapes == stored_shapes(

@@ -1,4 +1,4 @@
-"""Weights that others stored in fewer bits with scales beside them, which no reader here takes."""
+"""Weights in fewer bits with scales beside them: told by their names, read by ComfyUI's own layers alone."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from .weights import TensorInfo
 
 # how names of what lies beside such a weight end, and the format
 COMFYUI = (".comfy_quant", ".weight_scale", ".weight_scale_2", ".weight_s_rel", ".weight_s_channel")
+COMFYUI += (".input_scale", ".pre_quant_scale", ".weight_codebook")
+SCALED_FP8 = (".scale_weight", ".scale_input", "scaled_fp8")  # ComfyUI's before
 FORMATS = {
     COMFYUI: "ComfyUI's quantised weights with scales",
-    (".scale_weight", ".scale_input", "scaled_fp8"): "ComfyUI's scaled fp8",
+    SCALED_FP8: "ComfyUI's scaled fp8",
     (".absmax", ".quant_map", ".nested_absmax"): "bitsandbytes' 4 bits",
     (".qweight", ".qzeros", ".scales"): "GPTQ or AWQ",
 }
@@ -26,13 +28,23 @@ def scaled_format(found: dict[str, TensorInfo]) -> str | None:
     return None
 
 
+def is_comfyui(found: Iterable[str]) -> bool:
+    """Whether scales as ComfyUI stores them are among some names."""
+    return any(name.endswith((*COMFYUI, *SCALED_FP8)) for name in found)
+
+
+def without_scales(found: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors but for ComfyUI's scales."""
+    return {name: info for name, info in found.items() if not name.endswith((*COMFYUI, *SCALED_FP8))}
+
+
 def refuse_scaled(source: object, found: dict[str, TensorInfo]) -> None:
     """Raise ValueError if scales lie beside weights: without them these mean other numbers."""
     name = scaled_format(found)
     if name is not None:
         raise ValueError(
-            f"{source} holds {name}, which is not read; take the same model in bf16 or fp16, and for less "
-            "memory weight_dtype fp8_e4m3fn of Load Model, or quantization_config in Python."
+            f"{source} holds {name}, which is not read here; take the same model in bf16 or fp16, and for "
+            "less memory weight_dtype fp8_e4m3fn of Load Model, or quantization_config in Python."
         )
 
 
