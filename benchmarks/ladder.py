@@ -94,7 +94,7 @@ def encoding(pipeline: LadderPipeline, repeats: int) -> Iterator[str]:
 
     def whole(inputs: LadderInputs) -> torch.Tensor:
         """Every branch in one pass."""
-        return encoder.hidden_states(replace(inputs, pixel_values=None, features=encoder.features_of(inputs)))
+        return encoder.hidden_states(replace(inputs, pixel_values=None, features=encoder.vision.of(inputs)))
 
     def anew(inputs: LadderInputs) -> torch.Tensor:
         """Its pictures once, then what follows them."""
@@ -162,7 +162,7 @@ def full_pass(encoder, inputs: LadderInputs) -> torch.Tensor:
     num_queries = len(encoder.connector.queries)
     with torch.no_grad():
         prefix = encoder.mllm.model.language_model.embed_tokens(ids[:, :-num_queries])
-        features = encoder.vision_features(inputs.pixel_values, inputs.image_grid_thw)
+        features = encoder.vision(inputs.pixel_values, inputs.image_grid_thw)
         prefix[ids[:, :-num_queries] == config.image_token_id] = features
     queries = encoder.connector.queries.expand(len(ids), -1, -1)
     cache = DynamicCache(config=config.get_text_config())

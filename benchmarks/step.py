@@ -23,7 +23,8 @@ from diffusers.models.attention_processor import Attention
 from ladder import compare
 from tbac_uniimage.core import LadderPipeline, load_parts
 from tbac_uniimage.core.checkpoints.parts import on_meta, released_configs
-from tbac_uniimage.core.transformer import LadderTransformer2DModel, Rungs
+from tbac_uniimage.core.rung_attention import RungKV, Rungs
+from tbac_uniimage.core.transformer import LadderTransformer2DModel
 from tbac_uniimage.shell.commands import EMBEDDED
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 from transformers.models.qwen2_5_vl import Qwen2_5_VLTextConfig
@@ -153,7 +154,7 @@ def widths(repeats: int) -> list[str]:
     states, latents = torch.randn(1, 2, 64, 2304), torch.randn(2, 32, 16, 16)
     time_of = torch.full((2,), 500.0)
     rungs = block.prepare_rungs(states)
-    half_rungs = Rungs([kv._make(part.to(torch.bfloat16) for part in kv) for kv in rungs.kv], None)
+    half_rungs = Rungs([RungKV(kv.key.bfloat16(), kv.value.bfloat16()) for kv in rungs.kv])
     return [
         compare(
             "a block of width 2240, float32",

@@ -9,7 +9,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from einops import rearrange
 
-from .transformer import LadderTransformer2DModel, RungKV
+from .rung_attention import RungKV
+from .transformer import LadderTransformer2DModel
 
 
 def attention_weights(
@@ -88,7 +89,7 @@ def watch_attention(transformer: LadderTransformer2DModel) -> Iterator[Attention
     def before_attention(rung: int, attn: Attention, inputs: tuple, options: dict) -> None:
         hidden_states = inputs[0] if inputs else options["hidden_states"]
         kv: RungKV = options["encoder_hidden_states"]
-        weights = attention_weights(attn, hidden_states, kv.key, options.get("attention_mask"))
+        weights = attention_weights(attn, hidden_states, kv.key, kv.bias)
         maps.add(rung, weights)
 
     handles = []

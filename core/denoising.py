@@ -13,8 +13,9 @@ from diffusers.schedulers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from .guidance import Guidance
+from .rung_attention import Rungs
 from .schedulers import step_options
-from .transformer import LadderTransformer2DModel, RungKV, Rungs
+from .transformer import LadderTransformer2DModel
 
 if TYPE_CHECKING:
     from .conditions import LadderCondition
@@ -181,5 +182,4 @@ def last_branches(rungs: Rungs, rows: int) -> Rungs:
     """The last ``rows`` rows of the batch: the branch of the prompt comes last."""
     if rows == len(rungs.kv[0].key):
         return rungs
-    kv = [RungKV(key[-rows:], value[-rows:]) for key, value in rungs.kv]
-    return Rungs(kv, None if rungs.bias is None else rungs.bias[-rows:])
+    return Rungs([kv.last(rows) for kv in rungs.kv])

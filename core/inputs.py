@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .prompts import MAX_IMAGES, MAX_TEXT_TOKENS, SYSTEM_PROMPT, build_prompt, pad_left
+from .prompts import (
+    MAX_IMAGES,
+    MAX_TEXT_TOKENS,
+    SYSTEM_PROMPT,
+    behind_text,
+    build_prompt,
+    count_text,
+    cut_text,
+    pad_left,
+)
 from .rgb import BadPicture, check_shape, from_array, to_rgb
 
 if TYPE_CHECKING:
@@ -28,6 +37,8 @@ class LadderInputs:
         image_grid_thw: ``[images, 3]`` int64, patches along time, height and width, or None.
         features: ``[vision tokens, mllm_dim]``, what the vision tower made of all images in order, where it
             is known already; ``pixel_values`` is None then.
+        text_spans: ``[batch, 2]`` int64, the columns at which the user's text begins and ends; None for
+            models that do not attend to its tokens.
     """
 
     input_ids: torch.Tensor
@@ -35,6 +46,7 @@ class LadderInputs:
     pixel_values: torch.Tensor | None = None
     image_grid_thw: torch.Tensor | None = None
     features: torch.Tensor | None = None
+    text_spans: torch.Tensor | None = None
 
 
 def prepare_images(batch: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> list[list[Image.Image]]:
@@ -96,6 +108,7 @@ class LadderProcessor:
             embedding matrix.
         system_prompt: text of the system turn.
         max_text_tokens: where the user's text is cut.
+        text_states: whether the model attends to the text's tokens, so that it is told where they are.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -104,6 +117,7 @@ class LadderProcessor:
     first_query_id: int
     system_prompt: str = SYSTEM_PROMPT
     max_text_tokens: int = MAX_TEXT_TOKENS
+    text_states: bool = False
 
     def __call__(
         self, prompts: Sequence[str], images: Sequence[Sequence[Image.Image]] | None = None
@@ -122,8 +136,9 @@ class LadderProcessor:
         if flat:
             patches = self.image_processor(images=flat, return_tensors="pt")
             pixels, grid = patches["pixel_values"], patches["image_grid_thw"]
-        ids, mask = self.tokenize(prompts, [len(group) for group in images], grid)
-        return LadderInputs(ids, mask, pixels, grid)
+        counts = [len(group) for group in images]
+        ids, mask = self.tokenize(prompts, counts, grid)
+        return LadderInputs(ids, mask, pixels, grid, text_spans=self.text_spans(prompts, counts, ids))
 
     def tokenize(
         self, prompts: Sequence[str], num_images: Sequence[int], grid: torch.Tensor | None
@@ -150,3 +165,16 @@ class LadderProcessor:
             for prompt, number in zip(prompts, num_images, strict=True)
         ]
         return pad_left(sequences, self.tokenizer.pad_token_id)
+
+    def text_spans(
+        self, prompts: Sequence[str], num_images: Sequence[int], ids: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Where the texts are in the ``ids`` of :meth:`tokenize`, see :class:`LadderInputs`."""
+        if not self.text_states:
+            return None
+        opening, closing = 1, 2  # <|vision_start|> before the queries, <|vision_end|><|im_end|> behind them
+        behind = len(behind_text(self.tokenizer)) + opening + self.num_queries + closing
+        end = ids.shape[1] - behind
+        texts = (cut_text(self.tokenizer, prompt, self.max_text_tokens) for prompt in prompts)
+        lengths = [count_text(self.tokenizer, *row) for row in zip(texts, num_images, strict=True)]
+        return torch.tensor([(end - length, end) for length in lengths])

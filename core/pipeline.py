@@ -40,9 +40,10 @@ from .requests import (
     check_size,
     fit_size,
 )
+from .rung_attention import Rungs
 from .rungs import check_gains, scale_rungs
 from .schedulers import scheduler_for_call
-from .transformer import LadderTransformer2DModel, Rungs
+from .transformer import LadderTransformer2DModel
 
 
 class LadderPipeline(LadderReading, LadderLoraMixin):
@@ -295,7 +296,7 @@ class LadderPipeline(LadderReading, LadderLoraMixin):
         """What no step changes, for every branch and every result of a prompt."""
         states = condition.states.repeat_interleave(per_prompt, dim=1).to(device, self.transformer.dtype)
         mask = condition.mask.repeat_interleave(per_prompt, dim=0).to(device)
-        rungs = self.transformer.prepare_rungs(states, mask)
+        rungs = self.transformer.prepare_rungs(states, mask, condition.text_tokens)
         return rungs if gains is None else scale_rungs(rungs, gains)
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ knows these ids, so no text can produce one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,26 @@ def build_chat(
     else:
         # one string: leading white space of the text merges with the newline before it
         ids += encode_text(tokenizer, f"user\n{text}")
-    return ids + [end, *newline, start, *encode_text(tokenizer, "assistant\n")]
+    return ids + behind_text(tokenizer)
+
+
+def behind_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a chat that follow the user's text, up to and including ``assistant\\n``."""
+    start, end = control_token(tokenizer, "<|im_start|>"), control_token(tokenizer, "<|im_end|>")
+    return [end, *encode_text(tokenizer, "\n"), start, *encode_text(tokenizer, "assistant\n")]
+
+
+def count_text(tokenizer: PreTrainedTokenizerBase, text: str, num_images: int) -> int:
+    """How many tokens of a chat, the last before :func:`behind_text`, are the user's text.
+
+    Without images white space at its beginning may have merged with the newline before it; such a token is
+    the text's.
+    """
+    if num_images:
+        return len(encode_text(tokenizer, text))
+    opening, whole = encode_text(tokenizer, "user\n"), encode_text(tokenizer, f"user\n{text}")
+    pairs = zip(opening, whole, strict=False)
+    return len(whole) - len([*itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)])
 
 
 def build_prompt(

@@ -33,6 +33,7 @@ class LadderReading(LadderComponents):
             num_layers=self.transformer.config.num_layers,
             system_prompt=self.config.system_prompt,
             max_text_tokens=self.config.max_text_tokens,
+            text_states=self.transformer.config.text_states,
         )
 
     def encode_prompt(
@@ -46,7 +47,7 @@ class LadderReading(LadderComponents):
         """Conditions of every branch of the guidance, for use as ``condition`` of several calls.
 
         Returns:
-            LadderCondition: states ``[layers, branches * prompts, queries, dim]``, branch by branch.
+            LadderCondition: states ``[layers, branches * prompts, tokens, dim]``, branch by branch.
         """
         request = check_request(prompt, image, negative_prompt)
         guidance = Guidance(guidance_scale, image_guidance_scale)

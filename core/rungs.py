@@ -11,8 +11,10 @@ import re
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
-from .transformer import RungKV, Rungs
+from .conditions import columns_of_kinds
+from .rung_attention import Rungs
 
 MAX_GAIN = 10.0
 PRESETS = ("even", "layout", "subject", "detail")
@@ -122,8 +124,7 @@ def scale_rungs(rungs: Rungs, gains: Sequence[float]) -> Rungs:
         ValueError: see :func:`check_gains`.
     """
     check_gains(gains, len(rungs.kv))
-    kv = [RungKV(key, value * gain) for (key, value), gain in zip(rungs.kv, gains, strict=True)]
-    return Rungs(kv, rungs.bias)
+    return Rungs([kv.louder(gain) for kv, gain in zip(rungs.kv, gains, strict=True)])
 
 
 def crossover_weights(rungs: int, crossover: float, softness: float = 0.0) -> list[float]:
@@ -168,6 +169,25 @@ def mix_rungs(a: torch.Tensor, b: torch.Tensor, weights: Sequence[float]) -> tor
     a, b = (states.repeat(1, 1, queries // states.shape[2], 1) for states in (a, b))
     share = torch.tensor(weights, dtype=a.dtype, device=a.device)[:, None, None, None]
     return torch.lerp(*torch.broadcast_tensors(a, b.to(a)), share)
+
+
+def mix_packed(a: torch.Tensor, b: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
+    """:func:`mix_rungs` of packed conditions ``[layers, batch, tokens, dim + 2]`` of queries and text.
+
+    Queries are mixed with queries, tokens of one text with those in the same places of the other; where it
+    has none, a token of the other counts as much as the weight of its side.
+    """
+    queries, texts = [], []
+    for packed in (a, b):
+        is_query, is_text = columns_of_kinds(packed)
+        queries.append(packed[:, :, is_query])
+        texts.append(packed[:, :, is_text & ~is_query])
+    longest = max(text.shape[2] for text in texts)
+    mixed = mix_rungs(*queries, weights)
+    if longest:
+        text = mix_rungs(*(F.pad(text, (0, 0, 0, longest - text.shape[2])) for text in texts), weights)
+        mixed = torch.cat([mixed, F.pad(text, (0, 0, 0, -longest % mixed.shape[2]))], dim=2)
+    return mixed
 
 
 def group_rungs(rungs: int, bounds: Sequence[float]) -> list[int]:

@@ -3,75 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import CacheMixin, ModelMixin, SanaTransformer2DModel  # noqa: F401  ModelMixin is looked up here
-from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.sana_transformer import SanaTransformerBlock
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import nn
 
-
-class RungKV(NamedTuple):
-    """Keys and values of one block's cross-attention, each ``[batch, heads, queries, head_dim]``."""
-
-    key: torch.Tensor
-    value: torch.Tensor
-
-
-class Rungs(NamedTuple):
-    """What no denoising step changes: every block's keys and values, and the attention bias if any."""
-
-    kv: list[RungKV]
-    bias: torch.Tensor | None
-
-
-class DirectAttention(Attention):
-    """diffusers' attention, which calls its processor without reading that one's signature every time."""
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | RungKV | None = None,
-        attention_mask: torch.Tensor | None = None,
-        **options: object,
-    ) -> torch.Tensor:
-        """What the processor makes of ``[batch, tokens, width]``."""
-        return self.processor(self, hidden_states, encoder_hidden_states, attention_mask, **options)
-
-
-class RungAttnProcessor:
-    """Cross-attention onto keys and values that were computed before the first denoising step."""
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: RungKV,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        query = attn.to_q(hidden_states)
-        if attn.norm_q is not None:
-            query = attn.norm_q(query)
-        query = rearrange(query, "b n (h d) -> b h n d", h=attn.heads)
-        attended = F.scaled_dot_product_attention(
-            query, encoder_hidden_states.key, encoder_hidden_states.value, attn_mask=attention_mask
-        )
-        attended = rearrange(attended, "b h n d -> b n (h d)")
-        return attn.to_out[1](attn.to_out[0](attended)) / attn.rescale_output_factor
-
-    @staticmethod
-    def keys_and_values(attn: Attention, states: torch.Tensor) -> RungKV:
-        """Project normalised caption states ``[batch, queries, width]`` once for all steps."""
-        key, value = attn.to_k(states), attn.to_v(states)
-        if attn.norm_k is not None:
-            key = attn.norm_k(key)
-        return RungKV(*(rearrange(x, "b n (h d) -> b h n d", h=attn.heads) for x in (key, value)))
+from .rung_attention import (
+    DirectAttention,
+    RungAttnProcessor,
+    RungKV,
+    Rungs,
+    check_processors,
+    rung_biases,
+)
 
 
 def with_arguments_of(theirs: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -96,23 +46,30 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
     embedding. Their weights are a layer beside it, ``source_embed``: both sum up to the one convolution over
     all channels, a model without them stays as it was, and ``in_channels`` counts those of a latent.
 
+    As another it attends to the states of the text's own tokens beside the queries. What each head of each
+    block makes of them is added with a gate, ``text_gates`` ``[blocks, heads]``.
+
     ``enable_cache`` and ``disable_cache`` are those of diffusers' transformers.
 
     Args:
         args, kwargs: of :class:`SanaTransformer2DModel`.
         source_latents: whether it reads the source's latents.
+        text_states: whether it attends to the text's tokens.
     """
 
     _repeated_blocks = ["SanaTransformerBlock"]  # what diffusers' compile_repeated_blocks compiles
 
     @with_arguments_of(SanaTransformer2DModel.__init__)
-    def __init__(self, *args: Any, source_latents: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, source_latents: bool = False, text_states: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         for block in self.transformer_blocks:
             block.attn2.set_processor(RungAttnProcessor())
             for attention in (block.attn1, block.attn2):
                 attention.__class__ = DirectAttention
         self.read_source(source_latents)
+        self.read_text(text_states)
 
     def read_source(self, reads: bool) -> None:
         """Read the source's latents from now on, or no longer.
@@ -127,6 +84,16 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
             sizes = (self.config.in_channels, proj.out_channels, proj.kernel_size, proj.stride)
             self.source_embed = nn.Conv2d(*sizes, bias=False, **like)
             nn.init.zeros_(self.source_embed.weight)
+
+    def read_text(self, reads: bool) -> None:
+        """Attend to the text's own tokens from now on, or no longer.
+
+        The gates are zeros: until they are trained, nothing that the model predicts changes by a bit.
+        """
+        self.register_to_config(text_states=reads)
+        shape = len(self.transformer_blocks), self.config.num_cross_attention_heads
+        gates = nn.Parameter(self.scale_shift_table.new_zeros(shape)) if reads else None
+        self.register_parameter("text_gates", gates)
 
     def enable_cache(self, config: object) -> None:
         """Leave blocks out in steps that change little, as ``config`` of ``diffusers.hooks`` says."""
@@ -147,21 +114,32 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
         return {"source_latents": torch.zeros_like(latents)} if self.config.source_latents else {}
 
     @apply_forward_hook
-    def prepare_rungs(self, encoder_hidden_states: torch.Tensor, mask: torch.Tensor | None = None) -> Rungs:
+    def prepare_rungs(
+        self, encoder_hidden_states: torch.Tensor, mask: torch.Tensor | None = None, text_tokens: int = 0
+    ) -> Rungs:
         """Compute what does not change between denoising steps.
 
         Args:
-            encoder_hidden_states: caption states ``[layers, batch, queries, caption_channels]``, one layer
-                per block.
-            mask: ``[batch, queries]``, 1 = query to attend to; None attends to all.
+            encoder_hidden_states: caption states ``[layers, batch, tokens, caption_channels]``, one layer per
+                block: queries, then tokens of the text.
+            mask: ``[batch, tokens]``, 1 = attend to it; numbers between 0 and 1 count in part, and with
+                another axis before the batch they hold for each layer. None attends to all.
+            text_tokens: how many of the tokens, the last ones, are the text's. Where none of a row counts,
+                the text adds nothing; where all count in part, it adds as much as the most of them.
 
         Raises:
-            ValueError: the number of layers is not the number of blocks, or a processor cannot read rungs.
+            ValueError: the number of layers is not the number of blocks, tokens of a text for a model that
+                does not attend to them, or a processor that cannot read rungs.
         """
         if len(encoder_hidden_states) != len(self.transformer_blocks):
             raise ValueError(
                 f"The condition has {len(encoder_hidden_states)} layers but the diffusion transformer has "
                 f"{len(self.transformer_blocks)} blocks; encode the prompt with the MLLM of the same model."
+            )
+        if text_tokens and self.text_gates is None:
+            raise ValueError(
+                "The condition holds tokens of its text, to which this model does not attend; encode the "
+                "prompt with the same model, or read_text(True)."
             )
         check_processors(
             {
@@ -169,14 +147,32 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
                 for i, block in enumerate(self.transformer_blocks)
             }
         )
-        states = self.caption_norm(self.caption_projection(encoder_hidden_states))
-        blocks = zip(self.transformer_blocks, states, strict=True)
-        kv = [RungAttnProcessor.keys_and_values(block.attn2, rung) for block, rung in blocks]
-        bias = None
-        if mask is not None and not mask.bool().all():
-            bias = torch.zeros(mask.shape, dtype=states.dtype, device=states.device)
-            bias = bias.masked_fill(~mask.bool(), float("-inf"))[:, None, None, :]
-        return Rungs(kv, bias)
+        blocks, queries = len(self.transformer_blocks), encoder_hidden_states.shape[2] - text_tokens
+        # each by itself, so that what is made of the queries does not depend on the text in its last bits
+        parts = [encoder_hidden_states[:, :, :queries], encoder_hidden_states[:, :, queries:]]
+        masks = [None, None] if mask is None else [mask[..., :queries], mask[..., queries:]]
+        kv = self._keys_and_values(parts[0], rung_biases(masks[0], blocks))
+        if text_tokens:
+            text = self._keys_and_values(parts[1], rung_biases(masks[1], blocks))
+            factors = self.text_gates[:, None]  # blocks, batch, heads
+            if mask is not None:
+                factors = factors * masks[1].float().amax(-1)[..., None]
+            factors = factors[..., None, None].to(text[0].value.dtype)
+            text = [one._replace(value=one.value * by) for one, by in zip(text, factors, strict=True)]
+            kv = [one._replace(text=beside) for one, beside in zip(kv, text, strict=True)]
+        return Rungs(kv)
+
+    def _keys_and_values(self, states: torch.Tensor, biases: Sequence[torch.Tensor | None]) -> list[RungKV]:
+        """Of every block, of caption states ``[layers, batch, tokens, caption_channels]``."""
+        states = self.caption_norm(self.caption_projection(states))
+        kv = [
+            RungAttnProcessor.keys_and_values(block.attn2, rung)
+            for block, rung in zip(self.transformer_blocks, states, strict=True)
+        ]
+        return [
+            one if bias is None else one._replace(bias=bias.to(one.key.dtype))
+            for one, bias in zip(kv, biases, strict=True)
+        ]
 
     def set_attn_processor(self, processor: Any) -> None:
         """Set a processor for each attention, as in diffusers; those of ``attn2`` have to stay.
@@ -210,17 +206,19 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
         encoder_attention_mask: torch.Tensor | None = None,
         return_dict: bool = True,
         source_latents: torch.Tensor | None = None,
+        text_tokens: int = 0,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict the velocity noise - latent.
 
         Args:
             hidden_states: noisy latents ``[batch, channels, height, width]``, scaled.
-            encoder_hidden_states: caption states ``[layers, batch, queries, caption_channels]``, or the
-                rungs that :meth:`prepare_rungs` made of them.
+            encoder_hidden_states: caption states ``[layers, batch, tokens, caption_channels]``, or the rungs
+                that :meth:`prepare_rungs` made of them.
             timestep: ``[batch]``, 0 (clean) to 1000 (noise).
-            encoder_attention_mask: ``[batch, queries]``, 1 = attend; only beside caption states.
+            encoder_attention_mask: ``[batch, tokens]``, 1 = attend; only beside caption states.
             source_latents: scaled latents of what is edited, of the shape of ``hidden_states``; None, or
                 zeros, where nothing is.
+            text_tokens: how many of the caption states' tokens, the last, are the text's.
 
         Returns:
             Velocity of the shape of ``hidden_states``.
@@ -233,7 +231,7 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
         rungs = (
             encoder_hidden_states
             if isinstance(encoder_hidden_states, Rungs)
-            else self.prepare_rungs(encoder_hidden_states, encoder_attention_mask)
+            else self.prepare_rungs(encoder_hidden_states, encoder_attention_mask, text_tokens)
         )
         x = self.patch_embed(hidden_states)
         if source_latents is not None:
@@ -242,7 +240,7 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
             x = x + self.source_embed(source_latents).flatten(2).transpose(1, 2)
         modulation, embedded_timestep = self.time_embed(timestep, batch_size=batch, hidden_dtype=x.dtype)
         for block, kv in zip(self.transformer_blocks, rungs.kv, strict=True):
-            inputs = (x, None, kv, rungs.bias, modulation, height // patch, width // patch)
+            inputs = (x, None, kv, None, modulation, height // patch, width // patch)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, *inputs)
             else:
@@ -252,17 +250,3 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
             x, "b (h w) (p q c) -> b c (h p) (w q)", h=height // patch, w=width // patch, p=patch, q=patch
         )
         return Transformer2DModelOutput(sample=x) if return_dict else (x,)
-
-
-def check_processors(processors: Mapping[str, Any]) -> None:
-    """Raise ValueError if a processor, by name, cannot do what its attention is for."""
-    for name, processor in processors.items():
-        reads_rungs = isinstance(processor, RungAttnProcessor)
-        if name.endswith(".attn2.processor") and not reads_rungs:
-            raise ValueError(
-                f"{type(processor).__name__} at {name} cannot read rungs, whose keys and values are computed "
-                "before the first step; leave RungAttnProcessor in every attn2, and set those of attn1 with "
-                "a dict like transformer.attn_processors."
-            )
-        if name.endswith(".attn1.processor") and reads_rungs:
-            raise ValueError(f"RungAttnProcessor at {name} has no rung to read; it belongs into attn2 alone.")

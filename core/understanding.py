@@ -15,11 +15,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from .checkpoints.naming import EMBEDDING, mllm_name
 from .checkpoints.weights import find_weights, read_tensors
-from .encoder import execution_device
 from .inputs import prepare_images
 from .paths import user_path
 from .prompts import build_chat, control_token, encode_text
 from .versions import image_arguments, mend_positions
+from .vision import execution_device
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration

@@ -98,9 +98,7 @@ def encode_branches(
     if pictures and mllm.reads_source:
         size = fit_size(pictures[0].size, side or mllm.size.native, mllm.size.factor)
         carried = encode_sources(vae, groups, *size)
-    negative, image_only, positive = (
-        [[row[None], options]] for row, options in zip(rows, carried, strict=True)
-    )
+    negative, image_only, positive = ([[row, options]] for row, options in zip(rows, carried, strict=True))
     return negative, image_only, positive
 
 

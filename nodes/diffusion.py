@@ -17,10 +17,11 @@ import torch
 from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, get_all_wrappers
 
 from ..core.checkpoints import Dtypes
-from ..core.conditions import unfold_condition
+from ..core.conditions import KINDS, unfold_condition, unpack_condition
+from ..core.rung_attention import Rungs
 from ..core.rungs import scale_rungs
 from ..core.schedulers import FLOW_SHIFT
-from ..core.transformer import LadderTransformer2DModel, Rungs
+from ..core.transformer import LadderTransformer2DModel
 from .mllm import LatentSize
 from .offload import cast_parameters, computed_in, make_patcher, use_comfy_ops
 from .scaled import take_scaled
@@ -148,12 +149,13 @@ class LadderDiT(LadderTransformer2DModel):
         return timesteps * self.config.timestep_scale, rungs
 
     def rungs_of(self, context: torch.Tensor) -> Rungs:
-        """Rungs of a folded condition ``[batch, queries, layers * dim]``.
+        """Rungs of a folded condition ``[batch, tokens, layers * dim]``, packed if it has the text's tokens.
 
         Raises:
             ValueError: a conditioning of another model.
         """
-        layers, width = self.config.num_layers, self.config.caption_channels
+        layers, reads_text = self.config.num_layers, self.config.text_states
+        width = self.config.caption_channels + (KINDS if reads_text else 0)
         if context is None or context.ndim != 3 or context.shape[-1] != layers * width:
             found = "none" if context is None else f"of shape {list(context.shape)}"
             raise ValueError(
@@ -163,7 +165,8 @@ class LadderDiT(LadderTransformer2DModel):
         for known, rungs in self.rung_cache or ():
             if known.shape == context.shape and torch.equal(known, context):
                 return rungs
-        rungs = self.prepare_rungs(unfold_condition(context, layers))
+        states = unfold_condition(context, layers)
+        rungs = self.prepare_rungs(*unpack_condition(states) if reads_text else (states,))
         if self.rung_cache is not None:
             self.rung_cache.append((context, rungs))
             del self.rung_cache[:-CONTEXTS_KEPT]

@@ -34,8 +34,8 @@ def encode_edits(
     groups: list[list[Image.Image]],
     negative_prompt: str,
     branches: int,
-) -> list[torch.Tensor]:
-    """Folded conditions of every edit, each ``[branches, queries, layers * dim]`` in guidance's order."""
+) -> list[list[torch.Tensor]]:
+    """Folded conditions of every edit in guidance's order, see :meth:`.mllm.LadderMLLM.encode`."""
     conditions = []
     for start in range(0, len(groups), ENCODED_TOGETHER):
         some = groups[start : start + ENCODED_TOGETHER]
@@ -64,7 +64,7 @@ def partial_sigmas(steps: int, strength: float) -> torch.Tensor:
     return recipe_sigmas(max(steps, int(steps / strength)))[-steps - 1 :]
 
 
-def find_changes(model: ModelPatcher, condition: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+def find_changes(model: ModelPatcher, condition: list[torch.Tensor], latent: torch.Tensor) -> torch.Tensor:
     """The change map ``[h, w]`` of one edit, see :func:`..core.change_map.change_map`.
 
     Args:
@@ -84,7 +84,7 @@ def find_changes(model: ModelPatcher, condition: torch.Tensor, latent: torch.Ten
 
     guider = CFGGuider(model)
     carried = {SOURCE: latent} if model.model.diffusion_model.config.source_latents else {}
-    guider.set_conds(*([[row[None], carried]] for row in (condition[-1], condition[-2])))
+    guider.set_conds(*([[row, carried]] for row in (condition[-1], condition[-2])))
     sampler, sigmas = KSAMPLER(measure), torch.tensor([max(LEVELS), 0.0])
     guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True)
     return found[0].float().cpu()
@@ -92,7 +92,7 @@ def find_changes(model: ModelPatcher, condition: torch.Tensor, latent: torch.Ten
 
 def sample_edits(
     model: ModelPatcher,
-    conditions: list[torch.Tensor],
+    conditions: list[list[torch.Tensor]],
     guidance: Guidance,
     latents: Sequence[torch.Tensor],
     changeable: Sequence[torch.Tensor | None],
@@ -131,14 +131,14 @@ def sample_edits(
 
 def make_guider(
     model: ModelPatcher,
-    condition: torch.Tensor,
+    condition: list[torch.Tensor],
     guidance: Guidance,
     sources: list[dict[str, torch.Tensor]] | None = None,
 ) -> CFGGuider:
     """ComfyUI's guider for the branches of ``condition``, and what each carries besides."""
     condition = condition[-guidance.num_branches(has_images=True) :]
     carried = sources or [{}] * len(condition)
-    *others, positive = ([[row[None], options]] for row, options in zip(condition, carried, strict=True))
+    *others, positive = ([[row, options]] for row, options in zip(condition, carried, strict=True))
     if len(others) == 2:
         guider = Guider_DualCFG(model)
         guider.set_conds(positive, others[1], others[0])

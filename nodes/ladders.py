@@ -19,11 +19,13 @@ class Ladder(NamedTuple):
 
     Attributes:
         rungs: blocks of the diffusion transformer.
-        width: values of one query on one rung.
+        width: values of one token on one rung.
+        packed: whether these say what kind of token it is, a query or one of the text.
     """
 
     rungs: int
     width: int
+    packed: bool = False
 
 
 def ladder_of(model: ModelPatcher) -> Ladder:
@@ -32,11 +34,15 @@ def ladder_of(model: ModelPatcher) -> Ladder:
     config = getattr(transformer, "config", None)
     if getattr(config, "caption_channels", None) is None:
         raise ValueError("The model is not a TBAC-UniImage model; connect Load Model (TBAC-UniImage).")
-    return Ladder(config.num_layers, config.caption_channels)
+    from ..core.conditions import KINDS
+
+    if not config.text_states:
+        return Ladder(config.num_layers, config.caption_channels)
+    return Ladder(config.num_layers, config.caption_channels + KINDS, packed=True)
 
 
 def check_conditioning(ladder: Ladder, name: str, conditioning: list) -> None:
-    """Raise ValueError unless every entry is ``[batch, queries, rungs * width]``."""
+    """Raise ValueError unless every entry is ``[batch, tokens, rungs * width]``."""
     if not isinstance(conditioning, list):
         raise ValueError(f"{name} is of the type {type(conditioning).__name__}; connect a conditioning.")
     if not conditioning:
@@ -93,11 +99,11 @@ def mix_conditioning(ladder: Ladder, a: list, b: list, weights: Sequence[float])
 
 
 def mix_states(ladder: Ladder, a: torch.Tensor, b: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
-    """Rungs of two folded conditions ``[batch, queries, rungs * width]``."""
+    """Rungs of two folded conditions ``[batch, tokens, rungs * width]``."""
     from ..core.conditions import fold_condition, unfold_condition
-    from ..core.rungs import mix_rungs
+    from ..core.rungs import mix_packed, mix_rungs
 
     if len(a) != len(b) and 1 not in (len(a), len(b)):
         raise ValueError(f"The conditionings have {len(a)} and {len(b)} rows; give the same number, or one.")
     states = (unfold_condition(one, ladder.rungs) for one in (a, b))
-    return fold_condition(mix_rungs(*states, weights))
+    return fold_condition((mix_packed if ladder.packed else mix_rungs)(*states, weights))

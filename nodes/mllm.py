@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import comfy.model_management
@@ -16,10 +16,11 @@ from comfy.patcher_extension import CallbacksMP
 from PIL import Image
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from ..core.conditions import fold_condition
-from ..core.encoder import LadderEncoder, execution_device
+from ..core.conditions import fold_condition, pack_condition
+from ..core.encoder import LadderEncoder
 from ..core.requests import check_size
 from ..core.understanding import Answer, ask, check_question
+from ..core.vision import execution_device
 from .offload import cast_parameters, cast_when_used, make_patcher, use_comfy_ops
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class LadderMLLM:
             num_layers=parts.transformer.config.num_layers,
             system_prompt=parts.system_prompt,
             max_text_tokens=parts.max_text_tokens,
+            text_states=parts.transformer.config.text_states,
         )
         # without the head, which shares the embedding's weights and would be counted again
         module = torch.nn.ModuleDict({"mllm": parts.mllm.model, "connector": parts.connector})
@@ -132,7 +134,7 @@ class LadderMLLM:
             cast_when_used(module["mllm"])
         devices = management.text_encoder_device(), management.text_encoder_offload_device()
         self.patcher = make_patcher(module, *devices)
-        for kept in (self.encoder.vision_cache, self.encoder.prefix_cache):
+        for kept in (self.encoder.vision.cache, self.encoder.prefix_cache):
             keep_with(self.patcher, kept)
         # in a partial load the first weights may lie elsewhere than the work is done
         for first in (parts.mllm.model.language_model.embed_tokens, parts.mllm.model.visual.patch_embed.proj):
@@ -140,8 +142,11 @@ class LadderMLLM:
         parts.mllm.lm_head = TiedHead(parts.mllm.model.language_model.embed_tokens)
         parts.mllm.__class__ = ManagedMLLM
 
-    def encode(self, prompts: list[str], images: list[list[Image.Image]]) -> torch.Tensor:
-        """Folded conditions ``[prompts, queries, layers * dim]``, float32.
+    def encode(self, prompts: list[str], images: list[list[Image.Image]]) -> list[torch.Tensor]:
+        """Folded conditions of every prompt, each ``[1, queries, layers * dim]``, float32.
+
+        Of a model that attends to the text's tokens they are packed, ``[1, tokens, layers * (dim + 2)]``,
+        the tokens padded to a multiple of the queries.
 
         Every prompt is encoded alone, so that its condition does not depend in the last bits on what it came
         with; the last :data:`CONDITIONS_KEPT` are kept and never encoded again.
@@ -160,14 +165,18 @@ class LadderMLLM:
             self.load(max(row.input_ids.numel() for row in inputs.values()))
         for key, row in inputs.items():
             with torch.no_grad():
-                states = fold_condition(self.encoder.encode(row).states)
-            found[key] = states.float().to(comfy.model_management.intermediate_device())
+                condition = self.encoder.encode(row)
+            states = condition.states.float()
+            if condition.text_tokens:
+                queries = self.encoder.connector.config.num_queries
+                states = pack_condition(replace(condition, states=states), queries)
+            found[key] = fold_condition(states).to(comfy.model_management.intermediate_device())
         for key in keys:
             self.known[key] = found[key]
             self.known.move_to_end(key)
         while len(self.known) > CONDITIONS_KEPT:
             self.known.popitem(last=False)
-        return torch.cat([found[key] for key in keys])
+        return [found[key] for key in keys]
 
     def ask(
         self,

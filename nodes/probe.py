@@ -127,7 +127,7 @@ class LadderProbe(io.ComfyNode):
             query=query,
             moment=moment,
         )
-        probing.check_query(positive, query)
+        probing.check_query(model, positive, query)
         latent = probing.first_of(latent)
         branches = (positive, negative, image_only)
         drawn = probing.draw_muted(model, branches, latent, seed, steps, (guidance, image_guidance))

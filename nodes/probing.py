@@ -11,10 +11,11 @@ from comfy.samplers import KSAMPLER, CFGGuider
 from comfy.utils import ProgressBar
 
 from ..core.attention import focus, sharpest_queries, watch_attention
+from ..core.conditions import columns_of_kinds, unfold_condition
 from ..core.sheets import contact_sheet, heat_overlay
 from .conditioning import to_pil
 from .guidance import RECIPE, LadderGuidance, choose_sampler, choose_sigmas, sample_latent
-from .ladders import check_conditioning, gains_of, ladder_of, with_gains
+from .ladders import Ladder, check_conditioning, gains_of, ladder_of, with_gains
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -23,11 +24,20 @@ if TYPE_CHECKING:
 CELL = 192  # pixels of one picture on a sheet
 
 
-def check_query(positive: list, query: int) -> None:
+def check_query(model: ModelPatcher, positive: list, query: int) -> None:
     """Raise ValueError if the prompt has no query of this number, counted from 1; 0 stands for all."""
-    queries = min((states.shape[1] for states, _ in positive), default=0)
+    ladder = ladder_of(model)
+    check_conditioning(ladder, "positive", positive)
+    queries = min(count_queries(ladder, states) for states, _ in positive)
     if query > queries:
         raise ValueError(f"query is {query}, this conditioning has 1 to {queries}; 0 shows all together.")
+
+
+def count_queries(ladder: Ladder, states: torch.Tensor) -> int:
+    """How many queries a folded condition has."""
+    if not ladder.packed:
+        return states.shape[1]
+    return int(columns_of_kinds(unfold_condition(states, ladder.rungs))[0].sum())
 
 
 def first_of(latent: dict) -> dict:

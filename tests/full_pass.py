@@ -9,8 +9,8 @@ from tbac_uniimage.core.inputs import LadderInputs
 from tbac_uniimage.core.versions import image_arguments, image_features, mend_positions
 
 
-def query_states(parts: LadderParts, encoder: LadderEncoder, inputs: LadderInputs) -> list[torch.Tensor]:
-    """States at the queries ``[batch, queries, dim]``: inputs of all layers, then the final normed one."""
+def whole_states(parts: LadderParts, encoder: LadderEncoder, inputs: LadderInputs) -> tuple[torch.Tensor]:
+    """States ``[batch, tokens, dim]``: inputs of all layers, then the final normed one."""
     mend_positions(parts.mllm)
     model, image_token = parts.mllm.model, parts.mllm.config.image_token_id
     is_query = inputs.input_ids >= encoder.processor.first_query_id
@@ -25,11 +25,15 @@ def query_states(parts: LadderParts, encoder: LadderEncoder, inputs: LadderInput
         attention_mask=inputs.attention_mask,
         **image_arguments(inputs.input_ids, image_token),
     )
-    hidden = model.language_model(
+    return model.language_model(
         inputs_embeds=embeds,
         position_ids=positions,
         attention_mask=inputs.attention_mask,
         output_hidden_states=True,
     ).hidden_states
+
+
+def query_states(parts: LadderParts, encoder: LadderEncoder, inputs: LadderInputs) -> list[torch.Tensor]:
+    """The same at the queries alone, ``[batch, queries, dim]``."""
     queries = encoder.connector.config.num_queries
-    return [states[:, -2 - queries : -2] for states in hidden]
+    return [states[:, -2 - queries : -2] for states in whole_states(parts, encoder, inputs)]

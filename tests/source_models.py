@@ -1,4 +1,4 @@
-"""The tiny model with the option of reading what it edits, its new weights drawn."""
+"""The tiny model with the options of its transformer, their new weights drawn."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ def reading(parts: LadderParts, trained: bool = True) -> LadderParts:
     if trained:
         weight = transformer.source_embed.weight
         weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) / 4
+    return replace(parts, transformer=transformer)
+
+
+def attending(parts: LadderParts, trained: bool = True) -> LadderParts:
+    """The same parts whose blocks attend to the text's tokens, too; untrained, their gates are zeros."""
+    transformer = copy.deepcopy(parts.transformer)
+    transformer.read_text(True)
+    if trained:
+        gates = transformer.text_gates
+        gates.data = 1 + torch.randn(gates.shape, generator=torch.Generator().manual_seed(3)) / 2
     return replace(parts, transformer=transformer)
 
 

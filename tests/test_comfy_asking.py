@@ -124,8 +124,8 @@ def test_what_a_picture_looks_like_moves_with_the_model(nano, monkeypatch):
 
     monkeypatch.setattr(encoder, "SHARED_FROM", 1)
     nano.mllm.known.clear()
-    expected = nano.mllm.encode([INSTRUCTION], [[sample_picture()]])
-    caches, patcher = (nano.mllm.encoder.vision_cache, nano.mllm.encoder.prefix_cache), nano.mllm.patcher
+    expected = nano.mllm.encode([INSTRUCTION], [[sample_picture()]])[0]
+    caches, patcher = (nano.mllm.encoder.vision.cache, nano.mllm.encoder.prefix_cache), nano.mllm.patcher
     assert all(caches)
     kept = [dict(cache) for cache in caches]
     try:
@@ -142,7 +142,7 @@ def test_what_a_picture_looks_like_moves_with_the_model(nano, monkeypatch):
     for cache in caches:
         assert {features.device for features in cache.values()} == {patcher.offload_device}
     nano.mllm.known.clear()
-    assert torch.equal(nano.mllm.encode([INSTRUCTION], [[sample_picture()]]), expected)
+    assert torch.equal(nano.mllm.encode([INSTRUCTION], [[sample_picture()]])[0], expected)
 
 
 def test_ask_may_end_a_graph(comfy):

@@ -134,7 +134,7 @@ def test_a_released_folder_beside_its_base_models(loaded, models):
 def assert_same(found: tuple, loaded) -> None:
     """MODEL, MLLM and VAE that compute the same."""
     model, mllm, vae = found
-    states = mllm.encode([PROMPT], [[]])
+    states = mllm.encode([PROMPT], [[]])[0]
     assert largest(states, encode(loaded, PROMPT)[0][0]) < 1e-5
     assert largest(predict(model, [[states, {}]]), predict(loaded.model, [[states, {}]])) < 1e-5
     latents = torch.ones(1, vae.latent_channels, 4, 4)
@@ -196,7 +196,7 @@ def test_what_model_save_writes_is_loaded_with_the_model_that_fits(loaded, model
     model, mllm, _ = load(file.name)
     assert largest(predict(model, conditioning), expected) < 1e-5
     assert largest(expected, predict(loaded.model, conditioning)) > 1e-2
-    assert largest(mllm.encode([PROMPT], [[]]), conditioning[0][0]) < 1e-5
+    assert largest(mllm.encode([PROMPT], [[]])[0], conditioning[0][0]) < 1e-5
 
     from tbac_uniimage.nodes.loading import LadderLoadModel
 
@@ -270,7 +270,7 @@ def test_a_loaded_model_needs_its_files_no_more(loaded, own):
     file = own / "transformer" / "diffusion_pytorch_model.safetensors"
     for weights in own.rglob("*.safetensors"):
         os.truncate(weights, weights.stat().st_size // 2)
-    conditioning = [[mllm.encode([PROMPT], [[]]), {}]]
+    conditioning = [[mllm.encode([PROMPT], [[]])[0], {}]]
     found = ladder_sample(model, conditioning, conditioning, empty(loaded))
     expected = encode(loaded, PROMPT)
     assert largest(found, ladder_sample(loaded.model, expected, expected, empty(loaded))) < 1e-4
@@ -314,7 +314,7 @@ def test_models_are_freed_when_nobody_holds_them(own):
     modules = model.model.diffusion_model, mllm.encoder.mllm, vae.first_stage_model
     watched = [weakref.ref(module) for module in modules]
     watched += [weakref.ref(next(module.parameters())) for module in modules]
-    states = mllm.encode([PROMPT], [[]])
+    states = mllm.encode([PROMPT], [[]])[0]
     ladder_sample(
         model, [[states, {}]], [[states, {}]], {"samples": torch.zeros(1, vae.latent_channels, 8, 8)}
     )
@@ -334,7 +334,7 @@ def test_unloading_takes_the_models_off_the_device_and_they_come_back(own):
     assert {entry.model for entry in management.current_loaded_models} >= set(patchers)
     management.unload_all_models()
     assert not management.current_loaded_models
-    states = mllm.encode([PROMPT], [[]])
+    states = mllm.encode([PROMPT], [[]])[0]
     latent = {"samples": torch.zeros(1, vae.latent_channels, 8, 8)}
     first = ladder_sample(model, [[states, {}]], [[states, {}]], latent)
     management.unload_all_models()

@@ -276,7 +276,7 @@ def test_the_language_model_is_kept_no_longer_than_its_file(comfy):
     condition = nano_pipe().encode_prompt(PROMPT, guidance_scale=1.0)
     from tbac_uniimage.core.conditions import fold_condition
 
-    assert largest(mllm.encode([PROMPT], [[]]), fold_condition(condition.states)) < 1e-5
+    assert largest(mllm.encode([PROMPT], [[]])[0], fold_condition(condition.states)) < 1e-5
 
 
 def test_vae_equals_diffusers(loaded, pipe, picture):

@@ -168,7 +168,7 @@ def test_what_prompts_begin_with_is_computed_once(tiny, encoder, shared):
     assert run(inputs[2]) == whole[2] - head
     for text, found in zip(prompts, (states[0][:, :1], states[0][:, 1:], states[1]), strict=True):
         fresh = LadderEncoder(tiny.mllm, tiny.connector, tiny.tokenizer, tiny.image_processor, num_layers=4)
-        fresh.cache_vision = False  # everything in one pass
+        fresh.vision.keeps = False  # everything in one pass
         expected = fresh.hidden_states(fresh.tokenize([text], [[image]]))
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tbac_uniimage.core.rung_attention import RungKV, Rungs
 from tbac_uniimage.core.rungs import (
     PRESETS,
     check_gains,
@@ -19,7 +20,6 @@ from tbac_uniimage.core.rungs import (
     resample,
     scale_rungs,
 )
-from tbac_uniimage.core.transformer import RungKV, Rungs
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -80,9 +80,7 @@ def test_any_text_is_a_curve_or_a_sentence(text):
 
 
 def test_gains_scale_values_alone():
-    rungs = Rungs(
-        [RungKV(random(2, 2, 5, 3, seed=i), random(2, 2, 5, 3, seed=9 + i)) for i in range(3)], None
-    )
+    rungs = Rungs([RungKV(random(2, 2, 5, 3, seed=i), random(2, 2, 5, 3, seed=9 + i)) for i in range(3)])
     scaled = scale_rungs(rungs, [1, 0, 2.5])
     for before, after, gain in zip(rungs.kv, scaled.kv, [1, 0, 2.5], strict=True):
         assert torch.equal(before.key, after.key) and torch.equal(before.value * gain, after.value)

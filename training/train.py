@@ -376,6 +376,7 @@ def open_data(recipe: Recipe, parts: LadderParts) -> MicroBatches:
             first_query_id=parts.mllm.config.text_config.vocab_size,
             system_prompt=parts.system_prompt,
             max_text_tokens=parts.max_text_tokens,
+            text_states=parts.transformer.config.text_states,
         ),
         latent_channels=parts.vae.config.latent_channels,
         factor=parts.vae.spatial_compression_ratio,

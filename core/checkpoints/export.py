@@ -62,6 +62,11 @@ def save_released(
             "The model reads the source's latents, of which readers of the released layout know nothing; "
             "write a pipeline folder."
         )
+    if parts.transformer.config.text_states:
+        raise ValueError(
+            "The model attends to the text's tokens, of which readers of the released layout know nothing; "
+            "write a pipeline folder."
+        )
     with complete_folder(folder) as unfinished:
         parts.tokenizer.save_pretrained(unfinished)
         parts.image_processor.save_pretrained(unfinished)

@@ -326,7 +326,8 @@ class MicroBatches(Dataset):
         features = torch.cat([sample.features for sample in cached]) if cached else None
         grid = torch.cat([sample.grid for sample in cached]) if cached else None
         ids, mask = self.processor.tokenize(texts, counts, grid)
-        return LadderInputs(ids, mask, image_grid_thw=grid, features=features)
+        spans = self.processor.text_spans(texts, counts, ids)
+        return LadderInputs(ids, mask, image_grid_thw=grid, features=features, text_spans=spans)
 
 
 def dropped(draw: float | None, edit: bool, shares: DropSettings) -> tuple[bool, bool]:

@@ -253,7 +253,13 @@ def count_activations(
             seen = model.transformer.nothing_seen(latents)
             with autocast:
                 states = rung_states(model, batch, tokens, dtype)
-                condition = LadderCondition(model.connector(states.to(model.connector.dtype)), None)
+                queries = model.connector.config.num_queries
+                text = states.shape[2] - queries
+                told = [
+                    model.connector(part)
+                    for part in states.to(model.connector.dtype).split([queries, text], 2)
+                ]
+                condition = LadderCondition(torch.cat(told, 2), None, text_tokens=text)
                 losses = flow_matching_losses(
                     model.transformer, condition, latents, noise, u, recipe.objective.shift, seen=seen
                 )
@@ -272,7 +278,10 @@ def vision_activations(model: LadderParts, images: int, dtype: torch.dtype) -> t
 
 
 def rung_states(model: LadderParts, batch: int, vision_tokens: int, dtype: torch.dtype) -> Tensor:
-    """What the MLLM makes of the longest prompts: prefix without gradient, then the queries."""
+    """What the MLLM makes of the longest prompts: prefix without gradient, then the queries.
+
+    Behind them come the states of the text, if the transformer attends to them.
+    """
     encoder = LadderEncoder(
         model.mllm,
         model.connector,
@@ -287,10 +296,12 @@ def rung_states(model: LadderParts, batch: int, vision_tokens: int, dtype: torch
     with torch.no_grad():
         prefix = torch.empty(batch, length, queries.shape[1], dtype=dtype)
         positions = torch.zeros(3, batch, length, dtype=torch.long)
-        for _ in encoder.layer_inputs(prefix, None, positions, cache):
-            pass
+        text = model.max_text_tokens if model.transformer.config.text_states else 0
+        layers = encoder.layer_inputs(prefix, None, positions, cache)
+        beside = encoder.rungs_of(states[:, length - text :].clone() for states in layers)
     positions = torch.zeros(3, batch, len(queries), dtype=torch.long)
-    return encoder.run_layers(queries.to(dtype).expand(batch, -1, -1), None, positions, cache)
+    told = encoder.run_layers(queries.to(dtype).expand(batch, -1, -1), None, positions, cache)
+    return torch.cat([told, beside], dim=2) if text else told
 
 
 def gathered_size(model: LadderParts, dtype: torch.dtype) -> int:

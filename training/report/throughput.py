@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...core.checkpoints import LadderParts
 from ...core.inputs import LadderInputs
+from ...core.layers import text_columns
 
 # Dense bfloat16 with float32 accumulation, 1e12 operations per second, from the makers' data sheets. The
 # first pattern that matches the device's name counts; the more special ones come first.
@@ -80,10 +81,14 @@ class LadderFlops:
 
         rungs = [m for b in transformer.transformer_blocks for m in (b.attn2.to_k, b.attn2.to_v)]
         joined = step_cost(connector) if self.backward else 2 * num_weights(connector)
+        into = (
+            2 * num_weights(connector.layers[:1]) * self.backward
+        )  # gradient with respect to the MLLM's states
         if connector.config.rungs in ("last", "final"):  # one state is joined for all blocks
-            joined /= self.blocks
+            joined, into = joined / self.blocks, into / self.blocks
         joined += step_cost(transformer.caption_projection)
         self.per_rung_query = sum(map(step_cost, rungs)) / self.blocks + joined
+        self.per_rung_text = self.per_rung_query - into
         self.per_sample = step_cost(transformer.time_embed)
         self.per_latent = (
             step_cost(transformer)
@@ -116,14 +121,15 @@ class LadderFlops:
         self.windowed_attention = vision.depth - self.whole_attention
         self.window = (vision.window_size // vision.patch_size) ** 2
 
-    def transformer(self, latents: int) -> float:
+    def transformer(self, latents: int, text: int = 0) -> float:
         """One sample through connector and diffusion transformer, forward and backward.
 
         Args:
             latents: tokens of the latent.
+            text: tokens of the text, where the blocks attend to them.
         """
-        cross = 3 * 4 * self.blocks * latents * self.queries * self.cross_width
-        rungs = self.blocks * self.queries * self.per_rung_query
+        cross = 3 * 4 * self.blocks * latents * (self.queries + text) * self.cross_width
+        rungs = self.blocks * (self.queries * self.per_rung_query + text * self.per_rung_text)
         return self.per_sample + latents * self.per_latent + rungs + cross
 
     def prefix(self, tokens: int) -> float:
@@ -155,7 +161,8 @@ class LadderFlops:
         batch, _, height, width = latents
         prefix = inputs.input_ids.shape[1] - self.queries - 2  # the closing tokens never run
         tokens = (height // self.patch) * (width // self.patch)
-        total = batch * (self.transformer(tokens) + self.prefix(prefix) + self.query_pass(prefix))
+        text = 0 if inputs.text_spans is None else text_columns(inputs.text_spans).shape[1]
+        total = batch * (self.transformer(tokens, text) + self.prefix(prefix) + self.query_pass(prefix))
         if inputs.pixel_values is not None:
             total += sum(self.vision(patches) for patches in inputs.image_grid_thw.prod(-1).tolist())
         return total

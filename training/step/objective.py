@@ -80,6 +80,7 @@ def flow_matching_losses(
         condition.states,
         timestep,
         encoder_attention_mask=condition.mask,
+        text_tokens=condition.text_tokens,
         return_dict=False,
         **(seen or {}),
     )[0]

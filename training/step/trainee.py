@@ -48,9 +48,10 @@ class LadderTrainee(nn.Module):
             num_layers=parts.transformer.config.num_layers,
             system_prompt=parts.system_prompt,
             max_text_tokens=parts.max_text_tokens,
+            text_states=parts.transformer.config.text_states,
         )
         self.encoder.gradient_checkpointing = parts.transformer.gradient_checkpointing
-        self.encoder.cache_vision = False
+        self.encoder.vision.keeps = False
 
     def forward(
         self,
