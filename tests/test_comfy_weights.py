@@ -167,7 +167,7 @@ def test_partly_loaded_models_give_the_same_numbers(loaded, checkpoint, picture,
     for patcher in (model, mllm.patcher, vae.patcher):
         patcher.load(torch.device("cpu"), lowvram_model_memory=max(1, int(patcher.model_size() * share)))
         assert patcher.model.model_lowvram
-    whole, partly = (m.encode([PROMPT], [[picture]]) for m in (loaded.mllm, mllm))
+    whole, partly = (m.encode([PROMPT], [[picture]])[0] for m in (loaded.mllm, mllm))
     assert largest(whole, partly) < 1e-6
     factor = vae.downscale_ratio
     pixels = as_batch(picture.resize((8 * factor, 6 * factor)))
@@ -195,7 +195,7 @@ def test_low_precision_weights_stay_close_and_small(loaded, checkpoint, picture,
     latents = torch.randn(1, model.model.latent_format.latent_channels, 8, 8)
     exact, rough = (velocity(m, latents, 0.5, context) for m in (loaded.model, model))
     error = (exact - rough).norm() / exact.norm()
-    states, rough = (m.encode([PROMPT], [[picture]]) for m in (loaded.mllm, mllm))
+    states, rough = (m.encode([PROMPT], [[picture]])[0] for m in (loaded.mllm, mllm))
     mllm_error = (states - rough).norm() / states.norm()
     share = loaded.model.model_size() / model.model_size()
     print(f"\n{dtype}: velocity {error:.1e}, conditions {mllm_error:.1e}, {share:.2f} times smaller")

@@ -142,6 +142,12 @@ def test_a_trained_model_gets_another_autoencoder(drawings, tmp_path, monkeypatc
     kept, were = pipeline.transformer.state_dict(), old.transformer.state_dict()
     changed = {name for name in kept if not torch.equal(kept[name], were[name])}
     assert changed == {"patch_embed.proj.weight", "proj_out.weight", "proj_out.bias"}
+    old.transformer.read_source(True)
+    old.transformer.read_text(True)
+    with monkeypatch.context() as patch:
+        patch.setattr(assemble, "load_parts", lambda *_, **__: old)
+        options = assemble.with_autoencoder(tmp_path, model, 0).transformer.config
+    assert options.source_latents and options.text_states
     assert torch.equal(pipeline.connector.queries, old.connector.queries)
     embedding = pipeline.mllm.get_input_embeddings().weight
     assert torch.equal(embedding, old.mllm.get_input_embeddings().weight)

@@ -217,15 +217,16 @@ def test_a_trial_of_everything(drawings, tmp_path, monkeypatch, capsys):  # noqa
     assert len(list((tmp_path / "score" / "verdicts").iterdir())) == 3
 
 
-def test_source_latents_are_read_from_the_second_stage_on(tmp_path):
+@pytest.mark.parametrize(("option", "begins"), [("source_latents", 1), ("text_states", 0)])
+def test_options_of_the_model_are_had_from_the_stage_on_that_needs_them(tmp_path, option, begins):
     """By the recipes as they are, and with anything else that is asked for."""
     for size, pixels in ((make.FULL, 64), (make.TRIAL, 128)):
         plain = {s.name: s.command for s in make.steps(tmp_path, tmp_path, size, 2, pixels)}
-        found = {s.name: s.command for s in make.steps(tmp_path, tmp_path, size, 2, pixels, None, True)}
+        found = {s.name: s.command for s in make.steps(tmp_path, tmp_path, size, 2, pixels, None, [option])}
         for name, command in found.items():
-            added = ["model.source_latents=true"] if name in make.LADDER[1:] else []
+            added = [f"model.{option}=true"] if name in make.LADDER[begins:] else []
             assert sorted(command) == sorted(plain[name] + added), name
             if added:
                 path = ROOT / "training" / "recipes" / "nano" / f"{name}.yaml"
                 changes = [word for word in command if "=" in word]
-                assert load_recipe(path, changes).model.source_latents is True
+                assert getattr(load_recipe(path, changes).model, option) is True

@@ -89,8 +89,7 @@ def test_runs_differ_in_side_and_seed_only(tmp_path, study, budget):
     for other in others:
         assert {key for key in first if first[key] != other[key]} <= {"run", "seed", "init", "model"}
     expected = list(RUNGS) if study is LADDER else [False, True]
-    key = "rungs" if study is LADDER else "source_latents"
-    assert [getattr(recipe.model, key) for recipe in found] == expected * 2
+    assert [getattr(recipe.model, study.name) for recipe in found] == expected * 2
 
 
 def test_the_budget_is_what_is_said():

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ PACKAGE = "tbac_uniimage.training"
 RUNS = "runs/nano"  # what the recipes have
 BASE = ("a_autoencoder", "b_vision", "c_language", "d_grounding", "e_seeing", "f_answers")
 LADDER = ("1_text_to_image", "2_image_text_to_image", "3_fine_tune")
+OPTIONS = {"source_latents": LADDER[1:], "text_states": LADDER}  # of the model, and the stages that have them
 SIZE_KEYS = {"a_autoencoder": "size"} | dict.fromkeys(LADDER, "data.resolution")  # of the recipes that draw
 
 
@@ -142,7 +143,7 @@ def base_stage(name: str, runs: Path, size: Size, pixels: int) -> Step:
 
 
 def ladder_stage(
-    name: str, runs: Path, size: Size, processes: int, pixels: int, source_latents: bool = False
+    name: str, runs: Path, size: Size, processes: int, pixels: int, options: Sequence[str] = ()
 ) -> Step:
     """A stage of the ladder, on several processes of one thread each.
 
@@ -151,8 +152,7 @@ def ladder_stage(
     """
     path = RECIPES / f"{name}.yaml"
     changes = [*moved(path, runs), *redrawn(name, pixels), *size.ladder]
-    if source_latents and name in LADDER[1:]:  # the stages that edit
-        changes.append("model.source_latents=true")
+    changes += [f"model.{option}=true" for option in options if name in OPTIONS[option]]
     shares = dict(values(read_settings(path))) | dict(change.split("=", 1) for change in size.ladder)
     batch, micro = int(shares["train.batch"]), int(shares["train.micro_batch"])
     if processes < 1 or batch % processes:
@@ -173,7 +173,7 @@ def steps(
     processes: int,
     pixels: int = SIZE,
     model: Path | None = None,
-    source_latents: bool = False,
+    options: Sequence[str] = (),
 ) -> list[Step]:
     """All steps in order.
 
@@ -184,11 +184,11 @@ def steps(
         processes: of the ladder's stages.
         pixels: side of the pictures.
         model: a trained model whose language model, ladder and judge are taken instead of making them anew.
-        source_latents: whether it reads the latents of what it edits.
+        options: of :data:`OPTIONS`, that it has.
     """
     made = {"autoencoder": runs / "autoencoder"}
     made |= {"model": model} if model else {"language": runs / "answers", "tokenizer": runs / "tokenizer"}
-    options = (word for name, folder in made.items() for word in (f"--{name}", folder))
+    parts = (word for name, folder in made.items() for word in (f"--{name}", folder))
     counts = [word for name, count in size.counts.items() for word in (f"--{name}", count)]
     sets = [str(runs / "data" / name) for name in size.counts]
     index = [str(SHELL), "data", "index", *sets, "-o", str(runs / "index")]
@@ -197,10 +197,10 @@ def steps(
     return [
         Step("drawings", module("nano.domain.art")),
         *(base_stage(name, runs, size, pixels) for name in (BASE[:1] if model else BASE)),
-        Step("base", module("nano.base.assemble", runs / "base", *options), (runs / "base").exists),
+        Step("base", module("nano.base.assemble", runs / "base", *parts), (runs / "base").exists),
         Step("data", module("nano.compose", runs / "data", "--size", pixels, *counts)),
         Step("index", index, lambda: all((runs / "index" / name).exists() for name in size.counts)),
-        *(ladder_stage(name, runs, size, processes, pixels, source_latents) for name in LADDER),
+        *(ladder_stage(name, runs, size, processes, pixels, options) for name in LADDER),
         *([] if model else [train_judge]),
         Step("publish", module("nano.publish", runs / "stage3", judge, target)),
     ]
@@ -228,6 +228,7 @@ def main() -> None:
     add("--size", type=int, choices=SIZES, default=SIZE, help="of pictures (default: %(default)s pixels)")
     add("--model", type=Path, help="train a new autoencoder and the ladder of this trained model only")
     add("--source-latents", action="store_true", help="also read the latents of what is edited")
+    add("--text-states", action="store_true", help="also attend to the text's own tokens")
     add("--trial", action="store_true", help="a few steps of everything, to see that it works")
     add("--runs", type=Path, help=f"where everything is made (default: {RUNS}, of a trial {RUNS}-trial)")
     add("--target", type=Path, help="folder of the model (default: assets/nano, of a trial RUNS/model)")
@@ -237,8 +238,8 @@ def main() -> None:
     try:
         size = TRIAL if options.trial else FULL
         model = options.model and options.model.absolute()
-        source = options.source_latents
-        to_do = steps(runs, target.absolute(), size, options.processes, options.size, model, source)
+        chosen = [option for option in OPTIONS if getattr(options, option)]
+        to_do = steps(runs, target.absolute(), size, options.processes, options.size, model, chosen)
     except ValueError as error:
         sys.exit(str(error))
     sys.exit(run_steps(to_do))

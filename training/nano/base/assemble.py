@@ -96,6 +96,7 @@ def with_autoencoder(vae_run: str | Path, model: str | Path, seed: int) -> Ladde
     torch.manual_seed(seed)
     trained, transformer = parts.transformer, build_transformer(parts.vae.config.latent_channels)
     transformer.read_source(trained.config.source_latents)
+    transformer.read_text(trained.config.text_states)
     shapes = {name: tensor.shape for name, tensor in transformer.state_dict().items()}
     fits = {name: t for name, t in trained.state_dict().items() if t.shape == shapes[name]}
     transformer.load_state_dict(fits, strict=False)

@@ -7,4 +7,5 @@ tables and a plot of what is finished.
 - `rungs`: the ladder, and other states of the same frozen MLLM (`core.rung_kinds`). Transformer and connector
   begin anew (`start`); the kinds have the same number of parameters (`mixed` has 36 more of 4 million).
 - `source_latents`: the nano model goes on from its weights, with and without the latents of what it edits.
+- `text_states`: the same, with and without the text's own tokens beside the queries.
 """

@@ -70,5 +70,17 @@ STUDIES = {
             samples=24,
             seed=1,
         ),
+        Study(
+            "text_states",
+            sides={
+                "without": ("model.text_states=false",),
+                "with": ("model.text_states=true",),
+            },
+            fullest="with",
+            counts={"scenes": 8_700, "words": 6_000},
+            score=("--only", "draw", "--pictures", "1", "--steps", "20"),
+            samples=100,
+            seed=1,
+        ),
     )
 }
