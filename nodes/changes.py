@@ -86,13 +86,15 @@ class LadderChangeMap(io.ComfyNode):
         """Check everything; then encode, compare, and show."""
         from torch.nn.functional import interpolate
 
+        from ..core.editing import check_pictures
         from ..core.sheets import change_overlay
         from .display import from_pil
         from .edit_sampling import encode_edits
-        from .editing import check_requests, check_same_model, find_masks, picture_groups
+        from .editing import check_requests, check_same_model, find_masks, further_groups, picture_groups
 
         size = check_same_model(model, mllm, vae)
-        groups = picture_groups(image, image_2, image_3, image_4)
+        check_pictures("image", image)
+        groups = picture_groups(image, further_groups(len(image), image_2, image_3, image_4))
         check_requests(instruction, groups, negative_prompt)
         conditions = encode_edits(mllm, instruction, groups, negative_prompt, branches=2)
         masks, maps = find_masks(model, vae, image, conditions, size)

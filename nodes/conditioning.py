@@ -33,7 +33,8 @@ def to_pil(pixels: torch.Tensor) -> list[Image.Image]:
     """ComfyUI pictures ``[batch, height, width, 1, 3 or 4]`` in 0 … 1 as RGB; transparent parts are white."""
     from ..core.rgb import from_array, to_rgb
 
-    arrays = [(picture.clamp(0, 1) * 255).round().byte().cpu().numpy() for picture in pixels]
+    # in place: a photograph is large
+    arrays = [picture.clamp(0, 1).mul_(255).round_().byte().cpu().numpy() for picture in pixels]
     return [to_rgb(from_array(array)) for array in arrays]
 
 

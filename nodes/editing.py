@@ -194,6 +194,7 @@ class LadderEdit(io.ComfyNode):
         from ..core.crops import lengths, plan_crops, stitch, whole
         from ..core.editing import (
             as_rgb,
+            check_pictures,
             drawing_size,
             fit_mask,
             latent_mask,
@@ -215,9 +216,9 @@ class LadderEdit(io.ComfyNode):
         )
         size = check_same_model(model, mllm, vae)
         guidances = Guidance(guidance, image_guidance)
-        groups = picture_groups(image, image_2, image_3, image_4)
-        check_requests(instruction, groups, negative_prompt)
+        check_pictures("image", image)
         count, height, width = image.shape[:3]
+        further = further_groups(count, image_2, image_3, image_4)
         masks = None
         if mask is not None and mask_from == CONNECTED:
             masks = fit_mask(mask, count, height, width).to(image.device)
@@ -226,6 +227,8 @@ class LadderEdit(io.ComfyNode):
         branches = max(guidances.num_branches(has_images=True), 2 if automatic else 1)
         conditions = []  # of whole pictures
         if automatic:
+            groups = picture_groups(image, further)
+            check_requests(instruction, groups, negative_prompt)
             conditions = encode_edits(mllm, instruction, groups, negative_prompt, branches)
             masks, _ = find_masks(model, vae, image, conditions, size)
         if masks is None:
@@ -233,6 +236,9 @@ class LadderEdit(io.ComfyNode):
         else:
             plans = [plan_crops(one, context, side or size.native, size.factor) for one in masks]
             crops = [(i, crop) for i, plan in enumerate(plans) for crop in plan]
+        seen = [picture_groups(image[i][crop.box][None], further[i : i + 1])[0] for i, crop in crops]
+        if not automatic:
+            check_requests(instruction, seen, negative_prompt)
 
         from_noise = strength == 1 and masks is None
         device = management.intermediate_device()
@@ -246,7 +252,6 @@ class LadderEdit(io.ComfyNode):
                 latents.append(vae.encode(resize(as_rgb(image[i][crop.box][None]).float(), across, down)))
             changeable.append(None if masks is None else latent_mask(masks[i][crop.box][None], *cells))
         if strength > 0:
-            seen = [[*to_pil(image[i][crop.box][None]), *groups[i][1:]] for i, crop in crops]
             sources = None
             if mllm.reads_source:
                 of_each = zip(seen, latents, strict=True)
@@ -296,21 +301,24 @@ def check_same_model(model: ModelPatcher, mllm: LadderMLLM, vae: LadderVAE) -> L
     return size
 
 
-def picture_groups(image: torch.Tensor, *further: torch.Tensor | None) -> list[list[Image.Image]]:
-    """For every picture of the batch: itself and the further pictures. Raises ValueError for bad ones."""
+def picture_groups(image: torch.Tensor, further: list[list[Image.Image]]) -> list[list[Image.Image]]:
+    """For every picture of a batch: itself and its further pictures."""
+    return [[picture, *more] for picture, more in zip(to_pil(image), further, strict=True)]
+
+
+def further_groups(count: int, *batches: torch.Tensor | None) -> list[list[Image.Image]]:
+    """The further pictures of ``count`` edits, from the second on. Raises ValueError for bad ones."""
     from ..core.editing import check_pictures
 
-    check_pictures("image", image)
-    groups = [[picture] for picture in to_pil(image)]
-    for number, batch in enumerate(further, 2):
+    groups = [[] for _ in range(count)]
+    for number, batch in enumerate(batches, 2):
         if batch is None:
             continue
         name = f"image_{number}"
         check_pictures(name, batch)
-        if len(batch) not in (1, len(groups)):
+        if len(batch) not in (1, count):
             raise ValueError(
-                f"{name} holds {len(batch)} pictures for {len(groups)} edits; give one for all, or one for "
-                "each."
+                f"{name} holds {len(batch)} pictures for {count} edits; give one for all, or one for each."
             )
         pictures = to_pil(batch)
         for i, group in enumerate(groups):

@@ -133,6 +133,7 @@ def compare(column: int, before: Link, after: Link) -> Node:
 
 
 COMPARED = "Before and after"
+CLOSE_UP = {"width": 320, "height": 320, "x": 1100, "y": 30}  # around the mask of the large picture
 MUSHROOM = "replace the rocket with a mushroom"
 DOG_AND_ROCKET = "a dog to the left of a rocket on a blue background"
 
@@ -191,9 +192,9 @@ TEMPLATES = {
             load(),
             picture(0, "tbac_uniimage_cat.png", "First picture"),
             picture(0, "tbac_uniimage_car.png", "Second picture"),
-            encode(1, "a cat to the left of a car on white", image=(2, 0), image_2=(3, 0)),
+            encode(1, "replace the cat with a car", image=(2, 0), image_2=(3, 0), vae=(1, 2)),
             empty(1),
-            sampler(2, ((4, 0), (4, 1), (4, 2)), (5, 0), guidance=3.0),
+            sampler(2, ((4, 0), (4, 1), (4, 2)), (5, 0), guidance=2.0, image_guidance=2.0),
             decode(3, (6, 0)),
             enlarge(2, (7, 0)),
             save(2, (8, 0), "tbac/composition"),
@@ -424,5 +425,18 @@ TEMPLATES = {
         ],
         [("Model, source, instruction", 0, 0), ("Where it changes", 1, 1), ("Edit", 2, 3), (COMPARED, 4, 4)],
         drops=(0, 760, 120, 120, 0),  # so low that what goes to Image Edit passes above Change Map
+    ),
+    "small_thing": Template(
+        [
+            load(),
+            picture(0, "tbac_uniimage_small_thing.png", "Large picture with a mask", above=True),
+            edit(1, (2, 0), "replace the balloon with a panda", mask=(2, 1), context=0.2),
+            save(2, (3, 0), "tbac/small_thing", size=(460, 400)),
+            Node("ImageCrop", 2, {"image": (3, 0), **CLOSE_UP}, "Cut out to look at", collapsed=True),
+            Node("PreviewImage", 2, {"images": (5, 0)}, "Close-up", (460, 400)),
+            compare(3, (2, 0), (3, 0)),
+        ],
+        [("Model and source", 0, 0), ("Edit", 1, 2), (COMPARED, 3, 3)],
+        drops=(0, 120, 120, 0),
     ),
 }

@@ -38,7 +38,8 @@ NOTES = {
         "**Change** the pictures and the sentence that brings them together: the first is *image*, the "
         "second *image_2*; up to four can be connected.\n\n"
         "**image_guidance** is how strongly they count.\n\n"
-        "Nano follows the sentence more than the pictures. " + ENLARGED + "\n\n" + INSIDE
+        "Nano never learned from two pictures: it keeps the first one's background and takes the car from "
+        "the sentence. " + ENLARGED + "\n\n" + INSIDE
     ),
     "structure_and_style": (
         "### Structure of this, style of that\n\n"
@@ -104,5 +105,14 @@ NOTES = {
         "*add a star at the top*.\n\n"
         "A mask that is too small or too large: put *GrowMask* between the two. *Image Edit* alone does the "
         "same with *mask_from* set to automatic."
+    ),
+    "small_thing": (
+        "### A small thing in a large picture\n\n"
+        "What lies around the mask is cut out, drawn with all the model's pixels, scaled back and laid in. "
+        "Every other pixel stays, bit for bit, and a photograph may be of any size.\n\n"
+        "**Change** the mask: right-click the picture, *Open in MaskEditor*, paint, save. Name what lies "
+        "there and not where: the model sees the part alone. For nano: *remove the balloon*, *make the "
+        "balloon blue*.\n\n"
+        "**context** is how much around the mask is drawn with it."
     ),
 }

@@ -407,9 +407,13 @@ def test_outside_the_parts_of_a_large_picture_every_bit_stays(loaded, channels):
 
 
 def test_the_language_model_sees_what_is_drawn(loaded, monkeypatch):
+    """And a large picture is never copied as a whole for it."""
+    from tbac_uniimage.nodes import editing
     from tbac_uniimage.nodes.mllm import LadderMLLM
 
     seen, encode = [], LadderMLLM.encode
+    copied, to_pil = [], editing.to_pil
+    monkeypatch.setattr(editing, "to_pil", lambda pixels: copied.append(pixels.shape[1:3]) or to_pil(pixels))
 
     def watched(self, prompts, images):
         seen.append([[image.size for image in group] for group in images])
@@ -420,7 +424,7 @@ def test_the_language_model_sees_what_is_drawn(loaded, monkeypatch):
     mask = spots(400, 500, (1, 1), (300, 420), side=80)
     edit_picture(loaded, picture, steps=1, mask=mask, context=0.5, image_2=other)
     sizes = {tuple(group) for group in seen[0]}
-    assert sizes == {((160, 160), (20, 30))}
+    assert sizes == {((160, 160), (20, 30))} and set(copied) == {(160, 160), (30, 20)}
     seen.clear()
     edit_picture(loaded, picture, steps=1, mask=mask, context=100.0)
     assert {tuple(group) for group in seen[0]} == {((500, 400),)}

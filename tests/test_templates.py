@@ -48,7 +48,8 @@ EXPECTED = {
     "edit_by_instruction": Expected(1, (256, 256), "blue"),
     "masked_edit": Expected(1, (256, 256), "blue"),
     "edit_without_a_mask": Expected(1, (256, 256), "blue"),
-    "two_image_composition": Expected(1, (512, 512), "white"),
+    "small_thing": Expected(1, (1536, 1024), "blue"),
+    "two_image_composition": Expected(1, (512, 512), "pink"),
     "structure_and_style": Expected(1, (512, 512), None),
     "batch_edit_of_a_folder": Expected(4, (256, 256), "pink"),
     "native_ksampler": Expected(1, (512, 512), "white"),
@@ -192,6 +193,7 @@ def test_blueprints_are_listed_and_draw(server):
     [
         ("masked_edit", "masked", 0.5, 0.95),
         ("edit_without_a_mask", "dog_and_rocket", 0.5, 0.95),
+        ("small_thing", "small_thing", 0.98, 0.99),
     ],
 )
 def test_masked_edits_keep_the_rest_to_the_bit(server, name, sample, least, most):
