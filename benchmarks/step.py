@@ -1,10 +1,11 @@
 """A denoising step, and what makes it shorter: lean attention, step caches, compilation, bfloat16.
 
-    python benchmarks/step.py [--model DIR] [--repeats N] [--compile] [--bfloat16] [--pictures N]
+    python benchmarks/step.py [--model DIR] [--repeats N] [--compile] [--bfloat16] [--pictures N] [--edits]
 
 Both sides of a pair run in one process and in turns; medians of the CPU time of one thread. ``--compile``
 also compiles (minutes), ``--bfloat16`` also multiplies at the released widths: a block of the transformer and
-a layer of the language model. ``--pictures`` is how many the step cache is measured on.
+a layer of the language model. ``--pictures`` is how many the step cache is measured on, ``--edits`` takes
+edits for them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from diffusers import SanaTransformer2DModel
 from diffusers.hooks import FirstBlockCacheConfig
 from diffusers.models.attention_processor import Attention
 from ladder import compare
+from PIL import Image
 from tbac_uniimage.core import LadderPipeline, load_parts
 from tbac_uniimage.core.checkpoints.parts import on_meta, released_configs
 from tbac_uniimage.core.rung_attention import RungKV, Rungs
@@ -37,6 +39,15 @@ PROMPTS = (
     "a cat above a blue car on pink",
     "a flat illustration of a frog on orange",
 )
+INSTRUCTIONS = (
+    "remove the cactus",
+    "change the background to blue",
+    "replace the rocket with a panda",
+    "make the rocket purple",
+    "turn it into a cartoon",
+    "add a star",
+)
+SCENE = EMBEDDED.parent / "samples" / "tbac_uniimage_scene.png"
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.3)
 STEPS = 30
 SANA = inspect.signature(SanaTransformer2DModel.__init__).parameters  # what its configuration knows
@@ -53,6 +64,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compiled blocks and model, too")
     parser.add_argument("--bfloat16", action="store_true", help="bfloat16 at the released widths, too")
     parser.add_argument("--pictures", type=int, default=6, help="for the step cache; 0 leaves it out")
+    parser.add_argument("--edits", action="store_true", help="the step cache on edits, not on prompts")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pipeline = LadderPipeline(**vars(load_parts(options.model, dtype=torch.float32)))
@@ -93,7 +105,7 @@ def main() -> None:
             print(f"{name}: compiled in {time.perf_counter() - started:.0f} s")
             print(compare("plain", ours, name, step, options.repeats))
     if options.pictures:
-        step_cache(pipeline, options.pictures)
+        step_cache(pipeline, options.pictures, edits=options.edits)
     if options.bfloat16:
         for line in widths(options.repeats):
             print(line)
@@ -108,19 +120,22 @@ def compilations(transformer: LadderTransformer2DModel):
     return ("blocks compiled", blocks), ("all compiled", whole)
 
 
-def step_cache(pipeline: LadderPipeline, count: int) -> None:
+def step_cache(pipeline: LadderPipeline, count: int, edits: bool) -> None:
     """Whole pictures with FirstBlockCache and without, in turns."""
     transformer = pipeline.transformer
+    scales = {"guidance_scale": 2.0, "image_guidance_scale": 2.0} if edits else {"guidance_scale": 4.5}
+    seen = {"image": Image.open(SCENE).convert("RGB")} if edits else {}
     found = {threshold: [] for threshold in THRESHOLDS}
 
     def draw(number: int, steps: int = STEPS) -> tuple[torch.Tensor, float]:
         generator = torch.Generator().manual_seed(number)
-        condition = conditions[number % len(PROMPTS)]
+        condition = conditions[number % len(conditions)]
         started = time.process_time()
-        options = {"num_inference_steps": steps, "generator": generator, "output_type": "pt"}
+        options = {"num_inference_steps": steps, "generator": generator, "output_type": "pt"} | scales
         return pipeline(condition=condition, **options).images, time.process_time() - started
 
-    conditions = [pipeline.encode_prompt(prompt) for prompt in PROMPTS]
+    texts = INSTRUCTIONS if edits else PROMPTS
+    conditions = [pipeline.encode_prompt(text, **seen, **scales) for text in texts]
     draw(0)
     fewer = []
     for number in range(count):
@@ -132,7 +147,8 @@ def step_cache(pipeline: LadderPipeline, count: int) -> None:
             found[threshold].append((cached / seconds, 255 * (picture - plain).abs().mean().item()))
         picture, cached = draw(number, STEPS // 3)
         fewer.append((cached / seconds, 255 * (picture - plain).abs().mean().item()))
-    print(f"{count} pictures of {STEPS} steps, guidance 4.5: medians, worst difference, grey levels of 255")
+    what = "edits with guidance 2 of text and image" if edits else "pictures with guidance 4.5"
+    print(f"{count} {what} of {STEPS} steps: medians, worst difference, grey levels of 255")
     rows = [*((f"FirstBlockCache {threshold}", found[threshold]) for threshold in THRESHOLDS)]
     for name, results in [*rows, (f"{STEPS // 3} steps for {STEPS}", fewer)]:
         took, moved = zip(*results, strict=True)

@@ -48,8 +48,7 @@ def load_for_comfy(
     files = (path, transformer_file)
     watch = FileWatch(*(file for file in files if file is not None))
     rule = functools.partial(kept_as, dtype)
-    scaled = transformer_file if is_scaled(transformer_file) else None
-    plain = None if scaled else transformer_file
+    plain, scaled = told_apart(transformer_file)
     parts = load_parts(path, transformer_file=plain, dtype=rule, own=watch)
     computed, layers = parts.connector.dtype, layer_dtype(parts.mllm)
 
@@ -85,14 +84,15 @@ def kept_as(dtype: torch.dtype | None, part: str, module: torch.nn.Module, store
     return Dtypes(computed, dtype or min(computed, stored, key=lambda kind: kind.itemsize))
 
 
-def read_parts(path: Path, transformer_file: Path | None) -> tuple[LadderParts, FileWatch]:
-    """The parts as views onto their files, and what tells whether these change meanwhile.
+def told_apart(transformer_file: Path | None) -> tuple[Path | None, Path | None]:
+    """The file of a transformer as one that core reads, and as one with ComfyUI's scales."""
+    return (None, transformer_file) if is_scaled(transformer_file) else (transformer_file, None)
 
-    A file with ComfyUI's scales is read later, by ComfyUI's layers.
-    """
+
+def read_parts(path: Path, transformer_file: Path | None) -> tuple[LadderParts, FileWatch]:
+    """The parts as views onto their files, and what tells whether these change meanwhile."""
     watch = FileWatch(path, *([] if transformer_file is None else [transformer_file]))
-    plain = None if is_scaled(transformer_file) else transformer_file
-    return load_parts(path, transformer_file=plain), watch
+    return load_parts(path, transformer_file=told_apart(transformer_file)[0]), watch
 
 
 def reload_model(
@@ -105,7 +105,7 @@ def reload_model(
     """The MODEL of :func:`load_for_comfy` once more, with weights of its own."""
     parts, watch = read_parts(path, transformer_file)
     own_weights(parts.transformer, watch, dtype if dtype in COMPUTED_IN else None)
-    scaled = transformer_file if is_scaled(transformer_file) else None
+    scaled = told_apart(transformer_file)[1]
     return make_model(parts.transformer, latent_format, dtype, disable_dynamic, scaled)
 
 

@@ -321,7 +321,7 @@ def comfyui(trial: Trial, dtype: str, steps: str, device: str) -> None:
 
     folder = trial.scratch / f"comfyui-{dtype}"
     paths = folder / "models.yaml"
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     paths.write_text(json.dumps({"full_size": {"uniimage": str(trial.model.parent)}}))  # JSON is YAML
     more = ["--extra-model-paths-config", str(paths), *(["--cpu"] if device == "cpu" else [])]
     with comfy_server.running_server(Path(os.environ["COMFYUI_PATH"]), folder, *more) as server:

@@ -397,6 +397,8 @@ def test_transformers_in_comfyuis_own_formats(loaded, models, own, kind):
     assert error < (2e-2 if kind == INT8 else 1e-5)  # int8 rounds what it multiplies, too
     assert largest(expected, before) > 1e-3
     assert model.model_size() < loaded.model.model_size()
+    factory, arguments = model.cached_patcher_init  # by which ComfyUI gets another one
+    assert torch.equal(predict(factory(*arguments), conditioning), found)
     kept["transformer_blocks.0.attn1.to_q.comfy_quant"] = marked({"format": "int3"})
     if kind is not None:
         save_file(kept, models / "small.safetensors")
