@@ -18,6 +18,7 @@ from comfy_helpers import (
     largest,
     reference,
 )
+from safetensors.torch import save_file
 from source_models import pipeline_of, reading
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("inference")]
@@ -250,6 +251,34 @@ def test_what_cannot_be_read_is_one_sentence(reader, loaded, small):
         ValueError, match="latents of InstructPixToPixConditioning, which this model does not"
     ):
         ksample(loaded.model, *pix2pix)
+
+
+def test_a_lora_made_without_it_fits(reader, tiny, small, tmp_path, monkeypatch):
+    """In ComfyUI and in Python, and source_embed stays what it is."""
+    import folder_paths
+    from tbac_uniimage.nodes.lora import LadderLoadLora
+
+    generator, tensors = torch.Generator().manual_seed(6), {}
+    for block in range(tiny.transformer.config.num_layers):
+        layer = f"transformer_blocks.{block}.attn2.to_k"
+        rows, columns = tiny.transformer.get_submodule(layer).weight.shape
+        for kind, shape in (("lora_A", (3, columns)), ("lora_B", (rows, 3))):
+            tensors[f"transformer.{layer}.{kind}.weight"] = torch.randn(shape, generator=generator) / 4
+    save_file(tensors, tmp_path / "plain.safetensors")
+    known = folder_paths.folder_names_and_paths
+    monkeypatch.setitem(known, "loras", ([str(tmp_path)], {".safetensors"}))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    tuned = LadderLoadLora.execute(reader.model, "plain.safetensors", 1.0).result[0]
+    assert not any("source_embed" in name for name in tuned.patches)
+
+    positive, image_only, negative, latent = edit_conditions(reader, as_batch(small), vae=reader.vae)
+    found = ladder_sample(tuned, positive, negative, latent, image_only)
+    before = ladder_sample(reader.model, positive, negative, latent, image_only)
+    with torch.inference_mode(False):
+        pipe = pipeline_of(reading(tiny))
+        pipe.load_lora_weights(tmp_path / "plain.safetensors")
+    assert largest(found, reference(pipe, INSTRUCTION, image=small, **SCALES)) < 1e-3
+    assert largest(found, before) > 0.05
 
 
 def test_gains_probe_and_a_saved_conditioning_go_with_it(reader, small, expected, tmp_path, monkeypatch):

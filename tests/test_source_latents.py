@@ -6,12 +6,14 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from source_models import pipeline_of, reading
 from tbac_uniimage.core.canvas import canvas_pixels, encode_latents
 from tbac_uniimage.core.checkpoints import load_parts, save_released
+from tbac_uniimage.core.crops import corners, plan_crops
 from tbac_uniimage.core.inputs import LadderProcessor
 from tbac_uniimage.core.transformer import LadderTransformer2DModel
 from tbac_uniimage.training import models
@@ -496,3 +498,23 @@ def test_inside_a_mask_it_reads_what_it_draws_over(tiny, picture):
     hook.remove()
     [rows] = seen
     assert len(rows) > 2 and torch.equal(rows, rows[:1].expand_as(rows)) and rows.any()
+
+
+@torch.no_grad()
+def test_a_part_of_a_large_picture_reads_what_it_is_cut_from(tiny):
+    """Drawn alone, a part sees its own crop's latents and not those of the whole picture."""
+    parts = reading(tiny)
+    values = np.random.default_rng(0).integers(0, 256, (301, 403, 3), np.uint8)
+    picture, mask = Image.fromarray(values), torch.zeros(301, 403)
+    mask[240:301, 350:403] = 1
+    [crop] = plan_crops(mask, 0.5, 64, 8)
+    cut = picture.crop(corners(crop.box))
+    seen, hook = seen_by(parts.transformer)
+    options = {"image_guidance_scale": 1.5, "num_inference_steps": 1, "context": 0.5}
+    output = pipeline_of(parts)(EDIT, picture, mask=mask.numpy(), **options)
+    hook.remove()
+    first, black = encode_latents(parts.vae, canvas_pixels([cut, Image.new("RGB", cut.size)], 64, 64))
+    torch.testing.assert_close(seen[0], torch.stack([black, first, first]), atol=1e-5, rtol=1e-5)
+    whole = encode_latents(parts.vae, canvas_pixels([picture], 64, 64))
+    assert (seen[0][1] - whole[0]).abs().max() > 0.1
+    assert np.array_equal(np.asarray(output.images[0])[mask == 0], values[mask == 0])

@@ -66,8 +66,8 @@ STUDIES = {
             },
             fullest="with",
             counts={"edits": 5_000, "scenes": 2_500, "words": 2_500},
-            score=("--only", "edit", "two", "binding", "--pictures", "1", "--steps", "20"),
-            samples=24,
+            score=("--only", "edit", "two", "binding", "--pictures", "1", "--steps", "12"),
+            samples=16,
             seed=1,
         ),
         Study(
