@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from tbac_uniimage.training.data.samples import MicroBatches
 from tbac_uniimage.training.data.shards import Shards
 from tbac_uniimage.training.recipe.recipe import Recipe
 from tbac_uniimage.training.step.trainee import LadderTrainee, latents_of, seen_beside
-from tiny_checkpoint import assert_same
+from tiny_checkpoint import CHECKPOINT, QWEN, SANA, assert_same
 from training_runs import (
     finish,
     losses,
@@ -374,15 +375,28 @@ def stage(run: Path, init: Path | None = None, **changes) -> Recipe:
     return Recipe.model_validate(settings | ({"init": str(init)} if init else {}))
 
 
-def test_one_line_of_a_recipe_extends_a_model(checkpoint, tmp_path):
-    plain = models.load_base(stage(tmp_path / "a", checkpoint))
-    parts = models.load_base(stage(tmp_path / "b", checkpoint, model={"source_latents": True}))
+@pytest.mark.parametrize("layout", ["released", "pipeline"])
+def test_one_line_of_a_recipe_extends_a_model(checkpoint, tiny, tmp_path, layout):
+    """Of either layout: every weight as it was, and the new ones zero."""
+    start = checkpoint
+    if layout == "released":
+        start = tmp_path / "released"
+        shutil.copytree(CHECKPOINT, start)
+        for name, base in (("Qwen2.5-VL-3B-Instruct", QWEN), ("Sana_1600M_512px_diffusers", SANA)):
+            (tmp_path / name).symlink_to(base)
+    plain = models.load_base(stage(tmp_path / "a", start))
+    parts = models.load_base(stage(tmp_path / "b", start, model={"source_latents": True}))
     weight = parts.transformer.source_embed.weight
     assert not weight.any() and weight.dtype == torch.float32
     assert plain.transformer.config.source_latents is False
+    assert_same(plain, tiny)
+    pipeline_of(parts).save_pretrained(tmp_path / "extended")
+    assert_same(load_parts(tmp_path / "extended"), parts)
     del parts.transformer.source_embed
-    for name, tensor in plain.transformer.state_dict().items():
-        assert torch.equal(parts.transformer.state_dict()[name], tensor)
+    assert_same(parts, plain)
+
+
+def test_a_lora_run_does_not_extend_a_model(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="source_latents is true .* a LoRA .* set train.parts=all"):
         models.load_base(
             stage(tmp_path / "c", checkpoint, model={"source_latents": True}, train={"parts": "lora"})
