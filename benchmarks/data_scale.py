@@ -1,29 +1,35 @@
 """What data sets of millions of samples cost: time, bytes and memory, and what follows for more.
 
-    python benchmarks/data_scale.py [--rows 3000000] [--loose 100000] [--entries 1000000] [--folder DIR]
+    python benchmarks/data_scale.py [--rows 3000000] [--loose 100000] [--entries 1000000]
+    python benchmarks/data_scale.py --folder DIR --minutes 8     # again and again: it goes on where it was
 
 Makes tars of ``rows`` tiny pictures with their texts, indexes them (``--check header``, one process), again
 when nothing has changed, sorts them into buckets and reads them at random. Then loose files, at two sizes, so
 that what memory grows by is seen. Then a large tar whose pictures are holes, for the walk from header to
-header. Then the cache: entries of 2 KB (latents of the nano model) in a few large files, and beside it a file
-for each, as earlier versions had it. Every line is measured in a process of its own: CPU time of it (user and
-system), and the memory that is its alone. What is said of 30 and 300 million is multiplied, not measured.
+header, and one of pictures of 256 pixels that are all decoded, by one process and by several, in turns.
+Then the cache: entries of 2 KB (latents of the nano model) in a few large files, and beside it a file
+for each, as earlier versions had it. Every step is measured in a process of its own: CPU time of it and its
+children (user and system), and the memory that is its alone. What is said of 30 and 300 million is
+multiplied, not measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import random
 import resource
 import shutil
 import struct
+import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,6 +39,7 @@ from tbac_uniimage.training.data.archives import Archive, members
 from tbac_uniimage.training.data.buckets import bucket_rows
 from tbac_uniimage.training.data.build import build
 from tbac_uniimage.training.data.index import Index
+from tbac_uniimage.training.data.layouts import tars
 from tbac_uniimage.training.data.pictures import aspect_buckets
 from tbac_uniimage.training.data.shards import Shards, ShardWriter, name_of
 from tbac_uniimage.training.data.storage import Storage
@@ -75,16 +82,55 @@ def private() -> int:
 
 def run(work: Callable[..., Any], arguments: tuple) -> Cost:
     """Called in a fresh process."""
-    before, wall = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+    before, wall = used(), time.monotonic()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result = work(*arguments)
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(result, cpu, time.monotonic() - wall, 1024 * (after.ru_maxrss - before.ru_maxrss))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+    return Cost(result, used() - before, time.monotonic() - wall, 1024 * grown)
 
 
-def measured(work: Callable[..., Any], *arguments: Any) -> Cost:
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(run, (work, arguments))
+def used() -> float:
+    """Seconds of user and system time of this process and of its children that have ended."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(use.ru_utime + use.ru_stime for use in map(resource.getrusage, whose))
+
+
+class Steps:
+    """What was made and measured before, so that a run that was ended goes on.
+
+    Args:
+        folder: of the data.
+        minutes: of CPU after which no further step begins.
+    """
+
+    def __init__(self, folder: Path, minutes: float) -> None:
+        self.folder, self._left = folder, 60 * minutes
+        self._path = folder / "costs.json"
+        self._costs = json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    def made(self, name: str, make: Callable[..., None], *arguments: Any) -> Path:
+        """Data, whole or not there."""
+        path, partial = self.folder / name, self.folder / f".{name}"
+        if not path.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.unlink(missing_ok=True)
+            self.measured(f"make {name}", make, partial, *arguments)
+            partial.rename(path)
+        return path
+
+    def measured(self, name: str, work: Callable[..., Any], *arguments: Any) -> Cost:
+        """What a step took, now or when it was last done. Raises SystemExit if there is no time for it."""
+        if name not in self._costs:
+            if self._left < 0:
+                sys.exit(f"{name} comes next; run the same command again.")
+            # none that were forked: such a one could not start processes of its own
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                cost = pool.submit(run, work, arguments).result()
+            self._left -= cost.cpu
+            self._costs[name] = asdict(cost)
+            self._path.write_text(json.dumps(self._costs, indent=1))
+            print(f"{name}: {cost.cpu:.1f} s of CPU, {cost.wall:.1f} s", file=sys.stderr)
+        return Cost(**self._costs[name])
 
 
 # --- data sets
@@ -145,11 +191,33 @@ def make_holes(path: Path, members: int, size: int) -> None:
         file.write(bytes(1024))
 
 
+def make_large(path: Path, pictures: int) -> None:
+    """One tar of pictures of 256 pixels with their texts."""
+    file = io.BytesIO()
+    noise = Image.effect_noise((256, 256), 60)
+    Image.merge("RGB", [noise, noise.rotate(90), noise.rotate(180)]).save(file, "JPEG")
+    block = pad(header("0" * 10 + ".jpg", len(file.getvalue())) + file.getvalue())
+    text = pad(header("0" * 10 + ".txt", len(TEXT.format(0))) + TEXT.format(0).encode())
+    with open(path, "wb") as tar:
+        for number in range(pictures):
+            name = f"{number:010}".encode()
+            tar.write(renamed(block, name, None))
+            tar.write(renamed(text, name, TEXT.format(number).encode()))
+        tar.write(bytes(1024))
+
+
 # --- steps, each in a process of its own
 
 
 def index_set(source: Path, out: Path) -> int:
     return build(str(source), out, check="header").samples
+
+
+def decode_set(source: Path, out: Path, workers: int) -> int:
+    """As a large tar, however small it is."""
+    tars.LARGE = 0
+    shutil.rmtree(out / source.name, ignore_errors=True)
+    return build(str(source), out, name=source.name, workers=workers).samples
 
 
 def open_index(folder: Path) -> int:
@@ -257,57 +325,86 @@ def disk_of(folder: Path) -> int:
 HOURS, GB = 1e-6 / 3600, 1e-9
 
 
-def measure_tars(folder: Path, rows: int) -> None:
-    make_tars(folder / "few", rows // 5)
-    few = measured(index_set, folder / "few", folder / "index")
-    sort_few = measured(sort_rows, folder / "index" / "few")
-    make_tars(folder / "tars", rows)
-    first = measured(index_set, folder / "tars", folder / "index")
-    again = measured(index_set, folder / "tars", folder / "index")
-    index = folder / "index" / "tars"
+def measure_tars(steps: Steps, rows: int) -> None:
+    out = steps.folder / "index"
+    few_rows = rows // 5
+    few = steps.measured("index few", index_set, steps.made("few", make_tars, few_rows), out)
+    sort_few = steps.measured("sort few", sort_rows, out / "few")
+    source, index = steps.made("tars", make_tars, rows), out / "tars"
+    first = steps.measured("index", index_set, source, out)
+    again = steps.measured("index again", index_set, source, out)
+    sort = steps.measured("sort", sort_rows, index)
+    held, opened, read = (
+        steps.measured(step.__name__, step, index) for step in (hold_rows, open_index, read_rows)
+    )
     print(f"\n{f'{rows:,} samples in tars':58}{'each':>10}{'30 M':>21}{'300 M':>12}")
     line("index: CPU µs, hours", "µs", first.cpu / rows * 1e6, HOURS)
     line("index again, nothing changed: CPU µs, hours", "µs", again.cpu / rows * 1e6, HOURS)
     line("index: bytes on disk, GB", "bytes", bytes_of(index) / rows, GB)
-    grown = rows - rows // 5
+    grown = rows - few_rows
     line("index: what its memory grows by, GB", "bytes", (first.peak - few.peak) / grown, GB)
-    sort = measured(sort_rows, index)
     line("buckets, once for all processes: CPU µs, hours", "µs", sort.cpu / rows * 1e6, HOURS)
     line("buckets: what memory grows by, GB", "bytes", (sort.peak - sort_few.peak) / grown, GB)
-    held, opened, read = (measured(step, index) for step in (hold_rows, open_index, read_rows))
     each = read.cpu / min(READS, rows) * 1e6
+    print(f"memory of the process: {few.peak / 1e6:.0f} MB of {few_rows:,}, {first.peak / 1e6:.0f} MB of all")
     print(f"a rank or a worker: {held.result / 1e6:.0f} MB of its own after {READS:,} reads")
     print(f"opening: {opened.cpu * 1e3:.1f} ms of CPU; reading a sample at random: {each:.1f} µs")
 
 
-def measure_loose(folder: Path, rows: int) -> None:
-    costs = {}
-    for name, count in (("few", rows // 2), ("many", rows)):
-        make_loose(folder / name, count)
-        costs[name] = measured(index_set, folder / name, folder / "index")
+def measure_loose(steps: Steps, rows: int) -> None:
+    few, many = (
+        steps.measured(
+            f"index {name}", index_set, steps.made(name, make_loose, count), steps.folder / "index"
+        )
+        for name, count in (("loose-few", rows // 2), ("loose", rows))
+    )
     print(f"\n{rows // 2:,} and {rows:,} loose pictures")
-    line("index: CPU µs, hours", "µs", costs["many"].cpu / rows * 1e6, HOURS)
-    growth = (costs["many"].peak - costs["few"].peak) / (rows - rows // 2)
-    line("index: what its memory grows by, GB", "bytes", growth, GB)
-    print(f"memory of the process: {costs['few'].peak / 1e6:.0f} MB, {costs['many'].peak / 1e6:.0f} MB")
+    line("index: CPU µs, hours", "µs", many.cpu / rows * 1e6, HOURS)
+    line("index: what its memory grows by, GB", "bytes", (many.peak - few.peak) / (rows - rows // 2), GB)
+    print(f"memory of the process: {few.peak / 1e6:.0f} MB, {many.peak / 1e6:.0f} MB")
 
 
-def measure_walk(folder: Path, members: int, size: int) -> None:
-    make_holes(folder / "holes.tar", members, size)
-    cost = measured(walk_headers, folder / "holes.tar")
-    total = (folder / "holes.tar").stat().st_size
+def measure_walk(steps: Steps, members: int, size: int) -> None:
+    path = steps.made("holes.tar", make_holes, members, size)
+    cost = steps.measured("walk", walk_headers, path)
+    total = path.stat().st_size
     print(f"\na tar of {total / 1e9:.0f} GB, {cost.result:,} members: its headers in {cost.cpu:.1f} s of CPU")
 
 
-def measure_cache(folder: Path, entries: int) -> None:
+def measure_shared(steps: Steps, pictures: int, workers: int, turns: int) -> None:
+    """One tar by one process and by several, in turns: wall time, best of each."""
+    path = steps.made("large.tar", make_large, pictures)
+    one, several = (
+        [
+            steps.measured(f"large {count} {turn}", decode_set, path, steps.folder / "index", count)
+            for turn in range(turns)
+        ]
+        for count in (1, workers)
+    )
+    print(f"\none tar of {pictures:,} pictures of 256 pixels, decoded; {turns} turns")
+    walls, cpus = (
+        [min(getattr(c, what) for c in side) for side in (one, several)] for what in ("wall", "cpu")
+    )
+    print(f"one process: {walls[0]:.1f} s, {cpus[0]:.1f} s of CPU")
+    print(
+        f"{workers} processes: {walls[1]:.1f} s, {cpus[1]:.1f} s of CPU: {walls[0] / walls[1]:.2f} x as fast"
+    )
+
+
+def measure_cache(steps: Steps, entries: int) -> None:
     files = entries // 10
     print(f"\n{entries:,} cache entries of {ENTRY} bytes; {files:,} as a file each")
-    shards, spread = folder / "shards", folder / "files"
+    shards, spread = steps.folder / "shards", steps.folder / "files"
     half = entries // 2
-    wrote = [measured(write_shards, shards, *part) for part in ((0, half), (half, entries))]
-    table = measured(look_shards, shards, 1)
-    read, look = (measured(step, shards, entries) for step in (read_shards, look_shards))
-    old = [measured(step, spread, files) for step in (write_files, read_files, look_files)]
+    wrote = [
+        steps.measured(f"write_shards {part}", write_shards, shards, *part)
+        for part in ((0, half), (half, entries))
+    ]
+    table = steps.measured("open_shards", look_shards, shards, 1)
+    read, look = (steps.measured(step.__name__, step, shards, entries) for step in (read_shards, look_shards))
+    old = [
+        steps.measured(step.__name__, step, spread, files) for step in (write_files, read_files, look_files)
+    ]
     rows = [
         ("write one, CPU µs", sum(cost.cpu for cost in wrote) / entries, old[0].cpu / files),
         ("read one at random, CPU µs", read.cpu / min(READS, entries), old[1].cpu / min(READS, files)),
@@ -328,20 +425,32 @@ def main() -> None:
     parser.add_argument("--loose", type=int, default=100_000, help="loose pictures")
     parser.add_argument("--entries", type=int, default=MILLION, help="entries of a cache")
     parser.add_argument("--members", type=int, default=200_000, help="members of the large tar, 100 KB each")
-    parser.add_argument("--folder", type=Path, help="where the data are made (default: a temporary folder)")
+    parser.add_argument(
+        "--pictures", type=int, default=16_384, help="of the tar that several processes share"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes that share it")
+    parser.add_argument("--folder", type=Path, help="where the data are made and kept (default: not kept)")
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="of CPU after which no further step begins, see --folder"
+    )
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(dir=options.folder))
+    folder = options.folder or Path(tempfile.mkdtemp())
+    folder.mkdir(exist_ok=True)
+    steps = Steps(folder, options.minutes)
     try:
         if options.rows:
-            measure_tars(folder, options.rows)
+            measure_tars(steps, options.rows)
         if options.loose:
-            measure_loose(folder, options.loose)
+            measure_loose(steps, options.loose)
         if options.members:
-            measure_walk(folder, options.members, 100_000)
+            measure_walk(steps, options.members, 100_000)
+        if options.pictures:
+            measure_shared(steps, options.pictures, options.workers, turns=2)
         if options.entries:
-            measure_cache(folder, options.entries)
+            measure_cache(steps, options.entries)
     finally:
-        shutil.rmtree(folder)
+        if not options.folder:
+            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
