@@ -16,17 +16,14 @@ import comfy_server
 import comfy_tree
 from make_templates import FOLD, short_graph, with_fixed_ids, write_json
 from template_graphs import (
-    DOG_AND_ROCKET,
+    TEXT_TO_PICTURE,
+    TEXT_TO_PICTURE_FOLD,
     Fold,
     Node,
     Template,
-    decode,
     edit,
-    empty,
-    encode,
     load,
     picture,
-    sampler,
 )
 
 if TYPE_CHECKING:
@@ -47,27 +44,11 @@ FOLD_ALL = """async ([graph, folded]) => {
 
 TEXT_TO_IMAGE = Template(
     [
-        load(),
-        encode(1, DOG_AND_ROCKET),
-        empty(1),
-        sampler(2, ((2, 0), (2, 1)), (3, 0)),
-        decode(3, (4, 0)),
+        *TEXT_TO_PICTURE,
         Node("PreviewImage", 4, {"images": (5, 0)}),
     ],
     [],
-    folded=Fold(
-        "Text to Image (TBAC-UniImage)",
-        [1, 2, 3, 4, 5],
-        [
-            (2, "prompt", "prompt"),
-            (1, "checkpoint", "checkpoint"),
-            (3, "width", "width"),
-            (3, "height", "height"),
-            (4, "steps", "steps"),
-            (4, "guidance", "guidance"),
-        ],
-        seed=(4, "seed"),
-    ),
+    folded=TEXT_TO_PICTURE_FOLD,
 )
 EDIT_BY_INSTRUCTION = Template(
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Link = tuple[int, int]
 Value = str | int | float | bool | Link
@@ -136,34 +136,37 @@ COMPARED = "Before and after"
 CLOSE_UP = {"width": 320, "height": 320, "x": 1100, "y": 30}  # around the mask of the large picture
 MUSHROOM = "replace the rocket with a mushroom"
 DOG_AND_ROCKET = "a dog to the left of a rocket on a blue background"
+# a template and a blueprint
+TEXT_TO_PICTURE = [
+    load(),
+    encode(1, DOG_AND_ROCKET),
+    empty(1),
+    sampler(2, ((2, 0), (2, 1)), (3, 0)),
+    decode(3, (4, 0)),
+]
+TEXT_TO_PICTURE_FOLD = Fold(
+    "Text to Image (TBAC-UniImage)",
+    [1, 2, 3, 4, 5],
+    [
+        (2, "prompt", "prompt"),
+        (1, "checkpoint", "checkpoint"),
+        (3, "width", "width"),
+        (3, "height", "height"),
+        (4, "steps", "steps"),
+        (4, "guidance", "guidance"),
+    ],
+    seed=(4, "seed"),
+)
 
 TEMPLATES = {
     "text_to_image": Template(
         [
-            load(),
-            encode(1, DOG_AND_ROCKET),
-            empty(1),
-            sampler(2, ((2, 0), (2, 1)), (3, 0)),
-            decode(3, (4, 0)),
+            *TEXT_TO_PICTURE,
             enlarge(1, (5, 0)),
             save(1, (6, 0), "tbac/text_to_image"),
         ],
         [("Prompt", 0, 0), ("Picture", 1, 1)],
-        folded=Fold(
-            "Text to Image (TBAC-UniImage)",
-            [1, 2, 3, 4, 5],
-            [
-                (2, "prompt", "prompt"),
-                (1, "checkpoint", "checkpoint"),
-                (3, "width", "width"),
-                (3, "height", "height"),
-                (4, "steps", "steps"),
-                (4, "guidance", "guidance"),
-            ],
-            seed=(4, "seed"),
-            size=(400, 600),
-            drops=(0, 230, 110, 0),
-        ),
+        folded=replace(TEXT_TO_PICTURE_FOLD, size=(400, 600), drops=(0, 230, 110, 0)),
     ),
     "edit_by_instruction": Template(
         [

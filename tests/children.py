@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from data_files import pixel
+from tbac_uniimage.training.data.batch import TrainBatch
 from tbac_uniimage.training.data.cache.entries import Cache
 from tbac_uniimage.training.data.index import Index
 from tbac_uniimage.training.data.loading import read_ahead
-from tbac_uniimage.training.data.samples import MicroBatches, TrainBatch
+from tbac_uniimage.training.data.samples import MicroBatches
 from tbac_uniimage.training.data.shards import ShardWriter, name_of
 from tbac_uniimage.training.data.storage import Storage
 from torch.utils.data import Dataset

@@ -80,7 +80,7 @@ def test_members_without_the_folder_of_their_archive(tmp_path):
         "list/1:b/1.png": ("t", BLUE),
         "list/3:2.png": ("t", GREEN),
     }
-    assert report.refused_first == {"picture file is missing": ["list/2:1.png"]}
+    assert report.refused_first == {"several files have this name; give more of its path": ["list/2:1.png"]}
 
 
 def test_gpt_image_edit(tmp_path):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tbac_uniimage.shell.main import main
 from tbac_uniimage.training.data import examining, units
 from tbac_uniimage.training.data.build import build
-from tbac_uniimage.training.data.columns import Columns
+from tbac_uniimage.training.data.columns import Columns, UnclearRoles
 from tbac_uniimage.training.data.index import Index
 from tbac_uniimage.training.data.joining import join
 from tbac_uniimage.training.data.layouts import findings, folders, tars
@@ -25,7 +25,6 @@ from tbac_uniimage.training.data.layouts.pairs import pair
 from tbac_uniimage.training.data.listing import Files
 from tbac_uniimage.training.data.refs import Ref
 from tbac_uniimage.training.data.report import read_report
-from tbac_uniimage.training.data.roles import UnclearRoles
 from tbac_uniimage.training.data.storage import Storage
 from tbac_uniimage.training.data.work import Work
 

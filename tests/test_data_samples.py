@@ -21,17 +21,14 @@ from children import Deadly
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tbac_uniimage.core.canvas import to_pixels
 from tbac_uniimage.core.inputs import LadderProcessor
 from tbac_uniimage.training.data.build import build
 from tbac_uniimage.training.data.loading import as_stop, loader
 from tbac_uniimage.training.data.order import generator, uniform
-from tbac_uniimage.training.data.samples import (
-    MicroBatches,
-    aligned,
-    cut,
-    dropped,
-    to_pixels,
-)
+from tbac_uniimage.training.data.pictures import aligned
+from tbac_uniimage.training.data.samples import MicroBatches, dropped
+from tbac_uniimage.training.data.seen import cut
 from tbac_uniimage.training.exits import BAD_DATA, Stop
 from tbac_uniimage.training.recipe.recipe import Recipe
 from tbac_uniimage.training.recipe.settings import DropSettings

@@ -18,8 +18,8 @@ from tbac_uniimage.training.data.archives import Torn, walk
 from tbac_uniimage.training.data.columns import Columns
 from tbac_uniimage.training.data.layouts.pairs import pair
 from tbac_uniimage.training.data.refs import Ref
-from tbac_uniimage.training.data.roles import kind_of
 from tbac_uniimage.training.data.storage import Storage
+from tbac_uniimage.training.data.words import kind_of
 
 
 def test_pairs_of_blip3o(tmp_path):

@@ -89,11 +89,6 @@ def build(
             progress(piece.facts.get("samples", 0) + sum(piece.facts.get("refused", {}).values()))
         if not report.samples and not part:
             raise ValueError(f"Nothing in {source} can be used: {report.why_nothing()}.")
-        if reading.columns.mask and not report.masks:
-            raise ValueError(
-                f"No sample of {source} has a mask {reading.columns.mask[0]}, which --columns names; check "
-                "the name."
-            )
         if reading.columns.mask and not report.masks and not part:
             raise ValueError(
                 f"No sample of {source} has a mask {reading.columns.mask[0]}, which --columns names; check "

@@ -1,9 +1,9 @@
-"""Fields that are named by hand: ``--columns target=… input=…,… text=… mask=…``."""
+"""Fields that are named by hand, ``--columns target=… input=… text=… mask=…``, and errors that ask for it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -101,3 +101,37 @@ def parse_field(text: str) -> Field:
         return Field(match["name"], at, at + 1 or None)
     start, end = (int(match[name]) if match[name] else None for name in ("start", "end"))
     return Field(match["name"], start, end)
+
+
+class UnclearRoles(ValueError):
+    """Fields whose meaning cannot be told.
+
+    Args:
+        sentence: what is unclear, without the end.
+        command: the ``--columns …`` to type.
+    """
+
+    def __init__(self, sentence: str, command: str) -> None:
+        super().__init__(sentence)
+        self.sentence, self.command = sentence, command
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.sentence, self.command)
+
+    def __str__(self) -> str:
+        return f"{self.sentence}; say which is which with {self.command}" if self.command else self.sentence
+
+
+class UnclearText(UnclearRoles):
+    """Pictures are clear, the text is not."""
+
+
+def typed(target: Field, inputs: tuple[Field, ...], text: str) -> str:
+    """The option that names these fields."""
+    given = f" input={','.join(map(str, inputs))}" if inputs else ""
+    return f"--columns target={target}{given} text={text}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a sentence."""
+    return ", ".join(names) or "none"

@@ -16,7 +16,8 @@ from ..exits import BAD_DATA, Stop
 from .children import follow_parent, kill_all
 
 if TYPE_CHECKING:
-    from .samples import MicroBatches, TrainBatch
+    from .batch import TrainBatch
+    from .samples import MicroBatches
 
 # what an unpickled LadderProcessor imports, which takes seconds; a module that is not there is passed over
 PRELOAD = (

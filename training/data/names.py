@@ -94,6 +94,11 @@ class Names:
             ref = found.pop() if len(found) == 1 else None
         return ref
 
+    def several(self, name: str) -> bool:
+        """Whether a name that :meth:`find` finds no picture of fits more than one."""
+        name = normal(name)
+        return len(self._select(name)) + len(self._select_ending(name)) > 1
+
     def _look(self, name: str, below: str) -> Ref | None:
         rows = self._select(normal(f"{below}/{name}")) if below else []
         rows = rows or self._select(name)

@@ -22,8 +22,9 @@ from .index import Entry, Index
 from .layouts.findings import Refused
 from .refs import Ref, Stamp
 from .report import FIRST_NAMES, shape, side_class
-from .roles import Roles, says_mask
+from .roles import Roles
 from .shards import NAME_BYTES
+from .words import says_mask
 
 SIZES = struct.Struct("<4Q")
 

@@ -8,28 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from . import splits
 from .chats import is_chat, parse_chat
 from .columns import Columns
+from .picture_roles import several_masks
 from .pictures import is_picture_name
-from .roles import (
-    CAPTIONS,
-    INSTRUCTIONS,
-    PICTURE,
-    Roles,
-    kind_of,
-    roles_of,
-    several_masks,
-    simple,
-    words_of,
-)
+from .roles import Roles, roles_of
 from .rows import LONGEST, Broken, read_table
 from .texts import captions_of, is_text
+from .words import CAPTIONS, INSTRUCTIONS, PICTURE, kind_of, simple, words_of
 
 BLOCK = 2**20  # characters that are read at once
 WHOLE = 2**31  # characters of a file that is one JSON object
 GAP = re.compile(r"[\s,]*")
 TABLES = {".csv": ",", ".tsv": "\t"}
 PICTURE_WORDS = PICTURE - frozenset("name names local ground file files path paths".split())
+INLINE = "pictures are in the list itself (base64); write them to files, or as bytes to Parquet"
+BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD", "Qk")  # JPEG, PNG, WebP, GIF, BMP
+SHORT = 200  # characters; a picture has more
 TEXT_NAMES = frozenset((*CAPTIONS, *INSTRUCTIONS))
 
 
@@ -102,6 +98,8 @@ def unwrapped(value: Any) -> list[Any]:
     if not isinstance(value, Mapping) or is_chat(value):
         return [value]
     lists = {name: items for name, items in value.items() if is_records(items)}
+    if lists and all(name.lower() in splits.WORDS for name in lists):
+        return [of_split(item, name) for name, items in lists.items() for item in items]
     if {"images", "annotations"} <= lists.keys():
         return joined(lists["images"], lists["annotations"])
     if len(lists) == 1:
@@ -112,6 +110,11 @@ def unwrapped(value: Any) -> list[Any]:
             for name, item in value.items()
         ]
     return [value]
+
+
+def of_split(item: Any, split: str) -> Any:
+    """A record with the split that it is of."""
+    return {"split": split, **item} if isinstance(item, Mapping) else item
 
 
 def is_records(items: Any) -> bool:
@@ -175,7 +178,7 @@ def parse_record(record: Any, columns: Columns = Columns()) -> Named | str:  # n
     if is_chat(record) and not columns:
         chat = parse_chat(record, lambda value: list(picture_names(value)))
         if isinstance(chat, str):
-            return chat
+            return INLINE if holds_inline(record) else chat
         return Named((chat.text,), chat.target, chat.inputs)
     if any(lacks_one(name, value) for name, value in record.items()):
         return "record names no picture"
@@ -187,11 +190,10 @@ def parse_record(record: Any, columns: Columns = Columns()) -> Named | str:  # n
     }
     texts = tuple(name for name, value in record.items() if name not in pictures and is_words(value))
     if not pictures:
-        return (
-            "pictures are URLs; fetch them first"
-            if any(map(is_url, record.values()))
-            else "record names no picture"
-        )
+        if holds_inline(record):
+            return INLINE
+        urls = any(map(is_url, record.values()))
+        return "pictures are URLs; fetch them first" if urls else "record names no picture"
     if not texts:
         return "record has no text"
     roles = roles_of(tuple(pictures), texts, columns)
@@ -223,7 +225,7 @@ def picture_names(value: Any) -> tuple[str, ...]:
         if isinstance(item, Mapping):
             item = next((item[key] for key in ("path", "file_name", "image") if item.get(key)), None)
         item = str(item) if isinstance(item, int) and not isinstance(item, bool) else item
-        if isinstance(item, str) and item.strip() and not is_url(item):
+        if isinstance(item, str) and item.strip() and not is_url(item) and not holds_inline(item):
             names.append(item.strip())
     return tuple(names)
 
@@ -254,6 +256,17 @@ def looks_like_pictures(name: str, value: Any) -> bool:
 def is_url(value: Any) -> bool:
     """Whether a value is an address on the web."""
     return isinstance(value, str) and value.lstrip().startswith(("http://", "https://"))
+
+
+def holds_inline(value: Any) -> bool:
+    """Whether a value is, or holds, the bytes of a picture as text (base64)."""
+    if isinstance(value, Mapping):
+        return any(map(holds_inline, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(holds_inline, value))
+    if not isinstance(value, str) or not value.startswith(("data:image/", *BASE64)):
+        return False
+    return value.startswith("data:") or len(value) > SHORT and "." not in value
 
 
 def is_words(value: Any) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TextIO
 
 from .pictures import is_picture_name
 
+SEPARATORS = ",;\t|"
+SAID = re.compile(r"sep=(.)\s*")  # Excel's
 LONGEST = 2**24  # characters of one record; beyond that the file is taken for broken
 
 
@@ -27,8 +30,13 @@ def read_table(file: TextIO, name: str, delimiter: str) -> Iterator[dict[str, st
     A quote that is not closed would make one cell of all rows down to the next quote, so the rows that it
     took are read again.
 
+    Args:
+        file: opened with ``newline=""``.
+        name: of the file.
+        delimiter: between cells, if the header has it: Excel writes ``;`` in half of the world.
+
     Raises:
-        ValueError: two columns have one name.
+        ValueError: two columns have one name, or there is no header.
     """
     waiting: list[str] = []
     header: list[str] = []
@@ -38,6 +46,11 @@ def read_table(file: TextIO, name: str, delimiter: str) -> Iterator[dict[str, st
             return
         if not line.strip():
             continue
+        if not header and (said := SAID.fullmatch(line)):
+            delimiter = said[1]
+            continue
+        if not header and delimiter not in line:
+            delimiter = max(delimiter, *SEPARATORS, key=line.count)
         lines = [line]
         row = parse_row(lines, delimiter)
         while row is None and (more := waiting.pop() if waiting else file.readline()):
@@ -47,6 +60,11 @@ def read_table(file: TextIO, name: str, delimiter: str) -> Iterator[dict[str, st
             row = Broken("a quote is not closed")
         elif not header:
             header = [] if isinstance(row, Broken) else [cell.strip() for cell in row]
+            if any(is_picture_name(column) and not column.startswith(".") for column in header):
+                raise ValueError(
+                    f"{name} has no header, its first row is {', '.join(header)[:60]}; put the names of the "
+                    "columns above it, such as image,caption."
+                )
             for column in header:
                 if header.count(column) > 1:
                     raise ValueError(f"{name}: two columns are called {column!r}; rename one.")

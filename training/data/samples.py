@@ -19,62 +19,16 @@ from ...core.guidance import black_like
 from ...core.inputs import LadderInputs, LadderProcessor
 from ..recipe.recipe import Recipe
 from ..recipe.settings import DropSettings
+from .batch import TrainBatch
 from .cache.entries import Cache, black_canvas_name, black_name, source_name, transform_name
 from .index import Entry, Index
 from .order import Order, Place, Source, generator, uniform
-from .pictures import BadPicture, aligned, decode, decode_mask, fit, mask_cells
+from .pictures import BadPicture, decode, decode_mask, fit
+from .seen import CENTRE, read_canvas, read_inputs, read_mask
 from .sets import TrainSet, open_sets, target_sizes
 from .storage import Storage
 
 BELOW_ONE = 1 - 2**-24  # largest float32 under 1
-CENTRE = (0.5, 0.5)
-
-
-@dataclass
-class TrainBatch:
-    """A micro-batch.
-
-    Attributes:
-        positions: of the samples in the stage; held-out samples have negative ones.
-        keys: ``index name/sample key``.
-        inputs: what the MLLM reads.
-        pixels: targets ``[batch, 3, height, width]`` float32 in -1 … 1, or None where there are latents.
-        latents: scaled latents of the targets ``[batch, c, h, w]`` float32 from the cache, or None.
-        mask: how much every latent counts in the loss, ``[batch, h, w]`` float32 in 0 … 1, or None where no
-            sample has a mask; 1 all over for those that have none.
-        edits: rows of the batch that edit a picture, where the model reads its latents; else empty.
-        source_pixels: these pictures, or black ones, as they lie under the targets ``[edits, 3, height,
-            width]`` float32 in -1 … 1, or None where there are latents.
-        source_latents: their scaled latents ``[edits, c, h, w]`` float32 from the cache, or None.
-        noise: standard normal ``[batch, c, h, w]`` float32.
-        u: draws in [0, 1) ``[batch]`` float32.
-        weight: ``[batch]`` float32, 1, or 0 for a sample that could not be read: its text is empty and its
-            pictures are zeros, and it must not count.
-        bad: one line for each of those.
-    """
-
-    positions: list[int]
-    keys: list[str]
-    inputs: LadderInputs
-    pixels: Tensor | None
-    latents: Tensor | None
-    mask: Tensor | None
-    noise: Tensor
-    u: Tensor
-    weight: Tensor
-    bad: list[str]
-    edits: list[int] = field(default_factory=list)
-    source_pixels: Tensor | None = None
-    source_latents: Tensor | None = None
-
-    def pin_memory(self) -> TrainBatch:
-        """Page-lock what is copied to the device; the loader calls this."""
-        names = ("pixels", "latents", "mask", "noise", "u", "weight", "source_pixels", "source_latents")
-        for name in names:
-            value = getattr(self, name)
-            if value is not None:
-                setattr(self, name, value.pin_memory())
-        return self
 
 
 @dataclass
@@ -343,54 +297,3 @@ def dropped(draw: float | None, edit: bool, shares: DropSettings) -> tuple[bool,
         return False, True
     both = draw < text_only + image_only + shares.both
     return both, both
-
-
-def read_inputs(
-    storage: Storage, entry: Entry, size: tuple[int, int], crop: tuple[float, float]
-) -> list[Image.Image]:
-    """The input pictures of an edit.
-
-    Those that have the target's proportions show the same frame, and are cut as the target is: an edit that
-    always came out larger would teach the model to zoom. Others are references, and stay whole.
-
-    Raises:
-        BadPicture, OSError: one cannot be read.
-    """
-    pictures = [decode(storage.read(ref)) for ref in entry.inputs]
-    return [
-        cut(picture, size, crop) if aligned(picture.size, (entry.width, entry.height)) else picture
-        for picture in pictures
-    ]
-
-
-def read_mask(
-    storage: Storage, entry: Entry, size: tuple[int, int], factor: int, crop: tuple[float, float]
-) -> Tensor:
-    """The mask of a sample as shares of its latents ``[h, w]`` float32, see :func:`.pictures.mask_cells`.
-
-    Raises:
-        BadPicture, OSError: it cannot be read, or is none of this picture any more.
-    """
-    mask = decode_mask(storage.read(entry.mask))
-    if not aligned(mask.size, (entry.width, entry.height)):
-        raise BadPicture("mask has other proportions than its picture", f"{mask.width}x{mask.height}")
-    return torch.from_numpy(mask_cells(mask, *size, factor, crop))
-
-
-def read_canvas(
-    storage: Storage, entry: Entry, size: tuple[int, int], crop: tuple[float, float]
-) -> Image.Image:
-    """What an edit edits, its first input picture, cut and scaled as its target is.
-
-    Raises:
-        BadPicture, OSError: it cannot be read.
-    """
-    return fit(decode(storage.read(entry.inputs[0])), *size, crop)
-
-
-def cut(picture: Image.Image, size: tuple[int, int], crop: tuple[float, float]) -> Image.Image:
-    """What :func:`.pictures.fit` keeps of a picture, unscaled: the image processor scales it anyway."""
-    scale = min(picture.width / size[0], picture.height / size[1])
-    width, height = (max(1, min(round(s * scale), p)) for s, p in zip(size, picture.size, strict=True))
-    left, top = round((picture.width - width) * crop[0]), round((picture.height - height) * crop[1])
-    return picture.crop((left, top, left + width, top + height))

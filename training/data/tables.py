@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from . import splits
-from .columns import Columns
-from .layouts.findings import Found, Reading, Refused
+from . import chats, splits
+from .columns import Columns, UnclearRoles
+from .layouts.findings import Found, LeftOut, Reading, Refused
+from .picture_roles import several_masks
 from .refs import Ref
-from .roles import Roles, UnclearRoles, roles_of, several_masks
+from .roles import Roles, roles_of
 from .texts import captions_of
+
+Cells = dict[str, Sequence[Ref]]  # pictures of a row by column
 
 
 def find_columns(schema: pa.Schema, path: str, columns: Columns) -> Roles:
@@ -23,6 +27,12 @@ def find_columns(schema: pa.Schema, path: str, columns: Columns) -> Roles:
     """
     pictures = tuple(field.name for field in schema if holds_pictures(field.type))
     texts = tuple(field.name for field in schema if holds_texts(field.type))
+    chat = next((field.name for field in schema if field.name in chats.FIELDS and is_list(field.type)), None)
+    if chat and pictures and not texts:
+        raise ValueError(
+            f"{path} holds conversations ({chat}), which are read from JSON lists and not from tables; write "
+            "what describes the picture to a column of its own."
+        )
     try:
         return roles_of(pictures, texts, columns)
     except UnclearRoles as error:
@@ -57,8 +67,23 @@ def read_columns(schema: pa.Schema, roles: Roles) -> list[str]:
     return [*roles.texts, *(name for name in schema.names if name.lower() in splits.COLUMNS)]
 
 
+def samples_of(
+    name: str, rows: Iterable[tuple[int, dict[str, Any], Cells]], roles: Roles, reading: Reading
+) -> Iterator[Found | Refused | LeftOut]:
+    """The samples of rows: of each its number, its texts and splits, and its pictures by column."""
+    left: Counter[str] = Counter()
+    for row, record, cells in rows:
+        sample = make_sample(f"{name}/{row}", record, cells, roles, reading)
+        if isinstance(sample, str):
+            left[sample] += 1
+        else:
+            yield sample
+    if left:
+        yield LeftOut(dict(left))
+
+
 def make_sample(
-    key: str, record: dict[str, Any], cells: dict[str, Sequence[Ref]], roles: Roles, reading: Reading
+    key: str, record: dict[str, Any], cells: Cells, roles: Roles, reading: Reading
 ) -> Found | Refused | str:
     """A sample of a row, or the split that it is left out for.
 

@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO
 
-from .roles import simple
+from .words import simple
 
+NOTHING = frozenset("nan none null n/a <na> #n/a".split())  # in small letters
 CAPTION_RULES = ("last", "first", "random", "all")
 # the longest first: UTF-32's mark begins as UTF-16's does
 MARKS = (
@@ -106,7 +107,16 @@ class CheckedText(io.TextIOWrapper):
 
 
 def clean(text: str) -> str:
-    """A text without surrounding blanks and marks of pictures; within it a mark becomes "image 1"."""
+    """A text without surrounding blanks and marks of pictures; within it a mark becomes "image 1".
+
+    What tables write where there is none, such as ``nan``, is no text.
+    """
+    text = without_marks(text.replace("\r\n", "\n"))
+    return "" if text.casefold() in NOTHING else text
+
+
+def without_marks(text: str) -> str:
+    """A text without surrounding blanks and marks of pictures."""
     found = list(PICTURE_MARK.finditer(text))
     if not found:
         return text.strip()

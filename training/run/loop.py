@@ -21,9 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...core.checkpoints import LadderParts
+from ..data.batch import TrainBatch
 from ..data.loading import as_stop, loader
 from ..data.order import generator
-from ..data.samples import MicroBatches, TrainBatch
+from ..data.samples import MicroBatches
 from ..exits import BAD_DATA, INTERRUPTED, UNSTABLE, Stop
 from ..recipe.recipe import Recipe
 from ..report.log import RunLog

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ...core.checkpoints import LadderParts
 from ...core.pictures import read_picture
 from ...core.pipeline import LadderPipeline
-from ..data.samples import TrainBatch
+from ..data.batch import TrainBatch
 from ..recipe.recipe import Recipe
 from ..recipe.settings import ValidationSettings
 from ..report.drawn_text import wrap

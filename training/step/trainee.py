@@ -15,7 +15,7 @@ from ...core.inputs import LadderInputs
 from .objective import flow_matching_losses, flow_timesteps, spread
 
 if TYPE_CHECKING:
-    from ..data.samples import TrainBatch
+    from ..data.batch import TrainBatch
 
 Result = TypeVar("Result")
 

@@ -17,7 +17,7 @@ from ....core.checkpoints import LadderParts
 from ...recipe.recipe import Recipe
 from ..index import Entry
 from ..pictures import BadPicture, decode, fit
-from ..samples import CENTRE, read_canvas, read_inputs, read_mask
+from ..seen import CENTRE, read_canvas, read_inputs, read_mask
 from ..sets import open_sets, target_sizes
 from ..storage import Storage
 from .entries import (

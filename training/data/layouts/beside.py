@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from ..columns import Columns, Field
+from ..columns import Columns, Field, UnclearText
 from ..refs import Ref
-from ..roles import UnclearText, text_roles
 from ..storage import Storage
+from ..text_roles import text_roles
 from ..texts import BadText, captions_of, clean, decode_text, is_text
 from .findings import Reading, Refused
 

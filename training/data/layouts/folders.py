@@ -20,8 +20,8 @@ from ..listing import Files
 from ..paths import join
 from ..pictures import SUFFIXES, UNREADABLE
 from ..refs import Ref
-from ..roles import kind_of
 from ..storage import Storage
+from ..words import kind_of
 from . import findings
 from .beside import TEXTS
 from .findings import Finding, Ignored, LeftOut, Place, Reading

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from ..paths import join
 from ..refs import Ref
 from ..roles import Roles
 from ..storage import Storage
-from ..tables import find_columns, is_list, make_sample, read_columns
+from ..tables import find_columns, is_list, read_columns, samples_of
 from .findings import CHUNK, Finding, LeftOut, Place, Reading
 
 NAME = "lance"
@@ -77,13 +76,6 @@ def scan(unit: Unit, storage: Storage, reading: Reading) -> Iterator[Finding]:
     """The samples of some rows."""
     rows = range(unit.start, unit.stop)
     records = storage.lance(unit.path).take(list(rows), columns=list(unit.columns)).to_pylist()
-    left: Counter[str] = Counter()
-    for row, record in zip(rows, records, strict=True):
-        cells = {field.name: [Ref(unit.path, 0, -1, row, field.name)] for field in unit.roles.pictures}
-        sample = make_sample(f"{unit.name}/{row}", record, cells, unit.roles, reading)
-        if isinstance(sample, str):
-            left[sample] += 1
-        else:
-            yield sample
-    if left:
-        yield LeftOut(dict(left))
+    names = [field.name for field in unit.roles.pictures]
+    cells = ({name: [Ref(unit.path, 0, -1, row, name)] for name in names} for row in rows)
+    yield from samples_of(unit.name, zip(rows, records, cells, strict=True), unit.roles, reading)

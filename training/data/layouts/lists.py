@@ -20,13 +20,12 @@ from typing import Any, BinaryIO, cast
 from ..archives import ARCHIVE
 from ..archives import PART as PARTS
 from ..chats import is_chat
-from ..columns import Columns, Field
+from ..columns import Columns, Field, UnclearRoles, UnclearText
 from ..names import Names
 from ..paths import absolute, check_apart, join, list_files, parent
 from ..pictures import SUFFIXES, is_picture_name
-from ..records import Named, parse_record, picture_names, read_records
+from ..records import Named, holds_inline, parse_record, picture_names, read_records
 from ..refs import Ref
-from ..roles import UnclearRoles, UnclearText
 from ..rows import Broken
 from ..splits import is_left_out
 from ..storage import Storage
@@ -131,7 +130,9 @@ def is_of_pictures(record: Any, columns: Columns) -> bool:
         return True
     if is_chat(record):
         return "image" in repr(record)[:PEEK]
-    return any(any(map(is_picture_name, picture_names(value))) for value in record.values())
+    return holds_inline(record) or any(
+        any(map(is_picture_name, picture_names(value))) for value in record.values()
+    )
 
 
 def stem_column(record: Any, stems: Container[str]) -> str | None:
@@ -179,6 +180,8 @@ def columns_seen(place: Place) -> list[str]:
             record = next(read_list(join(place.source, name), place.reading), None)
             if isinstance(record, dict) and record:
                 seen.append(f"{name} has {', '.join(list(record)[:SHOWN_COLUMNS])}")
+            elif isinstance(record, Broken):
+                seen.append(f"of {name} the first {record.reason} ({record.detail})".replace(" ()", ""))
     return seen
 
 
@@ -261,6 +264,8 @@ def find_pictures(key: str, record: object, listed: List, names: Names) -> Found
     masks = (named.mask,) if named.mask else ()
     found = {name: names.find(name, listed.below) for name in (named.target, *named.inputs, *masks)}
     missing = [name for name, ref in found.items() if ref is None]
+    if several := [name for name in missing if names.several(name)]:
+        return Refused(key, "several files have this name; give more of its path", ", ".join(several))
     if missing:
         return Refused(key, "picture file is missing", ", ".join(missing))
     inputs = tuple(found[name] for name in named.inputs)

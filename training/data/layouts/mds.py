@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..columns import UnclearRoles
 from ..paths import join
 from ..refs import Ref
-from ..roles import Roles, UnclearRoles, roles_of
+from ..roles import Roles, roles_of
 from ..storage import Storage
-from ..tables import make_sample
+from ..tables import samples_of
 from .arrow import map_file
 from .findings import Finding, LeftOut, Note, Place, Reading
 
@@ -87,7 +87,6 @@ def files(unit: Shard) -> list[Ref]:
 def scan(unit: Shard, storage: Storage, reading: Reading) -> Iterator[Finding]:
     """The samples of a shard."""
     roles = find_roles(unit, reading)
-    left: Counter[str] = Counter()
     try:
         data = memoryview(map_file(unit.path))
         count = int(np.frombuffer(data, np.uint32, 1)[0])
@@ -97,17 +96,9 @@ def scan(unit: Shard, storage: Storage, reading: Reading) -> Iterator[Finding]:
     except (OSError, ValueError) as error:
         yield Note(f"{unit.name}: no whole shard ({error}).")
         return
-    for row, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
-        if end > len(data):
-            break
-        cells, record = read_sample(unit, data, start)
-        sample = make_sample(f"{unit.name}/{row}", record, cells, roles, reading)
-        if isinstance(sample, str):
-            left[sample] += 1
-        else:
-            yield sample
-    if left:
-        yield LeftOut(dict(left))
+    whole = [start for start, end in zip(bounds, bounds[1:], strict=False) if end <= len(data)]
+    rows = ((row, *read_sample(unit, data, start)) for row, start in enumerate(whole))
+    yield from samples_of(unit.name, rows, roles, reading)
 
 
 def find_roles(unit: Shard, reading: Reading) -> Roles:
@@ -126,8 +117,8 @@ def find_roles(unit: Shard, reading: Reading) -> Roles:
         raise UnclearRoles(f"{unit.path}: {error.sentence}", error.command) from error
 
 
-def read_sample(unit: Shard, data: memoryview, start: int) -> tuple[dict[str, list[Ref]], dict[str, str]]:
-    """Pictures and texts of a sample by column."""
+def read_sample(unit: Shard, data: memoryview, start: int) -> tuple[dict[str, str], dict[str, list[Ref]]]:
+    """Texts and pictures of a sample by column."""
     open_sizes = sum(size is None for _, _, size in unit.columns)
     sizes = iter(np.frombuffer(data, np.uint32, open_sizes, start).tolist())
     place = start + 4 * open_sizes
@@ -139,4 +130,4 @@ def read_sample(unit: Shard, data: memoryview, start: int) -> tuple[dict[str, li
         elif encoding == TEXT:
             record[name] = bytes(data[place : place + size]).decode("utf-8", "replace")
         place += size
-    return cells, record
+    return record, cells

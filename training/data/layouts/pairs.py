@@ -16,11 +16,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ..columns import Columns
+from ..columns import Columns, UnclearRoles
+from ..picture_roles import picture_roles
 from ..pictures import SUFFIXES, UNREADABLE
 from ..refs import Ref
-from ..roles import Roles, UnclearRoles, kind_of, picture_roles, simple
+from ..roles import Roles
 from ..storage import Storage
+from ..words import kind_of, simple
 from .beside import TEXTS, read_texts, text_order
 from .findings import Finding, Found, Ignored, Reading, Refused
 from .role_folders import PART, TEXT_WORDS, Item, RoleFolders, told_folders, without_role

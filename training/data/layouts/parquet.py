@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,8 +13,8 @@ from ..paths import check_apart, join
 from ..refs import Ref
 from ..roles import Roles
 from ..storage import Storage
-from ..tables import find_columns, holds_pictures, is_list, make_sample, read_columns
-from .findings import Finding, LeftOut, Note, Place, Reading
+from ..tables import find_columns, holds_pictures, is_list, read_columns, samples_of
+from .findings import Finding, Note, Place, Reading
 
 NAME = "parquet"
 SUMMARY = "Parquet files with a column of pictures and one of texts"
@@ -83,8 +82,7 @@ def files(unit: Unit) -> list[Ref]:
 
 def scan(unit: Unit, storage: Storage, reading: Reading) -> Iterator[Finding]:
     """The samples of a row group."""
-    roles, left = unit.roles, Counter()
-    pictures = {field.name for field in roles.pictures}
+    pictures = {field.name for field in unit.roles.pictures}
     try:
         # the texts and not the pictures, which are read when they are looked at
         table = storage.table(unit.path).read_row_group(unit.group, columns=list(unit.columns))
@@ -93,19 +91,15 @@ def scan(unit: Unit, storage: Storage, reading: Reading) -> Iterator[Finding]:
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         yield Note(f"{unit.name}: row group {unit.group} cannot be read ({error}).")
         return
-    for i, record in enumerate(records):
-        row = unit.first_row + i
-        cells = {
-            name: [Ref(unit.path, item, -1, row, name) for item in range(counts[name][i])]
+    rows = range(unit.first_row, unit.first_row + len(records))
+    cells = (
+        {
+            name: [Ref(unit.path, item, -1, row, name) for item in range(counts[name][row - rows.start])]
             for name in pictures
         }
-        sample = make_sample(f"{unit.name}/{row}", record, cells, roles, reading)
-        if isinstance(sample, str):
-            left[sample] += 1
-        else:
-            yield sample
-    if left:
-        yield LeftOut(dict(left))
+        for row in rows
+    )
+    yield from samples_of(unit.name, zip(rows, records, cells, strict=True), unit.roles, reading)
 
 
 def cell_counts(column: pa.ChunkedArray) -> list[int]:

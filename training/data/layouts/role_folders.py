@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ..columns import Columns
+from ..columns import Columns, UnclearRoles, listed
 from ..refs import Ref
-from ..roles import CAPTIONS, INSTRUCTIONS, UnclearRoles, kind_of, listed, simple
+from ..words import CAPTIONS, INSTRUCTIONS, kind_of, simple
 from .beside import TEXTS
 
 TEXT_WORDS = frozenset((*CAPTIONS, *INSTRUCTIONS))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from functools import cached_property
 from itertools import chain
 
-from ..listing import Files
+from ..listing import Files, open_database
 from ..pictures import SUFFIXES
 from .beside import TEXTS
 from .role_folders import PART
@@ -28,19 +29,30 @@ class Stems:
     """The names of pictures without folder and suffix; none where a text lies beside a picture.
 
     Args:
-        files: of a data set. They are looked at when the first name is asked for.
+        files: of a data set. They are looked at when the first name is asked for, and kept on disk.
     """
 
     def __init__(self, files: Files) -> None:
         self._files = files
 
     @cached_property
-    def _names(self) -> frozenset[str]:
+    def _names(self) -> sqlite3.Connection:
+        database = open_database()
+        database.execute("CREATE TABLE names (name BLOB PRIMARY KEY) WITHOUT ROWID")
         texts = (name for name, _ in self._files if name.endswith(TEXTS))
-        if any(is_of_one(name, self._files) for name in texts):
-            return frozenset()
-        pictures = (name for name, _ in self._files if name.lower().endswith(SUFFIXES))
-        return frozenset(os.path.basename(os.path.splitext(name)[0]) for name in pictures)
+        if not any(is_of_one(name, self._files) for name in texts):
+            pictures = (name for name, _ in self._files if name.lower().endswith(SUFFIXES))
+            stems = ((key(os.path.basename(os.path.splitext(name)[0])),) for name in pictures)
+            database.execute("BEGIN")
+            database.executemany("INSERT OR IGNORE INTO names VALUES (?)", stems)
+            database.execute("COMMIT")
+        return database
 
     def __contains__(self, name: str) -> bool:
-        return name in self._names
+        query = "SELECT 1 FROM names WHERE name = ?"
+        return self._names.execute(query, (key(name),)).fetchone() is not None
+
+
+def key(name: str) -> bytes:
+    """A name as bytes, also one that is no Unicode."""
+    return name.encode(errors="surrogatepass")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..archives import Archive, Torn, description_path, find_archives, members
+from ..columns import listed
 from ..paths import check_apart
 from ..refs import Ref
 from ..storage import Storage
@@ -24,6 +25,7 @@ NAME = "tars"
 SUMMARY = "tars or zips of <key>.jpg + <key>.txt or .json, or of <key>.input.jpg + <key>.output.jpg + text"
 LARGE = 2**32  # bytes of an archive that several processes look at
 PART_SAMPLES = 4096  # samples of a large archive that one process looks at
+LISTS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 SUFFIX = re.compile(r"\.(tar|tar\.gz|tgz|zip)$", re.IGNORECASE)
 
 
@@ -114,4 +116,8 @@ def walk_archive(unit: Unit, storage: Storage, reading: Reading) -> tuple[list[G
     findings: list[Finding] = []
     if torn:
         findings.append(Note(f"{archive.name}: {torn}; {len(groups):,} samples before that were found."))
+    if lists := [suffix for suffix in others if suffix in LISTS]:
+        findings.append(
+            Note(f"{archive.name}: its {listed(lists)} is not read; unpack it, or put that beside it.")
+        )
     return groups, findings + list(leftovers(unreadable, others, f"{shard}/"))

@@ -11,9 +11,10 @@ import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from ..columns import UnclearRoles
 from ..paths import check_apart, join
 from ..refs import Ref
-from ..roles import UnclearRoles, roles_of
+from ..roles import roles_of
 from ..storage import Storage
 from ..tables import make_sample
 from .arrow import map_file
