@@ -85,8 +85,10 @@ def draw_noises(
         latents: given noise of all rows.
 
     Raises:
-        ValueError: given noise of another shape.
+        ValueError: given noise of another shape, or that is not finite.
     """
+    if latents is not None and not latents.isfinite().all():
+        raise ValueError("latents are not finite; give noise without NaN and infinity.")
     batch = sum(rows for rows, *_ in shapes)
     for _, *rest in shapes:
         if latents is not None and list(latents.shape) != [batch, *rest]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from PIL import Image
@@ -40,8 +41,10 @@ class Guidance:
 
     def __post_init__(self) -> None:
         for name, value in (("guidance_scale", self.text), ("image_guidance_scale", self.image)):
-            if not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name} is {value}; give a finite number of at least 0, 1 for no guidance.")
+            if not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+                raise ValueError(
+                    f"{name} is {value!r}; give a finite number of at least 0, 1 for no guidance."
+                )
         start, end = self.interval
         if not 0 <= start < end <= 1:
             raise ValueError(f"guidance_interval is {self.interval}; give two numbers with 0 <= a < b <= 1.")

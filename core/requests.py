@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -47,10 +48,9 @@ class Request:
 
 def check_options(steps: int, per_prompt: int, output_type: str) -> None:
     """Raise ValueError for numbers and words that no call can have."""
-    if steps < 1:
-        raise ValueError(f"num_inference_steps is {steps}; give at least 1.")
-    if per_prompt < 1:
-        raise ValueError(f"num_images_per_prompt is {per_prompt}; give at least 1.")
+    for name, count in (("num_inference_steps", steps), ("num_images_per_prompt", per_prompt)):
+        if not isinstance(count, Integral) or count < 1:
+            raise ValueError(f"{name} is {count!r}; give a whole number of at least 1.")
     if output_type not in ("pil", "np", "pt", "latent"):
         raise ValueError(f"output_type is {output_type!r}; choose pil, np, pt or latent.")
 
@@ -79,16 +79,13 @@ def check_request(
     """
     if prompt is None:
         raise ValueError("Give either a prompt or a condition that was made of one.")
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = texts_of(prompt, "prompt")
     if not prompts:
         raise ValueError("No prompt was given; give at least one.")
-    for text in prompts:
-        if not isinstance(text, str):
-            raise ValueError(f"A prompt is a {type(text).__name__}; give text.")
     if negative_prompt is None or isinstance(negative_prompt, str):
         negatives = [negative_prompt or ""] * len(prompts)
     else:
-        negatives = list(negative_prompt)
+        negatives = texts_of(negative_prompt, "negative prompt")
     if len(negatives) != len(prompts):
         raise ValueError(
             f"{len(negatives)} negative prompts were given for {len(prompts)} prompts; give one for all or "
@@ -105,6 +102,15 @@ def check_request(
     return Request(prompts, negatives, images, given and [group[0] for group in given])
 
 
+def texts_of(given: Any, what: str) -> list[str]:
+    """One text or several as a list. Raises ValueError for anything else."""
+    texts = list(given) if isinstance(given, Iterable) and not isinstance(given, str | bytes) else [given]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"A {what} is a {type(text).__name__}; give text.")
+    return texts
+
+
 def group_images(image: ImageInput, num_prompts: int | None) -> list[list[Picture]] | None:
     """One list of images per prompt. ``num_prompts`` is None for a prompt that is no list."""
     if image is None:
@@ -115,6 +121,8 @@ def group_images(image: ImageInput, num_prompts: int | None) -> list[list[Pictur
         return [[image]] * (num_prompts or 1)
     if isinstance(image, str) or not isinstance(image, Sequence):
         raise ValueError(f"The image is a {type(image).__name__}; give PIL images.")
+    if not image:
+        raise ValueError("The list of images is empty; give one, or leave image out.")
     if num_prompts is None:
         return [list(image)]
     if len(image) != num_prompts:
@@ -127,6 +135,8 @@ def group_images(image: ImageInput, num_prompts: int | None) -> list[list[Pictur
 def check_size(height: int, width: int, factor: int) -> None:
     """Raise ValueError, naming the nearest sizes, unless both are positive multiples of ``factor``."""
     for name, size in (("height", height), ("width", width)):
+        if not isinstance(size, Integral):
+            raise ValueError(f"The {name} is {size!r}; give a whole number of pixels.")
         if size < factor or size % factor:
             low, high = max(factor, size // factor * factor), max(factor, -(-size // factor) * factor)
             nearest = f"{low}" if low == high else f"{low} or {high}"

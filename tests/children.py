@@ -28,7 +28,7 @@ from tbac_uniimage.training.data.shards import ShardWriter, name_of
 from tbac_uniimage.training.data.storage import Storage
 from torch.utils.data import Dataset
 
-LIMIT = 120  # seconds
+LIMIT = 300  # seconds; a machine may be busy
 
 
 def answer(work: Callable[..., Any], *arguments: Any, method: str = "spawn", limit: float = LIMIT) -> Any:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from children import Deadly
+from children import LIMIT, Deadly
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -400,7 +400,7 @@ def test_a_process_ends_with_its_workers():
 def test_workers_end_with_a_process_that_is_killed():
     result = in_python("import children; children.read_one_and_die()")
     assert result.returncode == -signal.SIGKILL
-    workers, until = [int(number) for number in result.stdout.split()], time.monotonic() + 30
+    workers, until = [int(number) for number in result.stdout.split()], time.monotonic() + LIMIT
     assert len(workers) == 2
     while any(map(exists, workers)):
         assert time.monotonic() < until, "workers live on"

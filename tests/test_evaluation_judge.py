@@ -111,7 +111,7 @@ def test_every_kind_of_failure_is_repeated_and_leaves_a_line(made_up, out):
         "in oil": ["slow", GOOD],
     }
     with serving(by_part(script)) as (url, judge):
-        argv = command(made_up, out, "imgedit", url, "--timeout", "0.5", "--in-flight", "2")
+        argv = command(made_up, out, "imgedit", url, "--timeout", "2", "--in-flight", "2")
         assert main(argv) == 0
         assert main(argv) == 0  # nothing is left to ask
     found = lines(out)
@@ -163,7 +163,7 @@ def test_tiles_are_asked_one_by_one_and_calls_are_in_flight_together(made_up, ou
 
     def say(*_) -> str:
         if 2 <= len(judge.bodies) <= 4:  # the first is asked alone
-            together.wait(30)
+            together.wait(300)
         return "Yes."
 
     with serving(say) as (url, judge):

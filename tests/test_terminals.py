@@ -28,7 +28,7 @@ def python(code: str, *argv: str, env: dict | None = None, **options) -> subproc
     return subprocess.run(
         [sys.executable, "-c", code, *argv],
         env={**os.environ, "PYTHONUNBUFFERED": "", **(env or {})},
-        timeout=120,
+        timeout=600,
         **options,
     )
 
@@ -127,7 +127,7 @@ def test_closed_streams(closed, tmp_path):
         ["sh", "-c", f'exec "$0" -c "$1" {redirect}', sys.executable, code],
         capture_output=True,
         cwd=tmp_path,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 3
     assert (tmp_path / "new").read_bytes() == b""
