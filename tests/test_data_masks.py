@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tbac_uniimage.core.conditions import LadderCondition
+from tbac_uniimage.training.data.build import build
 from tbac_uniimage.training.data.cache import command as cache
 from tbac_uniimage.training.data.columns import parse_columns
 from tbac_uniimage.training.data.command import show_index
+from tbac_uniimage.training.data.joining import join
 from tbac_uniimage.training.data.layouts.findings import Reading
 from tbac_uniimage.training.data.pictures import decode_mask, mask_cells
 from tbac_uniimage.training.data.storage import Storage
@@ -193,6 +195,23 @@ def test_what_may_be_a_mask_and_is_not_taken_is_told(tmp_path):
 def test_what_is_unclear_is_an_error(tmp_path, files, columns, sentence):
     with pytest.raises(ValueError, match=sentence):
         read(tmp_path, files, *columns)
+
+
+def test_all_parts_together_have_the_mask_that_was_named(tmp_path):
+    """A part may have none."""
+    other = parquet(image=[GREEN_PNG], mask=pa.nulls(1, pa.binary()), text=["b"])
+    files = {"x.parquet": parquet(image=[RED_PNG], mask=[MASK], text=["a"]), "y.parquet": other}
+    for name in ("mask", "mak"):
+        reading, out = Reading(parse_columns([f"mask={name}"])), tmp_path / name
+        for part in (1, 2):
+            build(str(write(tmp_path / "d", files)), out, name="set", reading=reading, part=(part, 2))
+        folders = sorted(out.glob("set.part-*"))
+        if name == "mask":
+            assert join(folders, out).masks == 1
+        else:
+            with pytest.raises(ValueError, match="has a mask mak, which --columns names"):
+                join(folders, out)
+            assert not (out / "set").exists()
 
 
 BLACK = picture(0, mode="L")

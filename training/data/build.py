@@ -87,13 +87,8 @@ def build(
             writer.add(made.name, made.number, piece)
             report.count(piece.facts)
             progress(piece.facts.get("samples", 0) + sum(piece.facts.get("refused", {}).values()))
-        if not report.samples and not part:
-            raise ValueError(f"Nothing in {source} can be used: {report.why_nothing()}.")
-        if reading.columns.mask and not report.masks and not part:
-            raise ValueError(
-                f"No sample of {source} has a mask {reading.columns.mask[0]}, which --columns names; check "
-                "the name."
-            )
+        if not part:
+            report.check_usable()
         report.seconds = time.monotonic() - started
         report.write(work.new)
         writer.close(report.facts() | plan.facts())

@@ -60,8 +60,7 @@ def join(
             writer.add(unit, number, piece)
             report.count(piece.facts)
             progress(len(piece.samples))
-        if not report.samples:
-            raise ValueError(f"Nothing in {report.source} can be used: {report.why_nothing()}.")
+        report.check_usable()
         report.seconds = time.monotonic() - started
         report.write(work.new)
         writer.close(report.facts())

@@ -103,6 +103,18 @@ class Report:
         """Samples looked at per second."""
         return (self.samples + self.refused.total()) / max(self.seconds, 1e-9)
 
+    def check_usable(self) -> None:
+        """Raise ValueError where nothing can be used, or nothing has the mask that was named."""
+        if not self.samples:
+            raise ValueError(f"Nothing in {self.source} can be used: {self.why_nothing()}.")
+        mask = next(
+            (word.partition("=")[2] for word in self.given["columns"] if word.startswith("mask=")), ""
+        )
+        if mask and not self.masks:
+            raise ValueError(
+                f"No sample of {self.source} has a mask {mask}, which --columns names; check the name."
+            )
+
     def why_nothing(self) -> str:
         """Why there is no usable sample."""
         reasons = [
