@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from PIL import Image
 
 from .components import LadderComponents
 from .conditions import LadderCondition
 from .encoder import LadderEncoder
 from .guidance import Guidance, branch_inputs
-from .requests import ImageInput, Request, check_request
+from .requests import ImageInput, Request, check_request, group_images
 from .understanding import Answer, ask
 
 ENCODING = ("mllm", "tokenizer", "image_processor", "connector", "transformer")
@@ -61,14 +60,15 @@ class LadderReading(LadderComponents):
 
     def ask(
         self,
-        image: Image.Image | Sequence[Image.Image] | None,
+        image: ImageInput,
         question: str,
         max_new_tokens: int = 128,
         vocabulary_rows: torch.Tensor | None = None,
     ) -> Answer:
         """Answer a question about a picture (or up to four) with the frozen MLLM (see :func:`.ask`)."""
         self.require("answer", "mllm", "tokenizer", "image_processor")
-        images = [] if image is None else [image] if isinstance(image, Image.Image) else list(image)
+        none = image is None or isinstance(image, Sequence) and not image
+        images = [] if none else group_images(image, None)[0]
         with self.undisturbed():
             hook = getattr(self.mllm, "_hf_hook", None)
             if hook is not None:

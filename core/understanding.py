@@ -76,6 +76,8 @@ def check_question(
     Raises:
         ValueError: an empty or overlong question, too many or unusable images, no room for an answer.
     """
+    if not isinstance(question, str):
+        raise ValueError(f"The question is a {type(question).__name__}; give text.")
     if not question.strip():
         raise ValueError("The question is empty; ask something.")
     if max_new_tokens < 1:

@@ -1,5 +1,6 @@
 """Answers come from the frozen MLLM: greedy decoding checked against a plain loop without a cache."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import PARITY
@@ -86,7 +87,23 @@ def test_vocabulary_rows_of_an_original_folder(tmp_path):
 def test_bad_questions(tiny):
     with pytest.raises(ValueError, match="The question is empty"):
         ask(*arguments(tiny), [], "  ")
+    for question, kind in ((None, "NoneType"), (5, "int")):
+        with pytest.raises(ValueError, match=f"The question is a {kind}; give text"):
+            ask(*arguments(tiny), [], question)
     with pytest.raises(ValueError, match="max_new_tokens is 0"):
         ask(*arguments(tiny), [], "what", 0)
     with pytest.raises(ValueError, match=r"shape \[3, 5\], this MLLM needs \[vocabulary, 64\]"):
         with_vocabulary_rows(tiny.mllm, torch.zeros(3, 5))
+
+
+def test_a_picture_means_the_same_in_a_question(pipe):
+    """An array and a tensor too; a path is none, though it has letters."""
+    scene = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+    answers = {
+        pipe.ask(image, "what is it?", max_new_tokens=4).text
+        for image in (Image.fromarray(scene), scene, torch.tensor(scene).movedim(-1, 0), [scene])
+    }
+    assert len(answers) == 1
+    assert pipe.ask([], "what?", max_new_tokens=1) == pipe.ask(None, "what?", max_new_tokens=1)
+    with pytest.raises(ValueError, match="The image is a str; give PIL images"):
+        pipe.ask("cat.png", "what is it?")
