@@ -70,7 +70,7 @@ def find_model(
 
 
 def _fetch(name: str, **options: object) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -82,6 +82,8 @@ def _fetch(name: str, **options: object) -> Path:
 
     revision = options["revision"]
     model = f"{name} at revision {revision}" if revision else name
+    if constants.HF_HUB_OFFLINE:  # some versions ask for the files of a commit all the same
+        options["local_files_only"] = True
     try:
         return Path(snapshot_download(name, **options))
     except GatedRepoError as error:
