@@ -116,14 +116,20 @@ class LadderEncoder:
         mask = torch.ones(states.shape[1:3], dtype=torch.long, device=states.device)
         queries = self.connector.config.num_queries
         text_tokens = states.shape[2] - queries
-        asked, text = states.to(self.connector.dtype).split([queries, text_tokens], dim=2)
-        if not text_tokens:
-            return LadderCondition(self.connector(asked), mask)
-        begin, end = inputs.text_spans.to(mask).unbind(1)
-        mask[:, queries:] = torch.arange(text_tokens, device=mask.device) < (end - begin)[:, None]
+        if text_tokens:
+            begin, end = inputs.text_spans.to(mask).unbind(1)
+            columns = torch.arange(text_tokens, device=mask.device)
+            mask[:, queries:] = columns < (end - begin)[:, None]
+        return LadderCondition(self.connect(states), mask, text_tokens=text_tokens)
+
+    def connect(self, states: torch.Tensor) -> torch.Tensor:
+        """Caption states of the MLLM's at queries and text, of the same shape but for the last axis."""
+        states, queries = states.to(self.connector.dtype), self.connector.config.num_queries
+        if states.shape[2] == queries:
+            return self.connector(states)
         # each by itself, so that what is made of the queries does not depend on the text in its last bits
-        told = torch.cat([self.connector(part) for part in (asked, text.detach())], dim=2)
-        return LadderCondition(told, mask, text_tokens=text_tokens)
+        asked, text = states[:, :, :queries], states[:, :, queries:].detach()
+        return torch.cat([self.connector(asked), self.connector(text)], dim=2)
 
     def hidden_states(self, inputs: LadderInputs) -> torch.Tensor:
         """MLLM states ``[num_layers, batch, tokens, mllm_dim]``; see :meth:`rungs_of`.

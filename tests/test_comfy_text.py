@@ -310,3 +310,21 @@ def test_conditions_of_models_with_and_without_are_told_apart(reader, loaded):
             ValueError, match="this model needs 4 rungs of .* values; make it with Multi-Layer"
         ):
             ladder_sample(model, conditioning, conditioning, empty(loaded))
+
+
+def test_gates_move_and_are_cast_as_other_tables(reader, x, tmp_path):
+    """In a partial load, and where weights are kept in fewer bits."""
+    from tbac_uniimage.nodes.bridge import load_for_comfy
+
+    reader.pipe.save_pretrained(tmp_path)
+    conditioning = encode(reader, PROMPT)
+    expected = velocity(reader, x, conditioning)
+    model, mllm, _ = load_for_comfy(tmp_path)
+    model.load(torch.device("cpu"), lowvram_model_memory=model.model_size() // 2)
+    assert model.model.model_lowvram
+    assert largest(velocity(SimpleNamespace(model=model), x, conditioning), expected) < 1e-5
+    assert torch.equal(encode(SimpleNamespace(mllm=mllm), PROMPT)[0][0], conditioning[0][0])
+    model, _, _ = load_for_comfy(tmp_path, "fp8_e4m3fn")
+    assert model.model.diffusion_model.text_gates.dtype in (torch.float32, torch.bfloat16)
+    rough = velocity(SimpleNamespace(model=model), x, conditioning)
+    assert (rough - expected).norm() / expected.norm() < 0.1

@@ -211,6 +211,40 @@ def test_a_condition_is_what_the_call_makes(tiny, picture):
     )
 
 
+def test_layers_that_are_brought_one_by_one_compute_the_same(tiny):
+    """The hooks of sequential offloading, which bring the gates, too."""
+    from accelerate import cpu_offload
+
+    expected, parts = draw(attending(tiny)), attending(tiny)
+    cpu_offload(parts.transformer, torch.device("cpu"), offload_buffers=True)
+    assert parts.transformer.text_gates.device.type == "meta"
+    assert torch.equal(draw(parts), expected)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_blocks_take_texts_of_any_length(tiny):
+    transformer, graphs = attending(tiny).transformer, []
+
+    def backend(module: torch.fx.GraphModule, _: list):
+        graphs.append(module)
+        return module.forward
+
+    torch.compiler.reset()
+    x = torch.randn(2, transformer.config.in_channels, 6, 6, generator=torch.Generator().manual_seed(0))
+    try:
+        conditions = [(states_of(transformer, 5 + text), text) for text in (2, 3, 4, 5, 7, 9)]
+        levels = torch.tensor([500.0, 900.0])
+        expected = [transformer(x, states, levels, text_tokens=text).sample for states, text in conditions]
+        transformer.compile_repeated_blocks(backend=backend, fullgraph=True)
+        for (states, text), wanted in zip(conditions, expected, strict=True):
+            found = transformer(x, states, levels, text_tokens=text).sample
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    finally:
+        torch.compiler.reset()
+    assert len(graphs) <= 4  # one for the first length, one for all others, and the first block's
+
+
 # files
 
 

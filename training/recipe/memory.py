@@ -252,14 +252,7 @@ def count_activations(
             latents, noise, u = torch.empty(shape), torch.empty(shape), torch.empty(batch)
             seen = model.transformer.nothing_seen(latents)
             with autocast:
-                states = rung_states(model, batch, tokens, dtype)
-                queries = model.connector.config.num_queries
-                text = states.shape[2] - queries
-                told = [
-                    model.connector(part)
-                    for part in states.to(model.connector.dtype).split([queries, text], 2)
-                ]
-                condition = LadderCondition(torch.cat(told, 2), None, text_tokens=text)
+                condition = longest_condition(model, batch, tokens, dtype)
                 losses = flow_matching_losses(
                     model.transformer, condition, latents, noise, u, recipe.objective.shift, seen=seen
                 )
@@ -277,11 +270,10 @@ def vision_activations(model: LadderParts, images: int, dtype: torch.dtype) -> t
     return tokens * bool(images), patches * width * dtype.itemsize
 
 
-def rung_states(model: LadderParts, batch: int, vision_tokens: int, dtype: torch.dtype) -> Tensor:
-    """What the MLLM makes of the longest prompts: prefix without gradient, then the queries.
-
-    Behind them come the states of the text, if the transformer attends to them.
-    """
+def longest_condition(
+    model: LadderParts, batch: int, vision_tokens: int, dtype: torch.dtype
+) -> LadderCondition:
+    """What MLLM and connector make of the longest prompts: prefix without gradient, then the queries."""
     encoder = LadderEncoder(
         model.mllm,
         model.connector,
@@ -296,12 +288,13 @@ def rung_states(model: LadderParts, batch: int, vision_tokens: int, dtype: torch
     with torch.no_grad():
         prefix = torch.empty(batch, length, queries.shape[1], dtype=dtype)
         positions = torch.zeros(3, batch, length, dtype=torch.long)
-        text = model.max_text_tokens if model.transformer.config.text_states else 0
         layers = encoder.layer_inputs(prefix, None, positions, cache)
+        text = model.max_text_tokens if model.transformer.config.text_states else 0
         beside = encoder.rungs_of(states[:, length - text :].clone() for states in layers)
     positions = torch.zeros(3, batch, len(queries), dtype=torch.long)
-    told = encoder.run_layers(queries.to(dtype).expand(batch, -1, -1), None, positions, cache)
-    return torch.cat([told, beside], dim=2) if text else told
+    states = encoder.run_layers(queries.to(dtype).expand(batch, -1, -1), None, positions, cache)
+    states = torch.cat([states, beside], dim=2) if text else states
+    return LadderCondition(encoder.connect(states), None, text_tokens=text)
 
 
 def gathered_size(model: LadderParts, dtype: torch.dtype) -> int:
