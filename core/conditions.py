@@ -59,7 +59,9 @@ class LadderCondition:
         return replace(self, states=self.states[:, -rows:], mask=self.mask[-rows:], branches=branches)
 
 
-def check_condition(condition: LadderCondition, guidance: Guidance, layers: int, width: int) -> None:
+def check_condition(
+    condition: LadderCondition, guidance: Guidance, layers: int, width: int, reads_text: bool = False
+) -> None:
     """Raise ValueError unless a condition was made for this guidance, and for a model of these rungs.
 
     Args:
@@ -67,6 +69,7 @@ def check_condition(condition: LadderCondition, guidance: Guidance, layers: int,
         guidance: with which it shall be used.
         layers: rungs of the model.
         width: of its caption states.
+        reads_text: whether it attends to the text's tokens.
     """
     if not isinstance(condition, LadderCondition):
         raise ValueError(f"The condition is a {type(condition).__name__}; give what encode_prompt returned.")
@@ -81,6 +84,12 @@ def check_condition(condition: LadderCondition, guidance: Guidance, layers: int,
         raise ValueError(
             f"The condition has the shape {list(shape)}, this model needs {layers} rungs of {width} values; "
             "encode the prompt with the same model."
+        )
+    if bool(condition.text_tokens) != reads_text:
+        holds, attends = ("no tokens", "attends") if reads_text else ("tokens", "does not attend")
+        raise ValueError(
+            f"The condition holds {holds} of its text, to which this model {attends}; encode the prompt with "
+            "the same model."
         )
     if shape[1] % branches or tuple(condition.mask.shape) != shape[1:3]:
         raise ValueError(

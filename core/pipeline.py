@@ -190,7 +190,8 @@ class LadderPipeline(LadderReading, LadderLoraMixin):
         else:
             if prompt is not None or image is not None or negative_prompt:
                 raise ValueError("Give either a condition, or a prompt with what belongs to it, not both.")
-            check_condition(condition, guidance, config.num_layers, config.caption_channels)
+            shape = config.num_layers, config.caption_channels
+            check_condition(condition, guidance, *shape, config.text_states)
             branches, canvases = condition.branches, condition.canvases
             pictures = canvases
             num_prompts = condition.states.shape[1] // branches

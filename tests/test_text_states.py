@@ -191,10 +191,14 @@ def test_it_is_attention_of_its_own_added_with_a_gate_per_head(tiny):
         torch.testing.assert_close(attn(hidden, louder.kv[i]), twice, atol=1e-5, rtol=1e-4)
 
 
-def test_conditions_with_text_are_refused_by_models_without(tiny, tmp_path):
-    condition = pipeline_of(attending(tiny)).encode_prompt("a cat")
+def test_conditions_of_models_with_and_without_are_told_apart(tiny):
+    parts = attending(tiny)
     with pytest.raises(ValueError, match="holds tokens of its text, to which this model does not attend"):
-        draw(tiny, None, condition=condition)
+        draw(tiny, None, condition=pipeline_of(parts).encode_prompt("a cat"))
+    with pytest.raises(ValueError, match="holds no tokens of its text, to which this model attends; encode"):
+        draw(parts, None, condition=pipeline_of(tiny).encode_prompt("a cat"))
+    with pytest.raises(ValueError, match=r"same model, or read_text\(True\)"):
+        tiny.transformer.prepare_rungs(states_of(tiny.transformer, 5), text_tokens=1)
 
 
 @torch.no_grad()
