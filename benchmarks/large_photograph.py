@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from process_memory import memory, reset_peak  # noqa: E402
+from process_costs import memory, reset_peak  # noqa: E402
 
 NANO = ROOT / "assets" / "nano"
 PART = 300  # pixels of the mask's sides in the photograph

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from process_memory import memory, reset_peak  # noqa: E402
+from process_costs import memory, reset_peak  # noqa: E402
 
 SHELL_TYPES = ("none", "bfloat16", "float32")
 COMFY_TYPES = ("default", "bf16", "fp16", "fp32", "fp8_e4m3fn")

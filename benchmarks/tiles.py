@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from process_memory import memory, reset_peak  # noqa: E402
+from process_costs import memory, reset_peak  # noqa: E402
 
 NANO, SCENE = ROOT / "assets" / "nano", ROOT / "assets" / "samples" / "tbac_uniimage_small_thing.png"
 MB = 1000**2

@@ -14,35 +14,30 @@ and 30 GB of disk.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import comfy_tree
-from process_memory import memory, reset_peak
+from full_size_work import SCENE
+from process_costs import GB, Cost, forget_pages, gpu_peak, measure
 
 ROOT = comfy_tree.ROOT
-GRAPHS = ROOT / "tests" / "data" / "workflows"
+WORK = ROOT / "scripts" / "full_size_work.py"
 LOADING = ROOT / "benchmarks" / "loading.py"
-SCENE = ROOT / "assets" / "samples" / "tbac_uniimage_scene.png"
 PROMPT, INSTRUCTION = "a red apple to the left of a yellow banana", "replace the rocket with a banana"
 QUESTION = "what is in the picture?"
 SHELL_TYPES = ("none", "bfloat16", "float16")  # of `load`; float32 is 22.7 GB
 COMFY_TYPES = ("default", "bf16", "fp16", "fp8_e4m3fn")
 DRAWN_TYPES = ("default", "bf16", "fp8_e4m3fn")
-GRAPH_LIMIT_S = 3600.0
 HEADER = "| what | wall, s | CPU, s | peak, GB | read, GB |"
-GB = 1e9
 
 
 @dataclass(frozen=True)
@@ -83,31 +78,16 @@ class Trial:
         stage = ROOT / "training" / "recipes" / "3_fine_tune.yaml"
         return self.shell("train", "run", stage, *(f"{key}={value}" for key, value in values.items()), *words)
 
-    def child(self, name: str, *words: str) -> list[str]:
-        """This file again, for what is no command."""
-        return [sys.executable, __file__, str(self.model), "--child", name, str(self.scratch), *words]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What something took: seconds, seconds of CPU, bytes."""
-
-    wall: float
-    cpu: float
-    peak: int
-    read: int
-
-    def row(self, name: str) -> str:
-        """A row of the table."""
-        sizes = f"{self.peak / GB:.2f} | {self.read / GB:.2f}"
-        return f"| {name} | {self.wall:.0f} | {self.cpu:.0f} | {sizes} |"
+    def work(self, name: str, *words: str) -> list[str]:
+        """What is no command."""
+        return [sys.executable, str(WORK), name, str(self.model), str(self.scratch), *words]
 
 
 def commands(trial: Trial) -> dict[str, list[list[str]]]:
     """The items that are commands: what is done before without being measured, and last what is measured."""
     loading = [
         sys.executable,
-        str(ROOT / "benchmarks" / "loading.py"),
+        str(LOADING),
         "--model",
         str(trial.model),
         "--child",
@@ -125,16 +105,16 @@ def commands(trial: Trial) -> dict[str, list[list[str]]]:
         "dry run": [index, trial.recipe("--dry-run")],
         "LoRA step": [trial.recipe()],
         "LoRA export": [trial.shell("export", trial.scratch / "run", "--to", "lora", "-o", lora)],
-        "LoRA load": [trial.child("lora", str(lora))],
-        "pipeline save": [trial.child("save")],
-        "pipeline back": [trial.child("back")],
+        "LoRA load": [trial.work("lora", str(lora))],
+        "pipeline save": [trial.work("save")],
+        "pipeline back": [trial.work("back")],
     }
     for name in SHELL_TYPES:
         items[f"load {name}"] = [[*loading, name, "as it is read"]]
     for name in COMFY_TYPES:
         items[f"ComfyUI load {name}"] = [[*loading, name, "as it is read", "--comfy"]]
     for name in DRAWN_TYPES:
-        items[f"ComfyUI {name}"] = [trial.child("comfyui", name, str(trial.steps), trial.device)]
+        items[f"ComfyUI {name}"] = [trial.work("comfyui", name, str(trial.steps), trial.device)]
     return items
 
 
@@ -151,19 +131,14 @@ def main() -> None:
     parser.add_argument(
         "--scratch", type=Path, help="where to write, kept; default: a folder beside MODEL, removed"
     )
-    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        name, scratch, *words = options.child
-        CHILDREN[name](Trial(options.model, Path(scratch), 0, ""), *words)
-        return
     model = options.model.resolve()
     tree = comfy_tree.find_tree() or comfy_tree.fetch_tree()
     os.environ["COMFYUI_PATH"] = str(tree)  # whose tokenizer a checkpoint without one gets
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if not model.exists():
-        subprocess.run([sys.executable, __file__, str(model), "--child", "write", ""], check=True)
+        subprocess.run([sys.executable, WORK, "write", model, model.parent], check=True)
     with scratch_folder(options.scratch, model) as scratch:
         items = commands(Trial(model, scratch, options.steps, options.device))
         begin = [name for name in items if not options.only or name.startswith(tuple(options.only))]
@@ -216,152 +191,6 @@ def run(name: str, item: list[list[str]], model: Path) -> None:
         )
     if device:
         print(f"| … of the GPU's memory {max(device)} MiB | | | | |", flush=True)
-
-
-def measure(command: list[str]) -> tuple[str, Cost]:
-    """What a command printed, and what it took with all that it started and waited for.
-
-    Raises:
-        SystemExit: it failed; the end of what it said.
-    """
-    start = time.monotonic()
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=said)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        wall = time.monotonic() - start
-        out.seek(0), said.seek(0)
-        printed = out.read()
-        if process.returncode:
-            sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{said.read()[-3000:]}")
-    return printed, Cost(wall, used.ru_utime + used.ru_stime, used.ru_maxrss << 10, used.ru_inblock * 512)
-
-
-def forget_pages(model: Path) -> None:
-    """Take the model's files out of the page cache, as after a start of the machine."""
-    for path in model.rglob("*.safetensors") if model.is_dir() else [model]:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-@contextmanager
-def gpu_peak() -> Iterator[list[int]]:
-    """MiB of a GPU that were in use, twice a second; empty without ``nvidia-smi``."""
-    found: list[int] = []
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "" or shutil.which("nvidia-smi") is None:
-        yield found
-        return
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    ended = threading.Event()
-
-    def look() -> None:
-        while not ended.wait(0.5):
-            lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-            found.append(max(map(int, lines)))
-
-    looking = threading.Thread(target=look)
-    looking.start()
-    try:
-        yield found
-    finally:
-        ended.set()
-        looking.join()
-
-
-def write(trial: Trial) -> None:
-    """A random checkpoint where the model should be."""
-    from random_checkpoint import write_random
-    from tbac_uniimage.core.checkpoints import released_parts_on_meta
-    from tbac_uniimage.core.checkpoints.tokenizers import find_tokenizer
-
-    parts = released_parts_on_meta()
-    parts.tokenizer = find_tokenizer(parts.mllm.config, [])
-    write_random(parts, trial.model, as_published=True)
-
-
-def save(trial: Trial) -> None:
-    """Write the model as a pipeline folder."""
-    from tbac_uniimage.core import LadderPipeline
-
-    LadderPipeline.from_pretrained(trial.model).save_pretrained(trial.scratch / "pipeline")
-
-
-def back(trial: Trial) -> None:
-    """Load that folder; all that the checkpoint holds is in it, bit for bit. It is removed then."""
-    import torch
-    from tbac_uniimage.core import LadderPipeline
-    from tbac_uniimage.core.checkpoints.export import released_tensors
-    from tbac_uniimage.core.checkpoints.naming import place_of, released_name
-    from tbac_uniimage.core.checkpoints.weights import find_weights, read_tensors
-
-    folder = trial.scratch / "pipeline"
-    mine = released_tensors(LadderPipeline.from_pretrained(folder))
-    infos = {released_name(place_of(name)): info for name, info in find_weights(trial.model).items()}
-    same = read_tensors(infos, lambda name, tensor: torch.tensor(torch.equal(tensor, mine[name])))
-    other = [name for name, equal in same.items() if not equal]
-    if other or same.keys() != mine.keys():
-        sys.exit(f"{len(other)} tensors came back as others: {other[:5]}")
-    shutil.rmtree(folder)
-
-
-def lora(trial: Trial, file: str) -> None:
-    """Load a LoRA beside the weights."""
-    from tbac_uniimage.core import LadderPipeline
-
-    pipe = LadderPipeline.from_pretrained(trial.model)
-    pipe.load_lora_weights(file)
-    print(pipe.get_list_adapters())
-
-
-def comfyui(trial: Trial, dtype: str, steps: str, device: str) -> None:
-    """Load, draw and edit on one server; prints the costs of each graph as JSON."""
-    import comfy_server
-    import psutil
-
-    folder = trial.scratch / f"comfyui-{dtype}"
-    paths = folder / "models.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths.write_text(json.dumps({"full_size": {"uniimage": str(trial.model.parent)}}))  # JSON is YAML
-    more = ["--extra-model-paths-config", str(paths), *(["--cpu"] if device == "cpu" else [])]
-    with comfy_server.running_server(Path(os.environ["COMFYUI_PATH"]), folder, *more) as server:
-        process = psutil.Process(server.pid)
-        shutil.copy(SCENE, folder / "input")
-        rows = []
-        for name, graph in graphs(trial.model.name, dtype, int(steps)):
-            reset_peak(server.pid)
-            before, start = (process.cpu_times(), process.io_counters()), time.monotonic()
-            asyncio.run(comfy_server.run_graph(server, graph, limit_s=GRAPH_LIMIT_S))
-            after = process.cpu_times(), process.io_counters()
-            cpu = sum(after[0][:2]) - sum(before[0][:2])
-            read = after[1].read_bytes - before[1].read_bytes
-            rows.append((name, (time.monotonic() - start, cpu, memory("VmHWM", server.pid), read)))
-    print(json.dumps(rows))
-
-
-def graphs(checkpoint: str, dtype: str, steps: int) -> Iterator[tuple[str, dict]]:
-    """Those of the demo with another model: ComfyUI keeps what the first loaded for the next."""
-    own = {
-        "TBACUniImageLoadModel": {"checkpoint": checkpoint, "weight_dtype": dtype},
-        "TBACUniImageSampler": {"steps": steps},
-    }
-    for name in ("text_to_image", "image_edit"):
-        graph = json.loads((GRAPHS / f"{name}.api.json").read_text())
-        for node in graph.values():
-            node["inputs"].update(own.get(node["class_type"], {}))
-        if name == "text_to_image":
-            latent = {"class_type": "SaveLatent", "inputs": {"samples": ["4", 0], "filename_prefix": "empty"}}
-            yield "load", {"1": graph["1"], "4": graph["4"], "8": latent}
-        yield name.replace("_", " "), graph
-
-
-CHILDREN: dict[str, Callable[..., None]] = {
-    "write": write,
-    "save": save,
-    "back": back,
-    "lora": lora,
-    "comfyui": comfyui,
-}
 
 
 if __name__ == "__main__":

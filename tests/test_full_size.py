@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import full_size
+import full_size_work
+import process_costs
 import pytest
 import torch
 from random_checkpoint import write_random
@@ -57,17 +59,12 @@ def test_every_command_of_it_is_understood(trial):
             recipe = load_recipe(options.recipe, options.overrides)
             assert (recipe.train.parts, recipe.train.steps, recipe.train.batch) == ("lora", 1, 1)
             assert recipe.init == str(trial.model) and recipe.validation.every == 0
-    children = {
-        words[words.index("--child") + 1]
-        for item in items.values()
-        for words in item[-1:]
-        if full_size.__file__ in words
-    }
-    assert children | {"write"} == full_size.CHILDREN.keys()
+    work = {words[2] for item in items.values() for words in item if words[1] == str(full_size.WORK)}
+    assert work | {"write"} == full_size_work.WORK.keys()
 
 
 def test_graphs_are_the_demos_with_another_model():
-    found = dict(full_size.graphs("big", "bf16", 2))
+    found = dict(full_size_work.graphs("big", "bf16", 2))
     assert list(found) == ["load", "text to image", "image edit"]
     for name, graph in found.items():
         [model] = [node for node in graph.values() if node["class_type"] == "TBACUniImageLoadModel"]
@@ -80,16 +77,16 @@ def test_graphs_are_the_demos_with_another_model():
 def test_what_a_process_took_is_its_own(tmp_path):
     path = tmp_path / "read.bin"
     path.write_bytes(bytes(5_000_000))
-    full_size.forget_pages(path)
+    process_costs.forget_pages(path)
     work = (
         "import sys; kept = bytearray(150_000_000); read = open(sys.argv[1], 'rb').read();"
         "s = sum(range(3_000_000)); print(len(kept) + len(read))"
     )
     # a child's peak begins at its parent's size, so the parent is as small as the script is
     small = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import full_size, json;"
+        "import sys; sys.path.insert(0, sys.argv[1]); import process_costs, json;"
         "commands = [[sys.executable, '-c', code, sys.argv[2]] for code in sys.argv[3:]];"
-        "print(json.dumps([full_size.measure(command) for command in commands], default=vars))"
+        "print(json.dumps([process_costs.measure(command) for command in commands], default=vars))"
     )
     scripts = str(full_size.ROOT / "scripts")
     done = subprocess.run(
@@ -102,11 +99,11 @@ def test_what_a_process_took_is_its_own(tmp_path):
     assert printed == "155000000\n"
     assert 150e6 < cost["peak"] < 250e6 and nothing["peak"] < 100e6
     assert 0 < cost["cpu"] <= cost["wall"] + 0.2
-    assert full_size.Cost(12.4, 3.6, 2_500_000_000, 0).row("x") == "| x | 12 | 4 | 2.50 | 0.00 |"
+    assert process_costs.Cost(12.4, 3.6, 2_500_000_000, 0).row("x") == "| x | 12 | 4 | 2.50 | 0.00 |"
 
 
 def test_what_fails_ends_the_whole_with_its_words():
     with pytest.raises(SystemExit, match=r"ended with 3:\n(.|\n)*no such thing"):
-        full_size.measure(
+        process_costs.measure(
             [sys.executable, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"]
         )
