@@ -214,6 +214,14 @@ def test_all_parts_together_have_the_mask_that_was_named(tmp_path):
             assert not (out / "set").exists()
 
 
+def test_a_mask_of_a_list_that_is_replaced_is_looked_at_again(tmp_path):
+    row = json.dumps({"image": "cat.png", "mask": "white.png", "text": "a cat"})
+    files = {"l.jsonl": row, "cat.png": RED_PNG, "white.png": MASK}
+    assert read(tmp_path, files)[1].masks == 1
+    with pytest.raises(ValueError, match="mask is nowhere white"):
+        read(tmp_path, files | {"white.png": BLACK})
+
+
 BLACK = picture(0, mode="L")
 BAD = {
     "black": (BLACK, "mask is nowhere white"),

@@ -277,7 +277,7 @@ def files(unit: list[Finding]) -> Iterator[Ref]:
     """What a unit is read from."""
     for found in unit:
         if isinstance(found, Found):
-            yield from (found.target, *found.inputs)
+            yield from (found.target, *found.inputs, *((found.mask,) if found.mask else ()))
 
 
 def scan(unit: list[Finding], storage: Storage, reading: Reading) -> Iterator[Finding]:
