@@ -219,7 +219,7 @@ def test_a_mask_of_a_list_that_is_replaced_is_looked_at_again(tmp_path):
     files = {"l.jsonl": row, "cat.png": RED_PNG, "white.png": MASK}
     assert read(tmp_path, files)[1].masks == 1
     with pytest.raises(ValueError, match="mask is nowhere white"):
-        read(tmp_path, files | {"white.png": BLACK})
+        read(tmp_path, {"white.png": BLACK})  # and nothing else
 
 
 BLACK = picture(0, mode="L")
