@@ -2,7 +2,7 @@
 
     python benchmarks/training_memory.py [KEY=VALUE …]
 
-Prints the table of docs/training.md. Nothing is loaded and no GPU is needed: ``training/recipe/memory.py``
+Prints the tables of docs/training.md. Nothing is loaded and no GPU is needed: ``training/recipe/memory.py``
 adds up weights, gradients and optimizer state from shapes, and runs one micro-batch on tensors without
 values, with prompts as long as they may be and one input picture per edit. Overrides, as in
 data.resolution=1024, apply to every row. ``--dry-run`` of a recipe prints the parts of its own sum.
@@ -43,12 +43,18 @@ ROWS: list[tuple[str, list[str], int]] = [
     ("train.parallel=fsdp2, 8 devices", ["train.parallel=fsdp2"], 8),
     ("train.parts=lora", ["train.parts=lora"], 1),
 ]
+FEW_STEPS: list[tuple[str, list[str], int]] = [  # of stage 4, edits
+    ("as in the recipe", [], 1),
+    ("train.micro_batch=1", ["train.micro_batch=1"], 1),
+    ("train.parts=all", ["train.parts=all"], 1),
+    ("train.parts=all train.parallel=fsdp2, 8 devices", ["train.parts=all", "train.parallel=fsdp2"], 8),
+]
 CARDS = (24, 40, 80)
 SPARE = 1.1  # kernels differ between devices: what the estimate may be wrong by
 
 
 def main(overrides: Sequence[str]) -> None:
-    """Print the table as Markdown."""
+    """Print the tables as Markdown."""
     parts = released_parts_on_meta()
     print("| GiB per device |", " | ".join(f"{stage}, {samples}" for stage, _, _, samples in COLUMNS), "|")
     print("| --- |", " | ".join("---:" for _ in COLUMNS), "|")
@@ -59,6 +65,10 @@ def main(overrides: Sequence[str]) -> None:
             estimate = estimate_memory(parts, load_recipe(RECIPES / recipe, settings), world, images)
             cells.append(cell(sum(estimate.values())))
         print(f"| {name} |", " | ".join(cells), "|", flush=True)
+    print("\n| GiB per device | stage 4 |\n| --- | ---: |")
+    for name, own, world in FEW_STEPS:
+        recipe = load_recipe(RECIPES / "4_few_steps.yaml", [*own, *overrides])
+        print(f"| {name} | {cell(sum(estimate_memory(parts, recipe, world, 1).values()))} |", flush=True)
 
 
 def cell(size: int) -> str:

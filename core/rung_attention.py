@@ -36,6 +36,12 @@ class RungKV(NamedTuple):
         text = None if self.text is None else self.text.last(rows)
         return RungKV(self.key[-rows:], self.value[-rows:], bias, text)
 
+    def rows(self, chosen: torch.Tensor) -> RungKV:
+        """Rows of the batch by their numbers, any number of times each."""
+        bias = None if self.bias is None else self.bias[chosen]
+        text = None if self.text is None else self.text.rows(chosen)
+        return RungKV(self.key[chosen], self.value[chosen], bias, text)
+
 
 class Rungs(NamedTuple):
     """What every block attends to."""

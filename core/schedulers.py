@@ -32,6 +32,15 @@ def euler_scheduler(shift: float = FLOW_SHIFT) -> FlowMatchEulerDiscreteSchedule
     return FlowMatchEulerDiscreteScheduler(shift=shift)
 
 
+def step_levels(steps: int, shift: float = FLOW_SHIFT) -> list[float]:
+    """Noise levels that so many steps go along, from 1 to 0: even ones, moved towards noise.
+
+    They are those of ComfyUI's scheduler *simple* with the same shift.
+    """
+    even = [1 - i / steps for i in range(steps + 1)]
+    return [shift * level / (1 + (shift - 1) * level) for level in even]
+
+
 def check_flow(scheduler: SchedulerMixin) -> None:
     """Raise ValueError if a scheduler takes the model's velocities for something else.
 
@@ -67,7 +76,10 @@ def scheduler_for_call(
     """
     check_flow(scheduler)
     own = copy.deepcopy(scheduler)
-    own.set_timesteps(steps, device=device)
+    if type(own) is FlowMatchEulerDiscreteScheduler:  # by itself it would end at the last training level
+        own.set_timesteps(sigmas=[1 - i / steps for i in range(steps)], device=device)
+    else:
+        own.set_timesteps(steps, device=device)
     begin = (steps - int(steps * strength)) * own.order
     own.set_begin_index(min(begin, len(own.timesteps)))
     return own

@@ -21,9 +21,10 @@ SOURCE = "https://huggingface.co/TencentBAC/TBAC-UniImage-3B"
 
 def add_folders() -> None:
     """Make ``models/uniimage`` known, and ``output/uniimage``, where ModelSave can write; behind those of
-    ``extra_model_paths.yaml``."""
+    ``extra_model_paths.yaml``. The embedded model's LoRA for few steps is one of ComfyUI's LoRAs."""
     for parent in (folder_paths.models_dir, folder_paths.get_output_directory()):
         folder_paths.add_model_folder_path(MODEL_FOLDER, str(Path(parent) / MODEL_FOLDER))
+    folder_paths.add_model_folder_path("loras", str(EMBEDDED_FOLDER / "few_steps"))
     # a folder added this way lists every file until it is told its extensions
     folder_paths.folder_names_and_paths[MODEL_FOLDER][1].update((WEIGHTS, GGUF))
 

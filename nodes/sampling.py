@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .mllm import LatentSize
 
 MAX_GUIDANCE = 100.0
+FEW_STEPS = ("off", "1", "2", "4", "8")
 
 
 def seed_input(tooltip: str) -> io.Int.Input:
@@ -180,6 +181,14 @@ class LadderSampler(io.ComfyNode):
                 ),
                 *interval_inputs(),
                 gains_input(),
+                io.Combo.Input(
+                    "few_steps",
+                    options=list(FEW_STEPS),
+                    default="off",
+                    optional=True,
+                    tooltip="For a model with a LoRA for few steps: so many steps of euler along the noise "
+                    "levels it was distilled to, without guidance, whatever stands above.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
         )
@@ -194,6 +203,7 @@ class LadderSampler(io.ComfyNode):
         denoise: float | None = None,
         guidance_start: float | None = None,
         guidance_end: float | None = None,
+        few_steps: str | None = None,
     ) -> bool | str:
         """ComfyUI's own range check lets NaN pass."""
         found = problem(
@@ -205,6 +215,7 @@ class LadderSampler(io.ComfyNode):
             denoise=denoise,
             guidance_start=guidance_start,
             guidance_end=guidance_end,
+            few_steps=few_steps,
         )
         return found or interval_problem(guidance_start, guidance_end) or True
 
@@ -226,17 +237,21 @@ class LadderSampler(io.ComfyNode):
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         gains: tuple[float, ...] | None = None,
+        few_steps: str = "off",
     ) -> io.NodeOutput:
         """Sample with ComfyUI's guiders, previews, progress and interrupts."""
         from .guidance import LadderGuidance, choose_sampler, choose_sigmas, sample_latent
         from .ladders import ladder_of, with_gains
 
         found = cls.validate_inputs(
-            guidance, image_guidance, sampler, scheduler, denoise, guidance_start, guidance_end
+            guidance, image_guidance, sampler, scheduler, denoise, guidance_start, guidance_end, few_steps
         )
         if found is not True:
             raise ValueError(found)
         check(cls, steps=steps)
+        if few_steps != "off":  # simple steps along core's step_levels
+            steps, guidance, image_only = int(few_steps), 1.0, None
+            sampler, scheduler = "euler", "simple"
         ladder = ladder_of(model)
         guider = LadderGuidance(model if gains is None else with_gains(model, gains))
         interval = (guidance_start, guidance_end)

@@ -46,6 +46,8 @@ LEFT_OUT = {
     "init=runs/stage1/last": NEEDS_A_HUB,
     "accelerate launch -m tbac_uniimage.training.train training/recipes/3_fine_tune.yaml "
     "init=runs/stage2/last": NEEDS_A_HUB,
+    "accelerate launch -m tbac_uniimage.training.train training/recipes/4_few_steps.yaml "
+    "init=runs/stage3/last": NEEDS_A_HUB,
 }
 # 300 steps are minutes; all else of the recipe stays
 SHORTENED = {

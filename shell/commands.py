@@ -93,8 +93,7 @@ def edit(options: argparse.Namespace) -> None:
 
         # what stays keeps its alpha and its colours
         pictures[0] = read_file(options.images[0], lambda image: to_rgba(image, own_colours=True))
-    settings = {"image_guidance_scale": options.image_guidance, "strength": options.strength} | masked
-    draw(options, [options.instruction], image=pictures, **settings)
+    draw(options, [options.instruction], image=pictures, strength=options.strength, **masked)
     for name in options.images:
         say_depth(name)
 
@@ -137,10 +136,17 @@ def say_depth(path: str) -> None:
 def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> None:
     """Run the pipeline prompt by prompt; save and name every picture as soon as it is there."""
     from ..core.pictures import check_folder, save_mask, write_picture
+    from ..training.arguments import fill_in
 
     first_seed = random.randrange(RANDOM_SEEDS) if options.seed is None else options.seed
     check_folder(options.out)
+    defaults = {"steps": 30, "guidance": 4.5, "image_guidance": 1.5, "scheduler": "recipe"}
+    if not edit:
+        del defaults["image_guidance"]
+    few = fill_in(options, lambda: model_path(options), **defaults)
     pipeline = load_pipeline(options)
+    if few is not None:
+        few.apply(pipeline)
     speed_up(pipeline, options)
 
     import torch
@@ -149,8 +155,12 @@ def draw(options: argparse.Namespace, prompts: Sequence[str], **edit: Any) -> No
         from ..core.schedulers import euler_scheduler
 
         pipeline.register_modules(scheduler=euler_scheduler())
+    if "image" in edit:
+        edit["image_guidance_scale"] = options.image_guidance
     keep = ("negative", "steps", "guidance", "image_guidance", "scheduler")
     settings = {name: value for name, value in vars(options).items() if name in keep}
+    if few is not None:
+        settings["few"] = few.file.name
     if options.cache:
         settings["cache"] = options.cache
     # names without folders: pictures are passed on, and a path tells whose they are

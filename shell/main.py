@@ -15,7 +15,7 @@ from typing import Any
 
 from ..training import export as exporter
 from ..training import train
-from ..training.arguments import any_path, guidance, positive, seed, share, strength, threshold
+from ..training.arguments import add_few, any_path, guidance, positive, seed, share, strength, threshold
 from ..training.data import command as data_command
 from ..training.data.cache import command as cache
 from ..training.evaluation import command as evaluation
@@ -53,9 +53,8 @@ def make_parser(for_score: bool = False) -> Parser:
     edit.add_argument(
         "--image-guidance",
         type=guidance,
-        default=1.5,
         metavar="X",
-        help="strength of the input picture, 1 = none (default %(default)s)",
+        help="strength of the input picture, 1 = none (default 1.5)",
     )
     edit.add_argument(
         "--mask",
@@ -176,14 +175,11 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     """What generate and edit have in common."""
     parser.add_argument("--out", type=any_path, default=Path("out"), metavar="DIR", help="default: out")
     parser.add_argument("--negative", default="", metavar="TEXT", help="what to steer away from")
-    parser.add_argument("--steps", type=positive, default=30, metavar="N", help="default %(default)s")
+    parser.add_argument("--steps", type=positive, metavar="N", help="default 30")
     parser.add_argument(
-        "--guidance",
-        type=guidance,
-        default=4.5,
-        metavar="X",
-        help="strength of the sentence, 1 = none (default %(default)s)",
+        "--guidance", type=guidance, metavar="X", help="strength of the sentence, 1 = none (default 4.5)"
     )
+    add_few(parser)
     parser.add_argument(
         "--width", type=positive, metavar="N", help="pixels; default: what the model was trained at"
     )
@@ -192,9 +188,7 @@ def add_drawing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=seed, metavar="N", help="the k-th picture takes seed + k (default: random)"
     )
-    parser.add_argument(
-        "--scheduler", choices=["recipe", "euler"], default="recipe", help="default %(default)s"
-    )
+    parser.add_argument("--scheduler", choices=["recipe", "euler"], help="default recipe")
     parser.add_argument(
         "--cache",
         type=threshold,

@@ -62,7 +62,7 @@ def test_first_values_follow_the_seed_alone(parts):
     assert all(torch.equal(value, values[name]) for name, value in parts.transformer.state_dict().items())
 
 
-@pytest.mark.parametrize("target", ["to_x", "proj", "norm1", "q"])
+@pytest.mark.parametrize("target", ["to_x", "conv_depth", "norm1", "q"])
 def test_targets_that_are_no_linear_layers_are_refused(parts, target):
     with pytest.raises(ValueError, match=f"train.lora.targets has {target}, which names no linear"):
         add_lora(parts.transformer, 2, 4, 0.0, ["to_q", target])

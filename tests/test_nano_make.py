@@ -103,7 +103,8 @@ def test_a_trained_model_gives_all_but_the_autoencoder(tmp_path):
     to_do = {step.name: step.command for step in make.steps(runs, runs / "model", make.FULL, 2, 128, model)}
     assert list(to_do) == ["drawings", "a_autoencoder", "base", "data", "index", *make.LADDER, "publish"]
     assert to_do["base"][-4:] == ["--autoencoder", str(runs / "autoencoder"), "--model", str(model)]
-    assert to_do["publish"][-3:] == [str(runs / "stage3"), str(model / "judge"), str(runs / "model")]
+    assert to_do["publish"][-5:-2] == [str(runs / "stage3"), str(model / "judge"), str(runs / "model")]
+    assert to_do["publish"][-2:] == ["--few-steps", str(runs / "stage4")]
 
 
 @pytest.mark.parametrize("processes, micro", [(1, 24), (2, 24), (4, 12), (48, 1)])
@@ -195,7 +196,7 @@ def test_a_trial_of_everything(drawings, tmp_path, monkeypatch, capsys):  # noqa
     with pytest.raises(SystemExit) as ended:
         make.main()
     assert ended.value.code is None, (tmp_path / "log").read_text()
-    for name in ("stage1", "stage2", "stage3"):
+    for name in ("stage1", "stage2", "stage3", "stage4"):
         lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[-1]["samples"] == 16
         assert all(0 < line["loss"] < 10 and not line["skipped"] for line in lines)
@@ -209,6 +210,7 @@ def test_a_trial_of_everything(drawings, tmp_path, monkeypatch, capsys):  # noqa
     drawing = ["--model", str(model), "--device", "cpu"]
     assert main(["generate", "a cat on a blue background", "--steps", "2", "--out", "drawn", *drawing]) == 0
     assert main(["ask", "drawn/0001.png", "what is it?", "--max-tokens", "3", *drawing]) == 0
+    assert main(["generate", "a cat on a blue background", "--few", "--out", "drawn", *drawing]) == 0
     capsys.readouterr()
     few = ["--samples", "2", "--pictures", "1", "--steps", "2", "--only", "single", "edit-add", "ask-what"]
     judge = ["--judge", str(model / "judge" / "model.safetensors")]

@@ -41,7 +41,9 @@ NOTHING = Scene("", "white", ())
 def options(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    return parser.parse_args(argv)
+    parsed = parser.parse_args(argv)
+    command.complete(parsed)
+    return parsed
 
 
 def true_eye(kinds, samples):

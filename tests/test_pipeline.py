@@ -15,7 +15,7 @@ from tbac_uniimage.core import canvas
 from tbac_uniimage.core.guidance import Guidance
 from tbac_uniimage.core.pipeline import LadderPipeline
 from tbac_uniimage.core.requests import check_request, check_size, fit_size
-from tbac_uniimage.core.schedulers import euler_scheduler
+from tbac_uniimage.core.schedulers import euler_scheduler, step_levels
 from tbac_uniimage.core.versions import IS_4
 from tiny_checkpoint import BASES, CHECKPOINT
 
@@ -68,9 +68,7 @@ def test_denoising_written_out(pipe):
             pipe.encoder([text], [[image]]).states
             for text, image in (("", black), ("", picture(7)), ("a cat", picture(7)))
         ]
-        scheduler = euler_scheduler()
-        scheduler.set_timesteps(STEPS)
-        sigmas = scheduler.sigmas
+        sigmas = torch.tensor(step_levels(STEPS))
         assert sigmas[0] == 1 and sigmas[-1] == 0
         x = noise(1)
         for now, then in zip(sigmas[:-1], sigmas[1:], strict=True):

@@ -6,7 +6,10 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..core.few_steps import FewSteps
 
 
 def positive(text: str) -> int:
@@ -50,6 +53,51 @@ def number(text: str, kind: type, is_good: Callable[[Any], bool], wanted: str) -
     if value is None or not is_good(value):
         raise argparse.ArgumentTypeError(f"{text} is not possible; give {wanted}")
     return value
+
+
+def add_few(parser: argparse.ArgumentParser) -> None:
+    """Drawing in few steps."""
+    parser.add_argument(
+        "--few",
+        action="store_true",
+        help="draw in a few steps without guidance, by the LoRA in the folder few_steps of the model",
+    )
+    parser.add_argument("--few-lora", type=any_path, metavar="FILE", help="the same with another such LoRA")
+
+
+def fill_in(options: argparse.Namespace, model: Callable[[], Path], **defaults: Any) -> FewSteps | None:
+    """Give options of drawing that were left out their values.
+
+    Args:
+        options: changed in place; `few` and `few_lora` among them.
+        model: tells where the model lies.
+        defaults: of options where few steps are not asked for.
+
+    Returns:
+        The LoRA for few steps, None where they are not asked for.
+
+    Raises:
+        ValueError: the model has none, or an option does not go with it.
+    """
+    few = None
+    if options.few or options.few_lora is not None:
+        from ..core.few_steps import find_few_steps
+
+        few = find_few_steps(model(), options.few_lora)
+        few_values = {"steps": few.steps, "scheduler": "euler"}
+        defaults = {name: few_values.get(name, 1.0) for name in defaults}
+        for name, value in defaults.items():
+            given = getattr(options, name, None)
+            if name != "steps" and given not in (None, value):
+                shown = value if isinstance(value, str) else f"{value:g}, which is no guidance"
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is {given}, but few steps are drawn with {shown}; leave it "
+                    "out, or leave out --few."
+                )
+    for name, value in defaults.items():
+        if getattr(options, name, None) is None:
+            setattr(options, name, value)
+    return few
 
 
 def any_path(text: str) -> Path:

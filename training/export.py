@@ -85,6 +85,7 @@ def export(
     """
     from ..core.checkpoints import save_released
     from ..core.checkpoints.parts import place
+    from ..core.few_steps import header_of
     from ..core.paths import user_path
     from ..core.pipeline import LadderPipeline
     from .models import base_ids, load_run, recipe_of
@@ -99,7 +100,10 @@ def export(
             )
         output = check_lora_path(output)
         parts = load_run(checkpoint, averaged, merged=False)
-        return save_lora(parts.transformer, output, lora_metadata(checkpoint, averaged), dtype)
+        metadata = lora_metadata(checkpoint, averaged)
+        if recipe.distils:
+            metadata |= header_of(recipe.distillation.steps)
+        return save_lora(parts.transformer, output, metadata, dtype)
 
     output = user_path(output).absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -209,8 +209,10 @@ def dry_run(recipe: Recipe) -> str:
 
 
 def masked_sets(dataset: MicroBatches) -> list[str]:
-    """A line about the masks of every data set that has any."""
+    """A line about the masks of every data set that has any; few-step distillation knows no targets."""
     lines = []
+    if dataset.guided:
+        return lines
     for data in dataset.sets:
         index, count = data.index, data.index.manifest["masks"]
         if count:
@@ -321,6 +323,7 @@ def prepare_parts(recipe: Recipe, accelerator: Accelerator) -> LadderParts:
     """The model on its device, what is trained in float32 and all else frozen."""
     import torch
 
+    from ..core.schedulers import euler_scheduler
     from .models import load_base
     from .run import engine, frozen
 
@@ -333,6 +336,8 @@ def prepare_parts(recipe: Recipe, accelerator: Accelerator) -> LadderParts:
         parts.mllm.to(accelerator.device)
         parts.vae.to(accelerator.device)
     choose_parameters(recipe, parts)
+    if recipe.distils:
+        parts.scheduler = euler_scheduler()  # what is drawn meanwhile is drawn as it will be
     if settings.gradient_checkpointing:
         parts.transformer.enable_gradient_checkpointing()
     if settings.compile:

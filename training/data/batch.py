@@ -10,6 +10,21 @@ from ...core.inputs import LadderInputs
 
 
 @dataclass
+class Branches:
+    """What guidance reads of a micro-batch, in the order of :mod:`...core.guidance`.
+
+    Attributes:
+        inputs: the prompts of the batch, then those without text and without anything, each once.
+        captions: ``[2, n]`` rows of all samples without pictures: without their text, and as they are.
+        edits: ``[3, m]`` rows of all others: without anything, without their text, and as they are.
+    """
+
+    inputs: LadderInputs
+    captions: Tensor
+    edits: Tensor
+
+
+@dataclass
 class TrainBatch:
     """A micro-batch.
 
@@ -25,6 +40,7 @@ class TrainBatch:
         source_pixels: these pictures, or black ones, as they lie under the targets ``[edits, 3, height,
             width]`` float32 in -1 … 1, or None where there are latents.
         source_latents: their scaled latents ``[edits, c, h, w]`` float32 from the cache, or None.
+        branches: what the guidance of a teacher reads, or None.
         noise: standard normal ``[batch, c, h, w]`` float32.
         u: draws in [0, 1) ``[batch]`` float32.
         weight: ``[batch]`` float32, 1, or 0 for a sample that could not be read: its text is empty and its
@@ -45,6 +61,7 @@ class TrainBatch:
     edits: list[int] = field(default_factory=list)
     source_pixels: Tensor | None = None
     source_latents: Tensor | None = None
+    branches: Branches | None = None
 
     def pin_memory(self) -> TrainBatch:
         """Page-lock what is copied to the device; the loader calls this."""

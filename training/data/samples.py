@@ -7,7 +7,7 @@ read before.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from PIL import Image
@@ -19,7 +19,7 @@ from ...core.guidance import black_like
 from ...core.inputs import LadderInputs, LadderProcessor
 from ..recipe.recipe import Recipe
 from ..recipe.settings import DropSettings
-from .batch import TrainBatch
+from .batch import Branches, TrainBatch
 from .cache.entries import Cache, black_canvas_name, black_name, source_name, transform_name
 from .index import Entry, Index
 from .order import Order, Place, Source, generator, uniform
@@ -85,6 +85,7 @@ class MicroBatches(Dataset):
         self.latent_channels, self.factor = latent_channels, factor
         self.latents, self.vision = latents, vision
         self.source_latents = source_latents
+        self.guided = recipe.distils
         self.seed, self.stage = recipe.seed, recipe.stage
         self.batch, self.micro_batch = recipe.train.batch, recipe.train.micro_batch
         self.mask_floor = recipe.train.mask_floor
@@ -268,6 +269,35 @@ class MicroBatches(Dataset):
             edits=edits,
             source_pixels=None if self.latents else sources,
             source_latents=sources if self.latents else None,
+            branches=self.branches(samples) if self.guided else None,
+        )
+
+    def branches(self, samples: Sequence[Sample]) -> Branches:
+        """What the guidance of these samples reads besides them."""
+        further: dict[tuple, Sample] = {}
+        captions, edits = [], []
+
+        def row(key: tuple, sample: Sample) -> int:
+            further.setdefault(key, sample)
+            return len(samples) + list(further).index(key)
+
+        for own, sample in enumerate(samples):
+            without_text = replace(sample, text="")
+            if not sample.images and sample.grid is None:
+                captions.append((row((), without_text), own))
+                continue
+            if sample.grid is None:
+                black = {"images": [black_like(image) for image in sample.images]}
+                sizes = tuple(image.size for image in sample.images)
+            else:
+                black = {"features": self.black_features(sample.grid, sample.key)}
+                sizes = tuple(map(tuple, sample.grid.tolist()))
+            nothing = row(sizes, replace(without_text, **black))
+            edits.append((nothing, row((own,), without_text), own))
+        return Branches(
+            self.ladder_inputs([*samples, *further.values()]),
+            torch.tensor(captions, dtype=torch.long).reshape(-1, 2).T,
+            torch.tensor(edits, dtype=torch.long).reshape(-1, 3).T,
         )
 
     def ladder_inputs(self, samples: Sequence[Sample]) -> LadderInputs:

@@ -1,6 +1,6 @@
 """Make the embedded nano model from nothing: `python -m tbac_uniimage.training.nano.make`, or `make nano`.
 
-Drawings, base models, composed data, the ladder's three stages, the score's judge, and all of it as
+Drawings, base models, composed data, the ladder's stages, the score's judge, and all of it as
 `assets/nano`. What is finished is skipped and what was interrupted goes on, so the command can be given again
 after any stop. On two CPU cores it takes most of a day.
 
@@ -16,6 +16,7 @@ minute or two that everything works, and its model draws nothing.
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,7 @@ SHELL = Path(sys.executable).with_name("tbac-uniimage")
 PACKAGE = "tbac_uniimage.training"
 RUNS = "runs/nano"  # what the recipes have
 BASE = ("a_autoencoder", "b_vision", "c_language", "d_grounding", "e_seeing", "f_answers")
-LADDER = ("1_text_to_image", "2_image_text_to_image", "3_fine_tune")
+LADDER = ("1_text_to_image", "2_image_text_to_image", "3_fine_tune", "4_few_steps")
 OPTIONS = {"source_latents": LADDER[1:], "text_states": LADDER}  # of the model, and the stages that have them
 SIZE_KEYS = {"a_autoencoder": "size"} | dict.fromkeys(LADDER, "data.resolution")  # of the recipes that draw
 
@@ -45,7 +46,7 @@ class Size:
         counts: samples of every data set that `compose` writes.
         judge_minutes: of the judge's training.
         base: what differs from the recipes of the base models, by recipe, as `key=value`.
-        ladder: the same of the ladder's three stages.
+        ladder: the same of the ladder's stages.
     """
 
     counts: dict[str, int]
@@ -155,6 +156,8 @@ def ladder_stage(
     changes += [f"model.{option}=true" for option in options if name in OPTIONS[option]]
     shares = dict(values(read_settings(path))) | dict(change.split("=", 1) for change in size.ladder)
     batch, micro = int(shares["train.batch"]), int(shares["train.micro_batch"])
+    if name == LADDER[-1]:  # its steps are smaller than those of the others
+        processes = math.gcd(processes, batch)
     if processes < 1 or batch % processes:
         raise ValueError(f"--processes is {processes}: give a divisor of {batch}, the samples of a step")
     if batch // processes < micro:
@@ -192,7 +195,7 @@ def steps(
     counts = [word for name, count in size.counts.items() for word in (f"--{name}", count)]
     sets = [str(runs / "data" / name) for name in size.counts]
     index = [str(SHELL), "data", "index", *sets, "-o", str(runs / "index")]
-    judge = (model or runs) / "judge"
+    judge, few_steps = (model or runs) / "judge", ("--few-steps", runs / "stage4")
     train_judge = Step("judge", module("nano.judge.train", judge, "--minutes", size.judge_minutes))
     return [
         Step("drawings", module("nano.domain.art")),
@@ -202,7 +205,7 @@ def steps(
         Step("index", index, lambda: all((runs / "index" / name).exists() for name in size.counts)),
         *(ladder_stage(name, runs, size, processes, pixels, options) for name in LADDER),
         *([] if model else [train_judge]),
-        Step("publish", module("nano.publish", runs / "stage3", judge, target)),
+        Step("publish", module("nano.publish", runs / "stage3", judge, target, *few_steps)),
     ]
 
 

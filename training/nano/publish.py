@@ -1,6 +1,7 @@
 """A run and its judge become the embedded model.
 
-`python -m tbac_uniimage.training.nano.publish runs/nano/stage3 runs/nano/judge assets/nano`
+`python -m tbac_uniimage.training.nano.publish runs/nano/stage3 runs/nano/judge assets/nano`, and with
+`--few-steps runs/nano/stage4` its LoRA for few steps.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from ...core.few_steps import FOLDER
 from ..export import export
 from ..models import find_checkpoint
 
 WEIGHTS_LIMIT = 24_000_000  # bytes, the whole model
 JUDGE = "judge/model.safetensors"
+FEW_STEPS = f"{FOLDER}/tbac_uniimage_nano_few_steps.safetensors"  # tells among all LoRAs of a ComfyUI
+FEW_STEPS_LIMIT = 1_000_000  # bytes
 
 
 def publish(run: Path, judge: Path, target: Path) -> int:
@@ -60,6 +64,36 @@ def publish(run: Path, judge: Path, target: Path) -> int:
     return size
 
 
+def publish_few_steps(run: Path, target: Path) -> int:
+    """Write the averaged LoRA of a run of stage 4 in float16, replacing the one that is there.
+
+    Args:
+        run: a run of stage 4.
+        target: folder of the model.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        ValueError: no checkpoint, or more than ``FEW_STEPS_LIMIT``.
+    """
+    checkpoint = find_checkpoint(run)
+    if checkpoint is None:
+        raise ValueError(f"{run} is no run with a checkpoint; train stage 4 first.")
+    file = target / FEW_STEPS
+    partial = file.with_name("partial.safetensors")
+    partial.unlink(missing_ok=True)
+    try:
+        export(checkpoint, "lora", partial, averaged=True, dtype=torch.float16)
+        size = partial.stat().st_size
+        if size > FEW_STEPS_LIMIT:
+            raise ValueError(f"The LoRA takes {size:,} bytes of {FEW_STEPS_LIMIT:,}; give it a smaller rank.")
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return size
+
+
 def check(folder: Path) -> int:
     """Bytes of a model that may be published.
 
@@ -85,9 +119,12 @@ def main() -> None:
     )
     for name in ("run", "judge", "target"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--few-steps", type=Path, metavar="RUN", help="a run of stage 4")
     options = parser.parse_args()
     try:
         size = publish(options.run, options.judge, options.target)
+        if options.few_steps is not None:
+            size += publish_few_steps(options.few_steps, options.target)
     except ValueError as error:
         sys.exit(str(error))
     print(f"{options.target}: {size:,} bytes")

@@ -11,8 +11,9 @@ Prompts are taken as long as they may be. Kernels differ between devices, so exp
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,9 +29,14 @@ from ...core.checkpoints.parts import place
 from ...core.checkpoints.released import ROW_NAMES
 from ...core.conditions import LadderCondition
 from ...core.encoder import LadderEncoder
+from ...core.guidance import Guidance
+from ...core.schedulers import step_levels
+from ..data.batch import Branches
+from ..step.few_steps import few_step_losses, guided, velocity_of
 from ..step.lora import add_lora
 from ..step.objective import flow_matching_losses
 from .recipe import Recipe
+from .settings import DistillationSettings
 
 CHAT_TOKENS = 48  # of a prompt beside text and pictures
 CONTEXT = 1 << 30  # of a CUDA device with its libraries
@@ -61,6 +67,8 @@ def estimate_memory(parts: LadderParts, recipe: Recipe, world: int = 1, images: 
         "averaged weights": size(trained) if train.ema else 0,
         "frozen generator": size(p for p in model_parameters(model) if not p.requires_grad),
     }
+    if recipe.distils and train.parts == "all":  # of a LoRA it is the transformer without
+        shared["teacher"] = dtype.itemsize * count(model_parameters(model))
     estimate = shared | {name: -(-n // shards) for name, n in sharded.items()}
     if shards > 1:
         estimate["gathered weights"] = gathered_size(model, dtype)
@@ -253,11 +261,38 @@ def count_activations(
             seen = model.transformer.nothing_seen(latents)
             with autocast:
                 condition = longest_condition(model, batch, tokens, dtype)
-                losses = flow_matching_losses(
-                    model.transformer, condition, latents, noise, u, recipe.objective.shift, seen=seen
-                )
+                if not recipe.distils:
+                    losses = flow_matching_losses(
+                        model.transformer, condition, latents, noise, u, recipe.objective.shift, seen=seen
+                    )
+                else:
+                    branches = 3 if images else 2
+                    losses = distillation_losses(model, recipe.distillation, condition, noise, seen, branches)
             losses.sum().backward()
-    return max(step.peak, vision, 0 if recipe.data.cache.latents else encoding.peak)
+    encodes = not recipe.distils and not recipe.data.cache.latents
+    return max(step.peak, vision, encoding.peak if encodes else 0)
+
+
+def distillation_losses(
+    model: LadderParts,
+    settings: DistillationSettings,
+    condition: LadderCondition,
+    noise: Tensor,
+    seen: Mapping[str, Tensor],
+    branches: int,
+) -> Tensor:
+    """Those of captions (2 branches of guidance) or of edits (3), all told the same."""
+    rows = torch.arange(len(noise)).repeat(branches, 1)
+    none = torch.empty(5 - branches, 0, dtype=torch.long)
+    captions, edits = (rows, none) if branches == 2 else (none, rows)
+    guidances = (Guidance(settings.guidance), Guidance(settings.edit_guidance, settings.image_guidance))
+    prepare = partial(model.transformer.prepare_rungs, text_tokens=condition.text_tokens)
+    with torch.no_grad():
+        told = prepare(condition.states)
+    rungs = prepare(condition.states)
+    teacher = guided(model.transformer, told, Branches(None, captions, edits), guidances, seen, {})
+    student = partial(velocity_of, model.transformer, rungs=rungs, seen=seen)
+    return few_step_losses(student, teacher, noise, step_levels(settings.steps), settings.solver_steps)
 
 
 def vision_activations(model: LadderParts, images: int, dtype: torch.dtype) -> tuple[int, int]:

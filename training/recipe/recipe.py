@@ -14,6 +14,7 @@ from .settings import (
     BaseModels,
     CheckpointSettings,
     DataSettings,
+    DistillationSettings,
     LogSettings,
     ModelSettings,
     MonitorRecipe,
@@ -39,6 +40,7 @@ class Recipe(Section):
         init_ema: take that checkpoint's averaged weights.
         base: pretrained parts, where ``init`` is null.
         model: what of the model the run decides.
+        distillation: to few steps, in place of ``objective``, where its steps are given.
     """
 
     stage: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -50,6 +52,7 @@ class Recipe(Section):
     model: ModelSettings = ModelSettings()
     data: DataSettings
     objective: ObjectiveSettings = ObjectiveSettings()
+    distillation: DistillationSettings = DistillationSettings()
     train: TrainSettings
     monitor: MonitorRecipe = MonitorRecipe()
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -67,7 +70,17 @@ class Recipe(Section):
     def check(self) -> Recipe:
         if self.init_ema and self.init is None:
             raise ValueError("init_ema is true but init is null; name the checkpoint to take averages from.")
+        if self.distils and self.init is None:
+            raise ValueError(
+                "distillation.steps is given but init is null; name the trained model that shall need fewer "
+                "steps."
+            )
         return self
+
+    @property
+    def distils(self) -> bool:
+        """Whether it is a distillation to few steps, and not flow matching."""
+        return self.distillation.steps is not None
 
 
 def total_steps(train: TrainSettings, steps_per_epoch: int) -> int:

@@ -189,6 +189,24 @@ class ObjectiveSettings(Section):
     shift: Annotated[float, Field(gt=0)] = 1.0
 
 
+class DistillationSettings(Section):
+    """Few-step distillation, see :mod:`..step.few_steps`: a student that needs no guidance.
+
+    Attributes:
+        steps: evaluations of the transformer that a picture shall take; null trains by flow matching.
+        guidance: of the teacher, towards captions.
+        edit_guidance: of the teacher, towards instructions.
+        image_guidance: of the teacher, towards the picture that is edited.
+        solver_steps: steps of the teacher, of two evaluations each, within one of the student.
+    """
+
+    steps: Annotated[Whole, Field(ge=1, le=8)] | None = None
+    guidance: Annotated[float, Field(ge=0)] = 4.5
+    edit_guidance: Annotated[float, Field(ge=0)] = 4.5
+    image_guidance: Annotated[float, Field(ge=0)] = 1.5
+    solver_steps: Count = 1
+
+
 class LoraSettings(Section):
     """Low-rank adapters on the diffusion transformer.
 

@@ -228,13 +228,13 @@ class Throughput:
         Returns:
             ``samples_per_second`` of all processes; ``data_wait``, the share of time that processes waited
             for data, 0 … 1; ``mfu``, operations of this process by its device's dense bfloat16 peak, 0 … 1,
-            None where that is not known; ``peak_memory`` of this process so far, bytes.
+            None where either is not known; ``peak_memory`` of this process so far, bytes.
         """
         seconds = max(self.seconds, 1e-9)
         figures = {
             "samples_per_second": self.samples / seconds,
             "data_wait": min(self.wait / self.world / seconds, 1.0),
-            "mfu": self.done / seconds / self.peak if self.peak else None,
+            "mfu": self.done / seconds / self.peak if self.peak and self.done else None,
             "peak_memory": peak_memory(self.device),
         }
         self.reset()

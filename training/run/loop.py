@@ -33,8 +33,9 @@ from ..report.progress import progress_bar
 from ..report.throughput import Throughput
 from ..step import optimizer
 from ..step.ema import AveragedWeights
+from ..step.few_steps import make_trainee
 from ..step.monitor import Decision, GradientMonitor, MonitorSettings
-from ..step.trainee import LadderTrainee, latents_of, parameters_by_name, seen_beside
+from ..step.trainee import parameters_by_name
 from . import engine
 from .checkpoints import folders, shards
 from .checkpoints.keeper import Keeper
@@ -74,7 +75,7 @@ class Trainer:
         self.parts = parts
         self.dataset = dataset
         self.steps = steps
-        self.trainee = LadderTrainee(parts, recipe.objective.timesteps, recipe.objective.shift)
+        self.trainee = make_trainee(parts, recipe, accelerator.device)
         self.module = engine.wrap(accelerator, self.trainee, engine.wanted_parallel(settings.parallel))
         self.named = parameters_by_name(self.trainee)
         self.parameters = list(self.named.values())
@@ -255,7 +256,8 @@ class Trainer:
             with engine.accumulating(self.module, last=i == rounds - 1):
                 # of a sample that is not there, 0
                 losses = torch.where(batch.weight.to(device) > 0, self.losses(batch), 0.0)
-                self.throughput.see(batch.inputs, batch.noise.shape)
+                if not self.recipe.distils:  # of a teacher no operations are counted
+                    self.throughput.see(batch.inputs, batch.noise.shape)
                 # processes average their gradients, so their number cancels; accelerate's own backward would
                 # also divide by its gradient_accumulation_steps
                 (losses.sum() * (world / train.batch)).backward()
@@ -273,15 +275,7 @@ class Trainer:
         # what layers draw (dropout of a LoRA) follows from the position too
         torch.manual_seed(position_seed(self.recipe.seed, self.recipe.stage, batch.positions[0]))
         with self.accelerator.autocast():
-            latents = latents_of(self.parts.vae, batch.pixels, batch.latents, device)
-            return self.module(
-                batch.inputs,
-                latents,
-                batch.noise.to(device, non_blocking=True),
-                batch.u.to(device, non_blocking=True),
-                None if batch.mask is None else batch.mask.to(device, non_blocking=True),
-                seen_beside(self.parts, batch, latents),
-            )
+            return self.module(*self.trainee.arguments(self.parts, batch, device))
 
     def report_bad(self, lines: list[str], missing: int) -> None:
         """Log samples that could not be read, and stop when there are too many."""

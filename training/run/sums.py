@@ -48,18 +48,21 @@ class OwnSums:
 
     def __init__(self) -> None:
         self.values = torch.zeros(5 + 2 * BINS, dtype=torch.float64)
-        self.losses: list[tuple[Tensor, Tensor, Tensor]] = []  # read at the end: a device is waited for once
+        self.losses: list[
+            tuple[Tensor, Tensor, Tensor | None]
+        ] = []  # read at the end: a device is waited for once
 
-    def add(self, losses: Tensor, weight: Tensor, levels: Tensor, wait: float) -> None:
+    def add(self, losses: Tensor, weight: Tensor, levels: Tensor | None, wait: float) -> None:
         """Take in a micro-batch.
 
         Args:
             losses: ``[batch]``, 0 for bad samples.
             weight: ``[batch]`` on the CPU, 0 for bad samples.
-            levels: noise levels in (0, 1] ``[batch]`` on the CPU.
+            levels: noise levels in (0, 1] ``[batch]`` on the CPU; None where a loss is one of several.
             wait: seconds.
         """
-        self.losses.append((losses.detach(), weight.double(), (levels * BINS).ceil().long() - 1))
+        bins = None if levels is None else (levels * BINS).ceil().long() - 1
+        self.losses.append((losses.detach(), weight.double(), bins))
         self.values[4] += wait
 
     def reduced(self, device: torch.device, interrupted: bool) -> StepSums:
@@ -70,8 +73,9 @@ class OwnSums:
             values[0] += losses.sum()
             values[1] += weight.sum()
             values[2] += not losses.isfinite().all()
-            values[5 : 5 + BINS].index_add_(0, bins, losses)
-            values[5 + BINS :].index_add_(0, bins, weight)
+            if bins is not None:
+                values[5 : 5 + BINS].index_add_(0, bins, losses)
+                values[5 + BINS :].index_add_(0, bins, weight)
         values[3] = interrupted
         numbers = engine.total(values, device).tolist()
         return StepSums(*numbers[:5], numbers[5 : 5 + BINS], numbers[5 + BINS :])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -30,6 +31,8 @@ def add_lora(
 ) -> None:
     """Freeze a transformer and put pairs of trainable float32 matrices beside its linear layers.
 
+    Convolutions of one latent, as SANA's feed-forward layers have them, are linear layers too.
+
     A layer's output becomes W x + alpha / rank * B A x, with A ``[rank, in]`` drawn and B ``[out, rank]``
     zero. Queries and connector are not touched: a LoRA has to work on the model as everybody has it.
 
@@ -50,7 +53,7 @@ def add_lora(
             for name, module in transformer.named_modules()
             if name == target or name.endswith(f".{target}")
         ]
-        if not named or not all(isinstance(module, nn.Linear) for module in named):
+        if not named or not all(map(is_linear, named)):
             raise ValueError(
                 f"train.lora.targets has {target}, which names no linear layers of the DiT; "
                 f"the default is {', '.join(TARGETS)}."
@@ -64,6 +67,25 @@ def add_lora(
         if parameter.requires_grad:
             assert "lora_" in name
             parameter.data = parameter.data.float()  # peft gives them the type of the layer
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a layer multiplies every position by one matrix."""
+    pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+    return pointwise or isinstance(module, nn.Linear)
+
+
+@contextmanager
+def without_lora(transformer: LadderTransformer2DModel) -> Iterator[None]:
+    """Compute as if the matrices were not there; without any, as ever."""
+    layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer._disable_adapters = True  # peft's enable_adapters(False) would freeze the matrices too
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def merge_lora(transformer: LadderTransformer2DModel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -76,6 +76,18 @@ class LadderTrainee(nn.Module):
         levels = spread(u, self.timesteps)
         return flow_matching_losses(
             self.transformer, condition, latents, noise, levels, self.shift, mask, seen
+        )
+
+    def arguments(self, parts: LadderParts, batch: TrainBatch, device: torch.device) -> tuple[Any, ...]:
+        """Arguments of :meth:`forward` for a micro-batch, on a device."""
+        latents = latents_of(parts.vae, batch.pixels, batch.latents, device)
+        return (
+            batch.inputs,
+            latents,
+            batch.noise.to(device, non_blocking=True),
+            batch.u.to(device, non_blocking=True),
+            None if batch.mask is None else batch.mask.to(device, non_blocking=True),
+            seen_beside(parts, batch, latents),
         )
 
     def noise_levels(self, u: torch.Tensor) -> torch.Tensor:

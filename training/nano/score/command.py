@@ -6,12 +6,14 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...arguments import any_path, threshold
+from ....core.few_steps import FewSteps
+from ...arguments import add_few, any_path, fill_in, threshold
 from ..domain import art
 from ..judge import detector
 from ..judge.pictures import see
@@ -55,10 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="each gives prompts and noise of its own",
     )
     add("--only", nargs="+", default=[], metavar="KIND", help=f"of {', '.join(asked.GROUPS)} or single kinds")
-    add("--steps", type=int, default=20, metavar="N", help="default %(default)s")
-    add("--guidance", type=float, default=3.0, metavar="X", help="of prompts (default %(default)s)")
-    add("--edit-guidance", type=float, default=2.0, metavar="X", help="of instructions (default %(default)s)")
-    add("--image-guidance", type=float, default=2.0, metavar="X", help="of sources (default %(default)s)")
+    add("--steps", type=int, metavar="N", help="default 20")
+    add("--guidance", type=float, metavar="X", help="of prompts (default 3)")
+    add("--edit-guidance", type=float, metavar="X", help="of instructions (default 2)")
+    add("--image-guidance", type=float, metavar="X", help="of sources (default 2)")
+    add_few(parser)
     add("--cache", type=threshold, metavar="X", help="FirstBlockCache, as of generate; decided by the batch")
     add("--batch", type=int, default=32, metavar="N", help="pictures at once (default %(default)s)")
     add("--ocr", action="store_true", help="let RapidOCR read the words too, if it is installed")
@@ -115,15 +118,27 @@ def choose_kinds(options: argparse.Namespace) -> tuple[list[str], bool]:
     return kinds, True
 
 
-def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+def complete(options: argparse.Namespace) -> FewSteps | None:
+    """Fill in what was left out, see :func:`....arguments.fill_in`."""
+    return fill_in(
+        options, lambda: options.model, steps=20, guidance=3.0, edit_guidance=2.0, image_guidance=2.0
+    )
+
+
+def settings_of(options: argparse.Namespace, few: FewSteps | None = None) -> dict[str, Any]:
     """All that a picture depends on besides its prompt and its noise."""
     names = ("steps", "guidance", "edit_guidance", "image_guidance", *(["cache"] if options.cache else []))
-    return {"weights": store.fingerprint(options.model)} | {name: getattr(options, name) for name in names}
+    settings = {"weights": store.fingerprint(options.model)} | {
+        name: getattr(options, name) for name in names
+    }
+    return settings | ({"few": sha256(few.file.read_bytes()).hexdigest()[:12]} if few else {})
 
 
 def default_folder(settings: dict[str, Any]) -> Path:
     """A folder for pictures of these settings and of no others."""
-    drawn = "-".join(f"{value:g}" for name, value in settings.items() if name != "weights")
+    drawn = "-".join(f"{value:g}" for name, value in settings.items() if name not in ("weights", "few"))
+    if "few" in settings:
+        drawn += f"-few-{settings['few']}"
     return Path("out") / f"score-{settings['weights']}-{drawn}"
 
 
@@ -180,14 +195,17 @@ def lines(kind: str, part: Judged, folder: Path) -> list[dict[str, Any]]:
 
 def run(options: argparse.Namespace) -> list[Row]:
     """Score a model: print the table, write everything into the folder."""
+    few = complete(options)
     check(options)
     kinds, with_art = choose_kinds(options)
     eye = detector.load(options.judge)
     read = reader.load() if options.ocr else None
-    settings = settings_of(options)
+    settings = settings_of(options, few)
     folder = options.out or default_folder(settings)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = drawing.load(options.model, device)
+    if few is not None:
+        few.apply(pipeline)
     if options.cache:
         from diffusers.hooks import FirstBlockCacheConfig
 

@@ -32,7 +32,7 @@ def fingerprint(folder: Path) -> str:
     """Twelve letters that change with any weight or setting of a pipeline folder."""
     digest = sha256()
     for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.json")]):
-        if path.relative_to(folder).parts[0] not in ("judge", "scorer"):  # no parts of the model
+        if path.relative_to(folder).parts[0] not in ("judge", "scorer", "few_steps"):  # beside the model
             digest.update(path.relative_to(folder).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
