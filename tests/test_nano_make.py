@@ -227,8 +227,12 @@ def test_options_of_the_model_are_had_from_the_stage_on_that_needs_them(tmp_path
         found = {s.name: s.command for s in make.steps(tmp_path, tmp_path, size, 2, pixels, None, [option])}
         for name, command in found.items():
             added = [f"model.{option}=true"] if name in make.LADDER[begins:] else []
+            if option == "source_latents" and name == make.LADDER[begins]:
+                added.append("train.rates.source_embed=20")  # its layer is zero only there
             assert sorted(command) == sorted(plain[name] + added), name
             if added:
                 path = ROOT / "training" / "recipes" / "nano" / f"{name}.yaml"
                 changes = [word for word in command if "=" in word]
-                assert getattr(load_recipe(path, changes).model, option) is True
+                recipe = load_recipe(path, changes)
+                assert getattr(recipe.model, option) is True
+                assert recipe.train.rates == ({"source_embed": 20.0} if len(added) > 1 else {})

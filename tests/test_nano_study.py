@@ -87,9 +87,13 @@ def test_runs_differ_in_side_and_seed_only(tmp_path, study, budget):
             assert index.parent == tmp_path / "index" and index.name in study.counts
     first, *others = [recipe.model_dump() for recipe in found]
     for other in others:
-        assert {key for key in first if first[key] != other[key]} <= {"run", "seed", "init", "model"}
-    expected = list(RUNGS) if study is LADDER else [False, True]
-    assert [getattr(recipe.model, study.name) for recipe in found] == expected * 2
+        assert {key for key in first if first[key] != other[key]} <= {"run", "seed", "init", "model", "train"}
+        other["train"]["rates"] = first["train"]["rates"]
+        assert other["train"] == first["train"]
+    for recipe, (side, _) in zip(found, sides, strict=True):
+        own = load_recipe(study.recipe, study.sides[side])
+        assert (recipe.model, recipe.train.rates) == (own.model, own.train.rates)
+    assert len({str((recipe.model, recipe.train.rates)) for recipe in found}) == len(study.sides)
 
 
 def test_the_budget_is_what_is_said():
@@ -138,7 +142,7 @@ def test_what_is_not_new_starts_from_the_model_and_is_cached_for_the_side_that_n
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["source_latents", "--sides", "ladder"], "source_latents has without, with, not ladder"),
+        (["source_latents", "--sides", "ladder"], "source_latents has without, with, faster, not ladder"),
         (["source_latents", "--keep-queries"], "source_latents starts from the whole model"),
         (["other"], "invalid choice: 'other'"),
     ],

@@ -60,6 +60,24 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
         assert torch.equal(a[name], b[name]), name
 
 
+def test_single_layers_may_learn_faster(tiny) -> None:
+    """The innermost name counts."""
+    module = nn.ModuleDict({"connector": tiny.connector, "transformer": copy.deepcopy(tiny.transformer)})
+    rates = {"transformer": 2.0, "patch_embed": 10.0, "bias": 3.0}
+    groups = ours.parameter_groups(module, 0.0, rates)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    grouped = [(names[id(p)], group) for group in groups for p in group["params"]]
+    found = {name: (group["weight_decay"], group["factor"]) for name, group in grouped}
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert found.keys() == trained and len(grouped) == len(trained)
+    assert found["transformer.patch_embed.proj.weight"] == (0.0, 10.0)
+    assert found["transformer.patch_embed.proj.bias"] == (0.0, 3.0)
+    assert found["transformer.transformer_blocks.0.attn1.to_q.weight"] == (0.0, 2.0)
+    assert {found[name][1] for name in trained if name.startswith("connector")} == {1.0, 3.0}
+    with pytest.raises(ValueError, match="train.rates names source_embed, and nothing that is trained is"):
+        ours.parameter_groups(module, 0.0, {"source_embed": 10.0})
+
+
 def test_what_decays(tiny) -> None:
     module = nn.ModuleDict({"connector": tiny.connector, "transformer": tiny.transformer})
     names = {id(parameter): name for name, parameter in module.named_parameters()}

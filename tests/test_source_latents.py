@@ -33,6 +33,7 @@ from training_runs import (
     make_edits,
     metrics,
     recipe,
+    run,
     start,
     train,
     wait_until,
@@ -459,14 +460,28 @@ def test_a_run_with_it_goes_on_where_it_was_killed(tmp_path, edits):
     assert torch.equal(tuned.transformer.source_embed.weight, parts.transformer.source_embed.weight)
 
 
-def learned(run: Path, edits, world: int, parallel: str = "ddp") -> tuple[list[float], torch.Tensor, list]:
+@pytest.mark.slow
+def test_the_new_layer_may_learn_faster(tmp_path, edits):
+    """AdamW's first step moves every weight by its rate, here from zero."""
+    changes = {"steps": 1, "warmup": 0, "learning_rate": 1e-3, "rates": {"source_embed": 20}}
+    train(recipe(tmp_path / "run", edits, model={"source_latents": True}, train=changes))
+    transformer = models.load_run(models.find_checkpoint(tmp_path / "run")).transformer
+    assert transformer.source_embed.weight.abs().max().item() == pytest.approx(2e-2, rel=1e-3)
+    changes["rates"] = {"elsewhere": 2.0}
+    settings = recipe(tmp_path / "other", edits, model={"source_latents": True}, train=changes)
+    codes, output = run(settings)
+    assert codes == [2] and "train.rates names elsewhere, and nothing that is trained" in output
+    assert not (tmp_path / "other").exists()
+
+
+def learned(folder: Path, edits, world: int, parallel: str = "ddp") -> tuple[list[float], torch.Tensor, list]:
     """Losses of a run with the option, its new weights at the end, and its validations."""
     train_section = {"steps": 4, "warmup": 0, "learning_rate": 1e-2, "parallel": parallel}
     sections = {"model": {"source_latents": True}, "validation": {"every": 2, "held_out": 5}}
-    train(recipe(run, edits, train=train_section, **sections), world)
-    parts = models.load_run(models.find_checkpoint(run))
-    validated = [line for line in metrics(run) if "validation_loss" in line]
-    return losses(run), parts.transformer.source_embed.weight, validated
+    train(recipe(folder, edits, train=train_section, **sections), world)
+    parts = models.load_run(models.find_checkpoint(folder))
+    validated = [line for line in metrics(folder) if "validation_loss" in line]
+    return losses(folder), parts.transformer.source_embed.weight, validated
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ RUNS = "runs/nano"  # what the recipes have
 BASE = ("a_autoencoder", "b_vision", "c_language", "d_grounding", "e_seeing", "f_answers")
 LADDER = ("1_text_to_image", "2_image_text_to_image", "3_fine_tune", "4_few_steps")
 OPTIONS = {"source_latents": LADDER[1:], "text_states": LADDER}  # of the model, and the stages that have them
+RATES = {"source_latents": "train.rates.source_embed=20"}  # in the first of these, where its layer is zero
 SIZE_KEYS = {"a_autoencoder": "size"} | dict.fromkeys(LADDER, "data.resolution")  # of the recipes that draw
 
 
@@ -154,6 +155,7 @@ def ladder_stage(
     path = RECIPES / f"{name}.yaml"
     changes = [*moved(path, runs), *redrawn(name, pixels), *size.ladder]
     changes += [f"model.{option}=true" for option in options if name in OPTIONS[option]]
+    changes += [RATES[option] for option in options if option in RATES and name == OPTIONS[option][0]]
     shares = dict(values(read_settings(path))) | dict(change.split("=", 1) for change in size.ladder)
     batch, micro = int(shares["train.batch"]), int(shares["train.micro_batch"])
     if name == LADDER[-1]:  # its steps are smaller than those of the others

@@ -237,6 +237,8 @@ class TrainSettings(Section):
         lora: used where parts is lora.
         learning_rate: after warm-up, then along a cosine.
         min_learning_rate: at the last step.
+        rates: factors of both for single layers or parts, by name: ``{source_embed: 10}`` for a layer that
+            begins at zero in a model that is trained already.
         warmup: steps from 0 to learning_rate.
         betas: of AdamW.
         weight_decay: of weight matrices; never of norms, biases, tables and queries.
@@ -261,6 +263,7 @@ class TrainSettings(Section):
     lora: LoraSettings = LoraSettings()
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-5
+    rates: dict[Text, Annotated[float, Field(gt=0)]] = {}
     warmup: Annotated[Whole, Field(ge=0)] = 5000
     betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.05

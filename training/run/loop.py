@@ -80,7 +80,7 @@ class Trainer:
         self.named = parameters_by_name(self.trainee)
         self.parameters = list(self.named.values())
         self.optimizer = optimizer.make_optimizer(
-            optimizer.parameter_groups(self.trainee, settings.weight_decay), settings
+            optimizer.parameter_groups(self.trainee, settings.weight_decay, settings.rates), settings
         )
         self.ema = AveragedWeights(self.named, settings.ema) if settings.ema else None
         self.monitor = GradientMonitor(MonitorSettings(**recipe.monitor.model_dump()))
@@ -199,7 +199,7 @@ class Trainer:
             step, self.steps, train.learning_rate, train.min_learning_rate, train.warmup
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.throughput.begin()
         sums = self.gradients()
         if 0 < sums.weight < train.batch:  # the mean is over the samples that were there

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -29,27 +30,46 @@ class OptimizerSettings(Protocol):
     betas: tuple[float, float]
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Group the parameters that take a gradient by whether they decay.
+def parameter_groups(
+    module: nn.Module, weight_decay: float, rates: Mapping[str, float] = MappingProxyType({})
+) -> list[dict[str, Any]]:
+    """Group the parameters that take a gradient by whether they decay, and by how fast they learn.
 
     Weight decay is for the factors of matrix products and convolutions. Gains and biases of any layer (fewer
     than two dimensions), weights of normalisations, scale-shift tables and queries do not decay.
 
+    Args:
+        module: all that is trained.
+        weight_decay: of those that decay.
+        rates: factors of the learning rate, by the name of a layer or of a part of the model.
+
     Returns:
-        One or two groups ``{"params": …, "weight_decay": …}``, parameters in the order of the module.
+        Groups ``{"params": …, "weight_decay": …, "factor": …}``, those that decay first, parameters in the
+        order of the module. ``factor`` is what a step's rate is multiplied by.
+
+    Raises:
+        ValueError: a rate of nothing that is trained.
     """
-    decayed, undecayed = [], []
-    for owner in module.modules():
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    unused = set(rates)
+    for place, owner in module.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
             if parameter.requires_grad:
                 is_norm = "Norm" in type(owner).__name__
                 exempt = parameter.ndim < 2 or is_norm or name in UNDECAYED
-                (undecayed if exempt else decayed).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
+                named = [part for part in (*place.split("."), name) if part in rates]
+                unused -= set(named)
+                factor = rates[named[-1]] if named else 1.0  # the innermost name counts
+                groups.setdefault((exempt, factor), []).append(parameter)
+    if unused:
+        raise ValueError(
+            f"train.rates names {', '.join(sorted(unused))}, and nothing that is trained is called so; name "
+            "layers as the model does, such as source_embed."
+        )
+    return [
+        {"params": groups[key], "weight_decay": 0.0 if key[0] else weight_decay, "factor": key[1]}
+        for key in sorted(groups)
     ]
-    return [group for group in groups if group["params"]]
 
 
 def make_optimizer(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:

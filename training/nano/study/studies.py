@@ -63,6 +63,7 @@ STUDIES = {
             sides={
                 "without": ("model.source_latents=false",),
                 "with": ("model.source_latents=true",),
+                "faster": ("model.source_latents=true", "train.rates.source_embed=20"),
             },
             fullest="with",
             counts={"edits": 5_000, "scenes": 2_500, "words": 2_500},
