@@ -1,12 +1,12 @@
 """Rules that make a mask of a change map, on held-out edits of the nano model.
 
-    python benchmarks/change_map.py [--seeds N ...] [--samples N] [--only KIND ...] [--maps]
+    python benchmarks/change_map.py [--seeds N ...] [--samples N] [--only KIND ...] [--draw NAME ...] [--maps]
 
 Prints how well maps rank the cells that an edit changes (AUC), and for every rule: its share of the cells; of
 the cells that change the share that it finds, of the others the share that it takes too; and how often the
 edit is followed and how well the rest is kept where it is drawn within that mask, beside no mask and the true
-one. Kept "in latents" is what comes out of the autoencoder, "laid in" what a user gets. ``--maps`` leaves the
-drawing out. Needs the drawings that ``make score`` fetches.
+one. Kept "in latents" is what comes out of the autoencoder, "laid in" what a user gets. ``--draw`` names the
+masks that are drawn, ``--maps`` draws none. Needs the drawings that ``make score`` fetches.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tbac_uniimage.training.nano.score.command import EMBEDDED, JUDGE
 from tbac_uniimage.training.nano.score.judging import verdict
 
 STEPS, GUIDANCE = 20, 2.0
+MASKS = ("no mask", "true mask")  # beside the rules
 Rule = Callable[[torch.Tensor], torch.Tensor]  # sizes of the differences [h, w] to cells [h, w] bool
 
 
@@ -41,19 +42,24 @@ def shipped(sizes: torch.Tensor) -> torch.Tensor:
     return change_map.changed_cells(change_map.smoothed(sizes))
 
 
+def roots(sizes: torch.Tensor) -> torch.Tensor:
+    """Averaged, two clusters of the roots; everything where more than half are above 0.46 of the largest."""
+    change = change_map.smoothed(sizes)
+    return otsu(change.sqrt()) | ((change > 0.46).float().mean() > 0.5)
+
+
 def above(share: float) -> Rule:
     """Cells above a share of the largest."""
     return lambda sizes: sizes > share * sizes.max()
 
 
 def otsu(sizes: torch.Tensor) -> torch.Tensor:
-    """The split into two clusters with the least variance within them."""
-    ordered = sizes.flatten().sort().values
-    splits = range(1, len(ordered))
-    spread = [
-        ordered[:k].var(correction=0) * k + ordered[k:].var(correction=0) * (len(ordered) - k) for k in splits
-    ]
-    return sizes >= ordered[int(torch.stack(spread).argmin()) + 1]
+    """The split into two clusters with the least variance within them, which is the most between them."""
+    ordered = sizes.flatten().double().sort().values
+    low = torch.arange(1, len(ordered))  # cells of the low cluster
+    high, sums = len(ordered) - low, ordered.cumsum(0)
+    between = low * high * (sums[:-1] / low - (sums[-1] - sums[:-1]) / high).square()
+    return sizes >= ordered[int(between.argmax()) + 1]
 
 
 def hysteresis(low: float, high: float) -> Rule:
@@ -73,6 +79,7 @@ RULES: dict[str, Rule] = {
     "0.25 of the largest": above(0.25),
     "two clusters (Otsu)": otsu,
     "hysteresis 0.25, 0.5": hysteresis(0.25, 0.5),
+    "two clusters of roots": roots,
     "shipped": shipped,
 }
 
@@ -154,6 +161,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--only", nargs="+", default=list(cases.GROUPS["edit"]))
     parser.add_argument("--maps", action="store_true")
+    parser.add_argument("--draw", nargs="+", choices=[*MASKS, *RULES], default=[*MASKS, "shipped"])
     parser.add_argument("--model", type=Path, default=EMBEDDED)
     options = parser.parse_args()
     pipe = LadderPipeline.from_pretrained(options.model)
@@ -167,8 +175,10 @@ def main() -> None:
             true = drawing.changeable(case.asked, source.width, sizes.shape[-1])[0] > 0
             ranked.append((auc(sizes, true), auc(change_map.smoothed(sizes), true)))
             masks = {name: rule(sizes) for name, rule in RULES.items()}
-            for name, cells in {"no mask": torch.ones_like(true), "true mask": true, **masks}.items():
-                every.setdefault(name, []).append(measure(pipe, case, source, cells, true, eye))
+            masks = dict(zip(MASKS, (torch.ones_like(true), true), strict=True)) | masks
+            for name, cells in masks.items():
+                drawn = eye if name in options.draw else None
+                every.setdefault(name, []).append(measure(pipe, case, source, cells, true, drawn))
         raw, smooth = (mean([pair[k] for pair in ranked]) for k in range(2))
         print(f"\n{kind}: {len(ranked)} edits; AUC {raw:.3f}, smoothed {smooth:.3f}")
         heads = f"{'cells':>7}{'found':>7}{'taken':>7}{'followed':>10}{'in latents':>12}{'laid in':>9}"

@@ -6,7 +6,8 @@ Held-out edits of the nano model's world, their sprites composed small into a la
 changed one as the mask. Prints for every kind the share of edits that the score's judge finds followed, and
 in decibels how well what should stay in a window around the thing was kept. Views: the language model reads
 the crop that is drawn, or the whole picture while the crop is drawn; "none" draws the whole picture at the
-model's size. Needs the drawings that `make score` fetches.
+model's size. "add-here" is "add" without the words for a place in the whole picture: the mask says where.
+Needs the drawings that `make score` fetches.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tbac_uniimage.core import LadderPipeline
 from tbac_uniimage.core.inputs import prepare_image
 from tbac_uniimage.core.requests import Request
 from tbac_uniimage.training.nano.domain.edits import Edit
+from tbac_uniimage.training.nano.domain.layouts import PLACED
 from tbac_uniimage.training.nano.domain.render import sprite
 from tbac_uniimage.training.nano.domain.scene import MEDIUM, SIZE, Item, Scene
 from tbac_uniimage.training.nano.domain.words import BACKGROUNDS
@@ -33,7 +35,7 @@ from tbac_uniimage.training.nano.score.cases import Case, collect
 from tbac_uniimage.training.nano.score.command import EMBEDDED, JUDGE
 from tbac_uniimage.training.nano.score.drawing import Job
 
-KINDS = ("remove", "replace", "recolor", "add")
+KINDS = ("remove", "replace", "recolor", "add", "add-here")
 GROWN = 1.5  # pixels of the large picture for one of the scene's, of sprites; places grow with the picture
 MASKED = 1.2  # side of the mask for one of the sprite
 BEST = 60.0  # decibels that are given for equal pixels
@@ -45,6 +47,21 @@ class Whole(LadderPipeline):
     def _encode(self, request: Request, branches: int) -> Any:
         whole = [[prepare_image(picture)] for picture in request.originals]
         return super()._encode(replace(request, images=whole), branches)
+
+
+def asked(kind: str, options: argparse.Namespace) -> list[Case]:
+    """Held-out edits of a kind."""
+    if kind != "add-here":
+        return collect(f"edit-{kind}", options.seeds, options.samples)
+    cases = collect("edit-add", options.seeds, options.samples)
+    return [replace(case, asked=replace(case.asked, text=placeless(case.asked.text))) for case in cases]
+
+
+def placeless(text: str) -> str:
+    """An instruction without the words for a part of the picture."""
+    for place in PLACED:
+        text = text.replace(f" {place}", "")
+    return text
 
 
 def compose(scene: Scene, size: int) -> np.ndarray:
@@ -117,7 +134,7 @@ def main() -> None:
                 shown = []
                 for kind in options.kinds:
                     found = []
-                    for case in collect(f"edit-{kind}", options.seeds, options.samples):
+                    for case in asked(kind, options):
                         mask = np.zeros((size, size), bool)
                         mask[around(case.asked, size, MASKED)] = True
                         edited = pipes[view](

@@ -27,6 +27,7 @@ from .reading import ENCODING, LadderReading
 from .repainting import (
     ChangeMapOutput,
     LadderPipelineOutput,
+    as_mapped,
     check_repainting,
     draw_over,
     find_changes,
@@ -260,10 +261,11 @@ class LadderPipeline(LadderReading, LadderLoraMixin):
         if rung_gains is not None:
             check_gains(rung_gains, self.transformer.config.num_layers)
         with self.undisturbed():
-            maps = [
-                find_changes(self, self._encode(request.single(number), 2), rung_gains)
-                for number in range(len(request.prompts))
+            each = [
+                request.single(number, as_mapped(self, canvas))
+                for number, canvas in enumerate(request.canvases)
             ]
+            maps = [find_changes(self, self._encode(one, 2), rung_gains) for one in each]
         found = zip(maps, request.canvases, strict=True)
         masks = [find_mask(change, canvas.size)[..., None] for change, canvas in found]
         return ChangeMapOutput(maps, as_output(masks, "pil"))

@@ -20,7 +20,7 @@ from .denoising import Generators, Sampling, Source, denoise, draw_noises, forge
 from .editing import latent_mask
 from .masks import MaskInput
 from .originals import Original, as_output, lay_in, make_originals
-from .requests import Picture, fit_size
+from .requests import Picture, in_trained_proportions
 
 if TYPE_CHECKING:
     from .conditions import LadderCondition
@@ -176,8 +176,10 @@ def draw_picture(
     branches = sampling.guidance.num_branches(has_images=True)
     mask, known = original.mask, None
     if task.auto:
-        known = read(original.canvas, max(branches, 2))
-        mask = find_mask(find_changes(call, known, sampling.gains), original.size)
+        seen = as_mapped(call, original.canvas)
+        condition = read(seen, max(branches, 2))
+        mask = find_mask(find_changes(call, condition, sampling.gains), original.size)
+        known = condition if seen is original.canvas else None
 
     def draw(canvas: Image.Image, inside: torch.Tensor | None, noise: torch.Tensor) -> torch.Tensor:
         condition = known if known is not None and canvas is original.canvas else read(canvas, branches)
@@ -210,19 +212,28 @@ def draw_picture(
 def find_changes(
     call: LadderPipeline, condition: LadderCondition, gains: Sequence[float] | None = None
 ) -> torch.Tensor:
-    """The change map of one picture at the size that the model was trained at, see :func:`.change_map`.
+    """The change map of one picture, as a square of the model's own size, see :func:`.change_map`.
 
     Args:
-        condition: of one picture; its last two branches are those without and with the text.
+        condition: of one picture, see :func:`as_mapped`; its last two branches are those without and with the
+            text.
     """
-    factor, [canvas] = call.vae_scale_factor, condition.canvases
-    width, height = fit_size(canvas.size, call.transformer.config.sample_size * factor, factor)
-    mixed, levels = mixtures(encode(call, canvas, height // factor, width // factor)[0])
+    side, [canvas] = call.transformer.config.sample_size, condition.canvases
+    mixed, levels = mixtures(encode(call, canvas, side, side)[0])
     seen = call.prepare_seen(condition.last(2), mixed.shape, len(mixed), mixed.device)
     rungs = call.prepare_rungs(condition.last(2), len(mixed), mixed.device, gains)
     forget_steps(call.transformer)
     plain, prompted = velocities(call.transformer, mixed, levels * 1000, rungs, 2, seen).chunk(2)
     return change_map(plain, prompted).cpu()
+
+
+def as_mapped(call: LadderPipeline, canvas: Image.Image) -> Image.Image:
+    """What the language model reads of a picture for its change map, which covers a square.
+
+    Away from the proportions that a model was trained in, text and picture change everything a little.
+    """
+    factor = call.vae_scale_factor
+    return in_trained_proportions(canvas, call.transformer.config.sample_size * factor, factor)
 
 
 def find_mask(change: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -148,3 +148,11 @@ def fit_size(size: tuple[int, int], side: int, factor: int) -> tuple[int, int]:
     scale = side / (size[0] * size[1]) ** 0.5
     width, height = (max(factor, round(length * scale / factor) * factor) for length in size)
     return width, height
+
+
+def in_trained_proportions(picture: Image.Image, side: int, factor: int) -> Image.Image:
+    """The picture as a square of about as many pixels; itself, if :func:`fit_size` makes a square of it."""
+    if fit_size(picture.size, side, factor) == (side, side):
+        return picture
+    length = round((picture.width * picture.height) ** 0.5)
+    return picture.resize((length, length), Image.Resampling.LANCZOS, reducing_gap=3.0)

@@ -90,14 +90,22 @@ class LadderChangeMap(io.ComfyNode):
         from ..core.sheets import change_overlay
         from .display import from_pil
         from .edit_sampling import encode_edits
-        from .editing import check_requests, check_same_model, find_masks, further_groups, picture_groups
+        from .editing import (
+            as_mapped,
+            check_requests,
+            check_same_model,
+            find_masks,
+            further_groups,
+            picture_groups,
+        )
 
         size = check_same_model(model, mllm, vae)
         check_pictures("image", image)
         groups = picture_groups(image, further_groups(len(image), image_2, image_3, image_4))
         check_requests(instruction, groups, negative_prompt)
-        conditions = encode_edits(mllm, instruction, groups, negative_prompt, branches=2)
-        masks, maps = find_masks(model, vae, image, conditions, size)
+        seen = as_mapped(groups, size)
+        conditions = encode_edits(mllm, instruction, seen, negative_prompt, branches=2)
+        masks, maps = find_masks(model, vae, image, seen, conditions, size)
         of_each = zip(groups, maps, masks, strict=True)
         pictures = from_pil([change_overlay(group[0], change, mask) for group, change, mask in of_each])
         large = interpolate(maps[:, None], image.shape[1:3], mode="bilinear")[:, 0].to(image.device)

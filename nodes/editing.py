@@ -227,10 +227,10 @@ class LadderEdit(io.ComfyNode):
         branches = max(guidances.num_branches(has_images=True), 2 if automatic else 1)
         conditions = []  # of whole pictures
         if automatic:
-            groups = picture_groups(image, further)
+            groups = as_mapped(picture_groups(image, further), size)
             check_requests(instruction, groups, negative_prompt)
             conditions = encode_edits(mllm, instruction, groups, negative_prompt, branches)
-            masks, _ = find_masks(model, vae, image, conditions, size)
+            masks, _ = find_masks(model, vae, image, groups, conditions, size)
         if masks is None:
             crops = [(i, whole(height, width)) for i in range(count)]
         else:
@@ -256,7 +256,8 @@ class LadderEdit(io.ComfyNode):
             if mllm.reads_source:
                 of_each = zip(seen, latents, strict=True)
                 sources = [edit_sources(vae, group, guidances, latent) for group, latent in of_each]
-            if conditions and all(crop.box == whole(height, width).box for _, crop in crops):
+            as_found = automatic and groups[0][0].size == (width, height)
+            if as_found and all(crop.box == whole(height, width).box for _, crop in crops):
                 conditions = [conditions[i] for i, _ in crops]
             else:
                 conditions = encode_edits(mllm, instruction, seen, negative_prompt, branches)
@@ -271,22 +272,30 @@ class LadderEdit(io.ComfyNode):
 
 
 def find_masks(
-    model: ModelPatcher, vae: LadderVAE, image: torch.Tensor, conditions: list[torch.Tensor], size: LatentSize
+    model: ModelPatcher,
+    vae: LadderVAE,
+    image: torch.Tensor,
+    groups: list[list[Image.Image]],
+    conditions: list[torch.Tensor],
+    size: LatentSize,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each picture of a batch changes: masks ``[batch, height, width]`` and maps ``[batch, h, w]``."""
+    """Where each picture of a batch changes: masks ``[batch, height, width]`` and maps ``[batch, h, w]``.
+
+    Args:
+        groups: the pictures and their further ones, :func:`as_mapped`.
+        conditions: of these.
+    """
     import torch
 
+    from ..core.canvas import canvas_pixels
     from ..core.change_map import changed_cells, mask_of_cells
-    from ..core.editing import as_rgb, drawing_size, resize
     from .edit_sampling import find_changes
 
-    height, width = image.shape[1:3]
-    across, down = drawing_size((width, height), 0, size.native, size.factor)
-    source = resize(as_rgb(image).float(), across, down).split(1)
-    latents = [vae.encode(picture) for picture in source]  # one by one, so that none counts for another
-    found = zip(conditions, latents, strict=True)
+    # one by one, so that none counts for another
+    pixels = [canvas_pixels(group[:1], size.native, size.native).movedim(1, -1) / 2 + 0.5 for group in groups]
+    found = zip(conditions, map(vae.encode, pixels), strict=True)
     maps = [find_changes(model, condition, latent) for condition, latent in found]
-    masks = [mask_of_cells(changed_cells(change), height, width) for change in maps]
+    masks = [mask_of_cells(changed_cells(change), *image.shape[1:3]) for change in maps]
     return torch.stack(masks).to(image.device), torch.stack(maps)
 
 
@@ -304,6 +313,13 @@ def check_same_model(model: ModelPatcher, mllm: LadderMLLM, vae: LadderVAE) -> L
 def picture_groups(image: torch.Tensor, further: list[list[Image.Image]]) -> list[list[Image.Image]]:
     """For every picture of a batch: itself and its further pictures."""
     return [[picture, *more] for picture, more in zip(to_pil(image), further, strict=True)]
+
+
+def as_mapped(groups: list[list[Image.Image]], size: LatentSize) -> list[list[Image.Image]]:
+    """What the language model reads for change maps, see :func:`..core.repainting.as_mapped`."""
+    from ..core.requests import in_trained_proportions
+
+    return [[in_trained_proportions(first, size.native, size.factor), *further] for first, *further in groups]
 
 
 def further_groups(count: int, *batches: torch.Tensor | None) -> list[list[Image.Image]]:

@@ -94,6 +94,14 @@ def test_the_embedded_model_finds_what_is_named(nano, scene):
     assert right[:, 32:].mean() > 4 * right[:, :32].mean() and left[:, :32].mean() > 4 * left[:, 32:].mean()
 
 
+def test_in_a_wide_picture_the_model_finds_it_too(nano, scene):
+    wide = Image.fromarray(np.pad(np.asarray(scene), ((0, 0), (10, 10), (0, 0)), mode="edge"))
+    output = nano.change_map("remove the rocket", wide)
+    found = np.asarray(output.masks[0]) > 0
+    assert output.maps[0].shape == (8, 8) and found.shape == (64, 84)
+    assert found.mean() < 0.4 and found[:, :42].mean() > 4 * found[:, 42:].mean()
+
+
 def test_what_asks_for_nothing_changes_nothing(nano, scene):
     output = nano("", scene, mask="auto", num_inference_steps=1)
     assert not np.asarray(output.masks[0]).any()

@@ -448,9 +448,16 @@ def test_the_loss_of_depth_is_said(kind, tmp_path, capsys):
         path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
     else:
         Image.fromarray(values[..., 0].astype(np.uint16)).save(path)
-    argv = ["edit", str(path), "add a star", "--out", str(tmp_path / "out"), "--mask", "auto", *FAST]
-    assert main(argv) == 0
+    mask = Image.new("1", (64, 64))
+    mask.paste(1, (3, 5, 40, 60))
+    mask.save(tmp_path / "mask.png")
+    argv = ["edit", str(path), "add a star", "--out", str(tmp_path / "out"), *FAST]
+    assert main([*argv, "--mask", str(tmp_path / "mask.png")]) == 0
     assert "(deep.png has more than 8 bits a channel, its edit has 8)\n" in capsys.readouterr().err
+    drawn = np.asarray(Image.open(tmp_path / "out" / "0001.png")).astype(float)
+    source = values if kind == "RGB" else values[..., :1]
+    outside = np.abs(drawn - source / 257)[~np.asarray(mask)]
+    assert drawn.shape == (64, 64, 3) and outside.max() <= 1  # what 8 bits hold of it
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,15 @@ def test_maps_do_not_depend_on_what_else_is_asked(pipe):
     assert not torch.equal(together.maps[0], together.maps[2])
 
 
+@pytest.mark.parametrize("size", [(96, 40), (30, 200)])
+def test_pictures_of_other_proportions_are_mapped_as_squares(pipe, size):
+    picture, side = source(size=size), round((size[0] * size[1]) ** 0.5)
+    square = picture.resize((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    found, expected = (pipe.change_map("make it red", each) for each in (picture, square))
+    assert torch.equal(found.maps[0], expected.maps[0]) and found.masks[0].size == size
+    assert edit(pipe, picture, mask="auto").masks[0].tobytes() == found.masks[0].tobytes()
+
+
 def test_a_batch_of_pictures_is_drawn_one_by_one(pipe):
     pictures = [source(seed=1), source(seed=2, size=(40, 80))]
     texts = ["make it red", "add a cat"]
@@ -292,7 +301,9 @@ def test_pictures_of_different_sizes_are_no_array(pipe):
 
 
 def test_a_condition_holds_its_pictures(pipe):
-    pictures, texts = [source(seed=1), source(seed=2, size=(40, 80))], ["make it red", "add a cat"]
+    """Which were read in their own proportions: of others a prompt's map is another."""
+    sizes, texts = [(61, 59), (80, 80)], ["make it red", "add a cat"]
+    pictures = [source(seed=seed, size=size) for seed, size in enumerate(sizes, 1)]
     scales = {"guidance_scale": 3.0, "image_guidance_scale": 1.5}
     condition = pipe.encode_prompt(texts, pictures, **scales)
     found = pipe(
