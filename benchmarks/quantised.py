@@ -188,7 +188,7 @@ def score_of(pipe: LadderPipeline, prompts: int) -> str:
         judged = score(
             options.only, options, Path(folder), model, lambda shown: see(eye, shown), with_art=False
         )
-    row = next(row for row in make_rows(judged) if row.name == "overall")
+    row = next(row for row in make_rows(judged) if row.name.startswith("overall"))
     return f"{row.main.value:.3f} ({row.main.low:.3f} to {row.main.high:.3f}), {row.pictures} pictures"
 
 

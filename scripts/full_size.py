@@ -186,9 +186,7 @@ def run(name: str, item: list[list[str]], model: Path) -> None:
         print(spent.row(row), flush=True)
     if name.startswith(("load", "ComfyUI load")):
         stay, peak, _ = json.loads(printed.splitlines()[-1])
-        print(
-            f"|   | stays {stay / GB:.2f} GB, peak while loading {peak / stay:.3f} of it | | | |", flush=True
-        )
+        print(f"| … stays {stay / GB:.2f} GB, peak {peak / stay:.3f} of it | | | | |", flush=True)
     if device:
         print(f"| … of the GPU's memory {max(device)} MiB | | | | |", flush=True)
 

@@ -16,6 +16,8 @@ DOCUMENTS = [
         "docs/training.md",
         "docs/data.md",
         "docs/evaluation.md",
+        "docs/python.md",
+        "docs/released_size.md",
     )
 ]
 
