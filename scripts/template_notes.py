@@ -112,7 +112,7 @@ NOTES = {
         "Every other pixel stays, bit for bit, and a photograph may be of any size.\n\n"
         "**Change** the mask: right-click the picture, *Open in MaskEditor*, paint, save. Name what lies "
         "there and not where: the model sees the part alone. For nano: *remove the balloon*, *make the "
-        "balloon blue*.\n\n"
+        "balloon yellow*.\n\n"
         "**context** is how much around the mask is drawn with it."
     ),
 }
