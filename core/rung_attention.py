@@ -88,9 +88,10 @@ class RungAttnProcessor:
         return attn.to_out[1](attn.to_out[0](attended)) / attn.rescale_output_factor
 
     @staticmethod
-    def keys_and_values(attn: Attention, states: torch.Tensor) -> RungKV:
-        """Project normalised caption states ``[batch, tokens, width]`` once for all steps."""
-        key, value = attn.to_k(states), attn.to_v(states)
+    def keys_and_values(attn: Attention, states: torch.Tensor, text: bool = False) -> RungKV:
+        """Project normalised caption states ``[batch, tokens, width]`` of queries, or of a text, once for all
+        steps."""
+        key, value = attn.to_k(states), (attn.to_v_text if text else attn.to_v)(states)
         if attn.norm_k is not None:
             key = attn.norm_k(key)
         return RungKV(*(rearrange(x, "b n (h d) -> b h n d", h=attn.heads) for x in (key, value)))

@@ -46,8 +46,8 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
     embedding. Their weights are a layer beside it, ``source_embed``: both sum up to the one convolution over
     all channels, a model without them stays as it was, and ``in_channels`` counts those of a latent.
 
-    As another it attends to the states of the text's own tokens beside the queries. What each head of each
-    block makes of them is added with a gate, ``text_gates`` ``[blocks, heads]``.
+    As another it attends to the states of the text's own tokens beside the queries. Their values come from a
+    projection of each block's own, ``attn2.to_v_text``; all else they share with the queries.
 
     ``enable_cache`` and ``disable_cache`` are those of diffusers' transformers.
 
@@ -88,12 +88,16 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
     def read_text(self, reads: bool) -> None:
         """Attend to the text's own tokens from now on, or no longer.
 
-        The gates are zeros: until they are trained, nothing that the model predicts changes by a bit.
+        The new weights are zeros: until they are trained, nothing that the model predicts changes by a bit.
         """
         self.register_to_config(text_states=reads)
-        shape = len(self.transformer_blocks), self.config.num_cross_attention_heads
-        gates = nn.Parameter(self.scale_shift_table.new_zeros(shape)) if reads else None
-        self.register_parameter("text_gates", gates)
+        like = {"device": self.scale_shift_table.device, "dtype": self.scale_shift_table.dtype}
+        for block in self.transformer_blocks:
+            attn = block.attn2
+            attn.to_v_text = None
+            if reads:
+                attn.to_v_text = nn.Linear(attn.cross_attention_dim, attn.inner_kv_dim, bias=False, **like)
+                nn.init.zeros_(attn.to_v_text.weight)
 
     def enable_cache(self, config: object) -> None:
         """Leave blocks out in steps that change little, as ``config`` of ``diffusers.hooks`` says."""
@@ -136,7 +140,7 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
                 f"The condition has {len(encoder_hidden_states)} layers but the diffusion transformer has "
                 f"{len(self.transformer_blocks)} blocks; encode the prompt with the MLLM of the same model."
             )
-        if text_tokens and self.text_gates is None:
+        if text_tokens and not self.config.text_states:
             raise ValueError(
                 "The condition holds tokens of its text, to which this model does not attend; encode the "
                 "prompt with the same model, or read_text(True)."
@@ -153,20 +157,20 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
         masks = [None, None] if mask is None else [mask[..., :queries], mask[..., queries:]]
         kv = self._keys_and_values(parts[0], rung_biases(masks[0], blocks))
         if text_tokens:
-            text = self._keys_and_values(parts[1], rung_biases(masks[1], blocks))
-            factors = self.text_gates[:, None]  # blocks, batch, heads
+            text = self._keys_and_values(parts[1], rung_biases(masks[1], blocks), text=True)
             if mask is not None:
-                factors = factors * masks[1].float().amax(-1)[..., None]
-            factors = factors[..., None, None].to(text[0].value.dtype)
-            text = [one._replace(value=one.value * by) for one, by in zip(text, factors, strict=True)]
+                most = masks[1].to(text[0].value.dtype).amax(-1).expand(blocks, -1)[..., None, None, None]
+                text = [one._replace(value=one.value * by) for one, by in zip(text, most, strict=True)]
             kv = [one._replace(text=beside) for one, beside in zip(kv, text, strict=True)]
         return Rungs(kv)
 
-    def _keys_and_values(self, states: torch.Tensor, biases: Sequence[torch.Tensor | None]) -> list[RungKV]:
+    def _keys_and_values(
+        self, states: torch.Tensor, biases: Sequence[torch.Tensor | None], text: bool = False
+    ) -> list[RungKV]:
         """Of every block, of caption states ``[layers, batch, tokens, caption_channels]``."""
         states = self.caption_norm(self.caption_projection(states))
         kv = [
-            RungAttnProcessor.keys_and_values(block.attn2, rung)
+            RungAttnProcessor.keys_and_values(block.attn2, rung, text)
             for block, rung in zip(self.transformer_blocks, states, strict=True)
         ]
         return [

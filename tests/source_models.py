@@ -21,12 +21,14 @@ def reading(parts: LadderParts, trained: bool = True) -> LadderParts:
 
 
 def attending(parts: LadderParts, trained: bool = True) -> LadderParts:
-    """The same parts whose blocks attend to the text's tokens, too; untrained, their gates are zeros."""
+    """The same parts whose blocks attend to the text's tokens, too; untrained, their values are zeros."""
     transformer = copy.deepcopy(parts.transformer)
     transformer.read_text(True)
     if trained:
-        gates = transformer.text_gates
-        gates.data = 1 + torch.randn(gates.shape, generator=torch.Generator().manual_seed(3)) / 2
+        generator = torch.Generator().manual_seed(3)
+        for block in transformer.transformer_blocks:
+            weight = block.attn2.to_v_text.weight
+            weight.data = torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5
     return replace(parts, transformer=transformer)
 
 

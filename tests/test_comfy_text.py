@@ -312,7 +312,7 @@ def test_conditions_of_models_with_and_without_are_told_apart(reader, loaded):
             ladder_sample(model, conditioning, conditioning, empty(loaded))
 
 
-def test_gates_move_and_are_cast_as_other_tables(reader, x, tmp_path):
+def test_the_new_weights_move_and_are_cast_as_others(reader, x, tmp_path):
     """In a partial load, and where weights are kept in fewer bits."""
     from tbac_uniimage.nodes.bridge import load_for_comfy
 
@@ -325,6 +325,7 @@ def test_gates_move_and_are_cast_as_other_tables(reader, x, tmp_path):
     assert largest(velocity(SimpleNamespace(model=model), x, conditioning), expected) < 1e-5
     assert torch.equal(encode(SimpleNamespace(mllm=mllm), PROMPT)[0][0], conditioning[0][0])
     model, _, _ = load_for_comfy(tmp_path, "fp8_e4m3fn")
-    assert model.model.diffusion_model.text_gates.dtype in (torch.float32, torch.bfloat16)
+    block = model.model.diffusion_model.transformer_blocks[0]
+    assert block.attn2.to_v_text.weight.dtype == torch.float8_e4m3fn
     rough = velocity(SimpleNamespace(model=model), x, conditioning)
     assert (rough - expected).norm() / expected.norm() < 0.1

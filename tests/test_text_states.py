@@ -36,6 +36,11 @@ def draw(parts, prompt=PROMPTS[0], **options) -> torch.Tensor:
     return pipeline_of(parts)(prompt, generator=torch.Generator().manual_seed(1), **options).images
 
 
+def weight_of(transformer) -> torch.Tensor:
+    """The first of the weights that the option adds."""
+    return transformer.transformer_blocks[0].attn2.to_v_text.weight
+
+
 def encoder_of(parts, num_layers: int = 4) -> LadderEncoder:
     found = LadderEncoder(
         parts.mllm, parts.connector, parts.tokenizer, parts.image_processor, num_layers, text_states=True
@@ -51,7 +56,7 @@ def test_an_extended_model_predicts_the_same_to_the_bit(tiny, picture):
         assert not torch.equal(draw(attending(tiny), **options), draw(tiny, **options))
     assert torch.equal(draw(extended, PROMPTS[::2]), draw(tiny, PROMPTS[::2]))
     added = extended.transformer.state_dict().keys() - tiny.transformer.state_dict().keys()
-    assert added == {"text_gates"}
+    assert added == {f"transformer_blocks.{i}.attn2.to_v_text.weight" for i in range(4)}
 
 
 # where the text is
@@ -152,23 +157,23 @@ def states_of(transformer, tokens: int, batch: int = 2) -> torch.Tensor:
     return torch.randn(config.num_layers, batch, tokens, config.caption_channels, generator=generator)
 
 
-def by_hand(attn, hidden, queries, text, gates) -> torch.Tensor:
+def by_hand(attn, hidden, queries, text) -> torch.Tensor:
     """Cross-attention of one row ``[places, width]``, head by head."""
 
-    def attended(head: int, states: torch.Tensor) -> torch.Tensor:
+    def attended(head: int, states: torch.Tensor, project) -> torch.Tensor:
         width = attn.to_q.out_features // attn.heads
         at = slice(head * width, (head + 1) * width)
-        key, value = attn.to_k(states)[:, at], attn.to_v(states)[:, at]
+        key, value = attn.to_k(states)[:, at], project(states)[:, at]
         return (attn.to_q(hidden)[:, at] @ key.T * width**-0.5).softmax(-1) @ value
 
-    heads = [attended(head, queries) for head in range(attn.heads)]
+    heads = [attended(head, queries, attn.to_v) for head in range(attn.heads)]
     if len(text):
-        heads = [one + gates[head] * attended(head, text) for head, one in enumerate(heads)]
+        heads = [one + attended(head, text, attn.to_v_text) for head, one in enumerate(heads)]
     return attn.to_out[0](torch.cat(heads, dim=-1))
 
 
 @torch.no_grad()
-def test_it_is_attention_of_its_own_added_with_a_gate_per_head(tiny):
+def test_it_is_attention_of_its_own_with_values_of_its_own(tiny):
     """By hand, of a row with a short text and of one without; gains scale both."""
     transformer = attending(tiny).transformer
     states, mask = states_of(transformer, 9), torch.ones(2, 9, dtype=torch.long)
@@ -178,12 +183,12 @@ def test_it_is_attention_of_its_own_added_with_a_gate_per_head(tiny):
     normed = transformer.caption_norm(transformer.caption_projection(states))
     hidden = torch.randn(2, 12, transformer.transformer_blocks[0].attn2.to_q.in_features)
     for i, block in enumerate(transformer.transformer_blocks):
-        attn, gates = block.attn2, transformer.text_gates[i]
+        attn = block.attn2
         assert attn.norm_q is None
         expected = torch.stack(
             [
-                by_hand(attn, hidden[0], normed[i, 0, :5], normed[i, 0, 5:7], gates),
-                by_hand(attn, hidden[1], normed[i, 1, :5], normed[i, 1, 5:5], gates),
+                by_hand(attn, hidden[0], normed[i, 0, :5], normed[i, 0, 5:7]),
+                by_hand(attn, hidden[1], normed[i, 1, :5], normed[i, 1, 5:5]),
             ]
         )
         torch.testing.assert_close(attn(hidden, rungs.kv[i]), expected, atol=1e-5, rtol=1e-4)
@@ -216,12 +221,12 @@ def test_a_condition_is_what_the_call_makes(tiny, picture):
 
 
 def test_layers_that_are_brought_one_by_one_compute_the_same(tiny):
-    """The hooks of sequential offloading, which bring the gates, too."""
+    """The hooks of sequential offloading, which bring the new weights, too."""
     from accelerate import cpu_offload
 
     expected, parts = draw(attending(tiny)), attending(tiny)
     cpu_offload(parts.transformer, torch.device("cpu"), offload_buffers=True)
-    assert parts.transformer.text_gates.device.type == "meta"
+    assert weight_of(parts.transformer).device.type == "meta"
     assert torch.equal(draw(parts), expected)
 
 
@@ -269,18 +274,20 @@ def test_it_lasts_through_a_pipeline_folder_and_not_through_the_released_layout(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     weights = tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
     pipeline_of(tiny).save_pretrained(tmp_path / "plain")
-    with pytest.raises(ValueError, match=r"2 unexpected \(source_embed.weight, text_gates\)"):
+    with pytest.raises(ValueError, match=r"5 unexpected \(.*source_embed.weight"):
         load_parts(tmp_path / "plain", transformer_file=weights)
 
 
 def test_models_that_say_nothing_do_not_attend_to_it(tiny):
     config = {key: value for key, value in tiny.transformer.config.items() if key != "text_states"}
     transformer = LadderTransformer2DModel.from_config(config)
-    assert transformer.config.text_states is False and transformer.text_gates is None
+    assert (
+        transformer.config.text_states is False and transformer.transformer_blocks[0].attn2.to_v_text is None
+    )
     transformer.read_text(True)
-    assert not transformer.text_gates.any()
+    assert not weight_of(transformer).any()
     transformer.read_text(False)
-    assert "text_gates" not in transformer.state_dict()
+    assert not any("to_v_text" in name for name in transformer.state_dict())
 
 
 # packed, as ComfyUI has it
@@ -375,7 +382,7 @@ def test_rungs_are_mixed_kind_by_kind():
 
 
 @pytest.mark.parametrize("texts", [["a cat", ""], ["", ""]])
-def test_gradients_reach_the_gates_and_only_texts_move_them(tiny, texts):
+def test_gradients_reach_the_new_weights_and_only_texts_move_them(tiny, texts):
     parts = attending(tiny, trained=False)
     parts.connector = copy.deepcopy(tiny.connector).requires_grad_(True)
     parts.transformer.requires_grad_(True)
@@ -383,7 +390,7 @@ def test_gradients_reach_the_gates_and_only_texts_move_them(tiny, texts):
     shape = (2, parts.vae.config.latent_channels, 4, 4)
     inputs = trainee.encoder.tokenize(texts)
     trainee(inputs, torch.ones(shape), torch.randn(shape), torch.tensor([0.2, 0.8])).sum().backward()
-    largest = parts.transformer.text_gates.grad.abs().max().item()  # there in any case, for other processes
+    largest = weight_of(parts.transformer).grad.abs().max().item()  # there in any case, for other processes
     assert largest > 1e-6 if any(texts) else largest == 0
 
 
@@ -402,7 +409,10 @@ def test_checkpointing_leaves_the_gradients(tiny):
         trainee(inputs, torch.ones(shape), noise, torch.tensor([0.2, 0.8])).sum().backward()
         found.append({name: p.grad for name, p in trainee.named_parameters() if p.grad is not None})
     plain, twice = found
-    assert plain["transformer.text_gates"].abs().max() > 1e-4 and plain.keys() == twice.keys()
+    assert (
+        plain["transformer.transformer_blocks.0.attn2.to_v_text.weight"].abs().max() > 1e-4
+        and plain.keys() == twice.keys()
+    )
     for name, gradient in plain.items():
         torch.testing.assert_close(twice[name], gradient, atol=1e-5, rtol=1e-4)
 
@@ -415,8 +425,8 @@ def stage(run: Path, init: Path | None = None, **changes) -> Recipe:
 def test_one_line_of_a_recipe_extends_a_model(checkpoint, tmp_path):
     plain = models.load_base(stage(tmp_path / "a", checkpoint))
     parts = models.load_base(stage(tmp_path / "b", checkpoint, model={"text_states": True}))
-    gates = parts.transformer.text_gates
-    assert not gates.any() and gates.dtype == torch.float32
+    weight = weight_of(parts.transformer)
+    assert not weight.any() and weight.dtype == torch.float32
     assert plain.transformer.config.text_states is False
     parts.transformer.read_text(False)
     for name, tensor in plain.transformer.state_dict().items():
@@ -436,7 +446,7 @@ def test_the_dry_run_counts_it(checkpoint, tmp_path):
         parts = models.load_base(settings)
         counts.append(parameter_counts(parts, settings)["diffusion transformer"][0])
         activations.append(estimate_memory(parts, settings)["activations"])
-    assert counts[1] - counts[0] == parts.transformer.text_gates.numel()
+    assert counts[1] - counts[0] == 4 * weight_of(parts.transformer).numel()
     assert activations[1] > activations[0]  # the tokens of the longest text
 
 
@@ -459,14 +469,14 @@ def test_a_run_with_it_is_the_same_on_two_processes_and_is_exported_and_tuned(tm
     twice = run("twice", world=2, train={"gradient_checkpointing": True, "parallel": "fsdp2"})
     assert twice == pytest.approx(whole, rel=1e-5)
     plain = run("plain", model={})
-    assert plain[0] == whole[0] and plain != whole  # the gates begin at zero
+    assert plain[0] == whole[0] and plain != whole  # the new weights begin at zero
 
     last = models.find_checkpoint(tmp_path / "whole")
     parts = models.load_run(last)
-    gates = parts.transformer.text_gates
-    assert gates.abs().max() > 1e-3
+    weight = weight_of(parts.transformer)
+    assert weight.abs().max() > 1e-3
     folder = export(last, "pipeline", tmp_path / "out")
-    assert torch.equal(load_parts(folder).transformer.text_gates, gates)
+    assert torch.equal(weight_of(load_parts(folder).transformer), weight)
     with pytest.raises(ValueError, match="attends to the text's tokens"):
         export(last, "released", tmp_path / "released")
     lora = recipe(
@@ -478,4 +488,4 @@ def test_a_run_with_it_is_the_same_on_two_processes_and_is_exported_and_tuned(tm
     del lora["base"]
     train(lora)
     tuned = models.load_run(models.find_checkpoint(tmp_path / "lora"))
-    assert torch.equal(tuned.transformer.text_gates, gates)
+    assert torch.equal(weight_of(tuned.transformer), weight)

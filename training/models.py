@@ -68,7 +68,7 @@ def follow_recipe(parts: LadderParts, recipe: Recipe) -> LadderParts:
         if settings.text_states and recipe.train.parts == "lora":
             raise ValueError(
                 "model.text_states is true but the model that the run starts from does not attend to the "
-                "text's tokens, and a LoRA (train.parts) does not train the gates for them; start from "
+                "text's tokens, and a LoRA (train.parts) does not train weights for them; start from "
                 "one that does, or set train.parts=all."
             )
         transformer.read_text(settings.text_states)

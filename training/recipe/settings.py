@@ -70,7 +70,7 @@ class ModelSettings(Section):
         source_latents: whether the transformer also reads the latents of what is edited; true gives a model
             that does not yet the weights for it, zeros, false takes them away, null keeps the model.
         text_states: whether the blocks attend to the text's own tokens beside the queries; true gives a model
-            that does not yet the gates for it, zeros, false takes them away, null keeps the model.
+            that does not yet the weights for it, zeros, false takes them away, null keeps the model.
     """
 
     rungs: RungKind | None = None

@@ -80,6 +80,7 @@ class LadderFlops:
         self.backward = any(parameter.requires_grad for parameter in connector.parameters())
 
         rungs = [m for b in transformer.transformer_blocks for m in (b.attn2.to_k, b.attn2.to_v)]
+        words = [b.attn2.to_v_text for b in transformer.transformer_blocks if b.attn2.to_v_text is not None]
         joined = step_cost(connector) if self.backward else 2 * num_weights(connector)
         into = (
             2 * num_weights(connector.layers[:1]) * self.backward
@@ -92,7 +93,7 @@ class LadderFlops:
         self.per_sample = step_cost(transformer.time_embed)
         self.per_latent = (
             step_cost(transformer)
-            - sum(map(step_cost, rungs))
+            - sum(map(step_cost, [*rungs, *words]))
             - step_cost(transformer.caption_projection)
             - self.per_sample
         )

@@ -105,8 +105,9 @@ def shard(trainee: LadderTrainee, device_type: str, precision: str) -> LadderTra
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
     for block in trainee.transformer.transformer_blocks:
-        for projection in (block.attn2.to_k, block.attn2.to_v):
-            fully_shard(projection, mesh=mesh, mp_policy=policy)
+        for projection in (block.attn2.to_k, block.attn2.to_v, block.attn2.to_v_text):
+            if projection is not None:
+                fully_shard(projection, mesh=mesh, mp_policy=policy)
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(trainee, mesh=mesh, mp_policy=policy)
     register_fsdp_forward_method(trainee, "within")

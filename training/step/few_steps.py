@@ -219,7 +219,7 @@ def rows_of(rungs: Rungs, rows: Tensor) -> Rungs:
 
 def trains_rungs(transformer: LadderTransformer2DModel) -> bool:
     """Whether what the rungs are made of takes gradients."""
-    parts = ("caption_", "text_gates", ".attn2.to_k", ".attn2.to_v", ".attn2.norm_k")
+    parts = ("caption_", ".attn2.to_k", ".attn2.to_v", ".attn2.norm_k")
     return any(
         p.requires_grad and any(part in name for part in parts) for name, p in transformer.named_parameters()
     )

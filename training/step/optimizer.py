@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 # offsets and embeddings, factors of no product
-UNDECAYED = ("queries", "layer_logits", "scale_shift_table", "text_gates")
+UNDECAYED = ("queries", "layer_logits", "scale_shift_table")
 CONSTANTS = ("qmap1", "qmap2")  # of the 8-bit optimizer: equal for all parameters, never written
 SAMPLED = 4096  # values per tensor that UpdateRMS looks at
 
