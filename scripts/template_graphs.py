@@ -8,6 +8,7 @@ Link = tuple[int, int]
 Value = str | int | float | bool | Link
 
 NANO = {"checkpoint": "nano (embedded)", "weight_dtype": "default"}
+FOUR_STEPS = {"lora_name": "tbac_uniimage_nano_few_steps.safetensors", "strength_model": 1.0}
 ENLARGE = {"upscale_method": "bicubic", "width": 512, "height": 0, "crop": "disabled"}
 SIZE = {"width": 0, "height": 0, "batch_size": 1}
 SHEET = (520, 456)  # a node that shows a contact sheet
@@ -302,6 +303,20 @@ TEMPLATES = {
             save(3, (6, 0), "tbac/native_ksampler"),
         ],
         [("Model", 0, 0), ("Prompt", 1, 1), ("ComfyUI's own nodes", 2, 3)],
+        drops=(0, 230, 110, 0),
+    ),
+    "four_steps": Template(
+        [
+            load(),
+            Node("LoraLoaderModelOnly", 0, {"model": (1, 0), **FOUR_STEPS}, size=(360, 110)),
+            encode(1, DOG_AND_ROCKET),
+            empty(1),
+            sampler(2, ((3, 0), (3, 1)), (4, 0), model=(2, 0), few_steps="4"),
+            decode(3, (5, 0)),
+            enlarge(3, (6, 0)),
+            save(3, (7, 0), "tbac/four_steps"),
+        ],
+        [("Model with its LoRA", 0, 0), ("Prompt", 1, 1), ("Four steps", 2, 3)],
         drops=(0, 230, 110, 0),
     ),
     "ask_then_edit": Template(

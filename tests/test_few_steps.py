@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import pytest
 import torch
 import yaml
 from comfy_helpers import PROMPT, empty, encode, largest, reference
-from conftest import load_tiny
+from conftest import ROOT, load_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tbac_uniimage.core.checkpoints import load_parts
 from tbac_uniimage.core.few_steps import FOLDER, find_few_steps, header_of
 from tbac_uniimage.core.guidance import Guidance
 from tbac_uniimage.core.pipeline import LadderPipeline
@@ -29,6 +31,7 @@ from tbac_uniimage.training.step.few_steps import FewStepTrainee, few_step_losse
 from tbac_uniimage.training.step.lora import add_lora, save_lora, without_lora
 from training_runs import losses, make_data, make_edits, recipe, train
 
+NANO = ROOT / "assets" / "nano"
 LEVELS = [1.0, 0.9, 0.75, 0.5, 0.0]
 SETTINGS = DistillationSettings(steps=4, guidance=3.0, edit_guidance=2.0, image_guidance=1.5)
 
@@ -412,3 +415,21 @@ def test_what_is_no_lora_for_few_steps_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, file.with_name("b.safetensors"), metadata=header_of(4))
     with pytest.raises(ValueError, match="There is more than one LoRA for few steps"):
         find_few_steps(tmp_path)
+
+
+def test_the_embedded_lora_goes_where_guidance_goes():
+    """From the same noise, nearer to the guided picture of many steps than four steps without it come."""
+    few = find_few_steps(NANO)
+    assert few.steps == 4 and few.file.stat().st_size < 1_000_000
+    pipe = LadderPipeline(**vars(load_parts(NANO, dtype=torch.float32)))
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    draw = partial(pipe, ["a red car", "two cats on green"], latents=noise, output_type="latent")
+    guided_picture = draw(num_inference_steps=12, guidance_scale=3.0).images
+    pipe.scheduler = euler_scheduler()
+    short = {"num_inference_steps": 4, "guidance_scale": 1.0}
+    plain = draw(**short).images
+    few.apply(pipe)
+    found = draw(**short).images
+    distances = [(x - guided_picture).square().mean().item() for x in (found, plain)]
+    assert distances[0] < 0.8 * distances[1]

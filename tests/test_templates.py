@@ -53,6 +53,7 @@ EXPECTED = {
     "structure_and_style": Expected(1, (512, 512), None),
     "batch_edit_of_a_folder": Expected(4, (256, 256), "pink"),
     "native_ksampler": Expected(1, (512, 512), "white"),
+    "four_steps": Expected(1, (512, 512), "blue"),
     "ask_then_edit": Expected(1, (256, 256), "pink", ["cat", "with a rocket"]),
     "ladder_probe": Expected(2, None, None),
     "edit_in_parts": Expected(1, (512, 512), "pink"),
