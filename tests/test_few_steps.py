@@ -189,6 +189,31 @@ def test_the_teacher_is_the_guided_model_without_lora():
     assert (student - base).abs().max() > 1e-2
 
 
+def test_the_branch_without_picture_reads_the_latents_of_black():
+    """Of a model that reads what it edits: an edit beside a caption, which reads zeros in both branches."""
+    parts = load_tiny()
+    parts.transformer.read_source(True)
+    torch.nn.init.normal_(parts.transformer.source_embed.weight, generator=torch.Generator().manual_seed(1))
+    samples = [Sample("a", "a dog"), Sample("b", "make it red", images=[colourful()])]
+    _, branches = micro_batch(parts, samples)
+    generator = torch.Generator().manual_seed(3)
+    x, source = (torch.randn(2, 8, 2, 2, generator=generator) for _ in range(2))
+    source[0], black = 0, torch.randn(1, 8, 2, 2, generator=generator)
+    trainee = FewStepTrainee(parts, SETTINGS, torch.device("cpu"))
+    with torch.no_grad():
+        states = trainee.encoder.encode(branches.inputs).states
+        rungs = parts.transformer.prepare_rungs(states)
+        seen, blank = {"source_latents": source}, {"source_latents": black}
+        found = guided(parts.transformer, rungs, branches, trainee.guidances, seen, blank)(x, 0.75)
+        read = torch.cat([black, source[1:], source[1:]])
+        told, level = states[:, branches.edits[:, 0]], torch.full((3,), 750.0)
+        edit = parts.transformer(x[1:].repeat(3, 1, 1, 1), told, level, source_latents=read).sample
+        told = states[:, branches.captions[:, 0]]
+        caption = parts.transformer(x[:1].repeat(2, 1, 1, 1), told, level[:2]).sample
+    torch.testing.assert_close(found[1:], Guidance(2.0, 1.5).combine(edit, 3), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(found[:1], Guidance(3.0).combine(caption, 2), atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("targets", [("attn1.to_q",), ("attn2.to_k", "attn2.to_v")])
 def test_gradients_reach_the_matrices_and_nothing_else(targets):
     """Also where the LoRA changes what the rungs are made of, which the teacher then has of its own."""
