@@ -264,6 +264,7 @@ def distilled(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_ends_the_same_to_the_bit(distilled):
     from tbac_uniimage.training.run.checkpoints.shards import read_tensors
 
@@ -394,6 +395,7 @@ def test_the_shell_draws_and_edits_in_few_steps(distilled, tmp_path, capsys, mon
     assert "few" not in plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", ["lora", "all"])
 def test_its_memory_is_counted(tmp_path, parts):
     """A copy of the teacher where all parts are trained, and the activations of every step."""
