@@ -120,9 +120,9 @@ class LadderEncoder:
             begin, end = inputs.text_spans.to(mask).unbind(1)
             columns = torch.arange(text_tokens, device=mask.device)
             mask[:, queries:] = columns < (end - begin)[:, None]
-        return LadderCondition(self.connect(states), mask, text_tokens=text_tokens)
+        return LadderCondition(self.caption_states(states), mask, text_tokens=text_tokens)
 
-    def connect(self, states: torch.Tensor) -> torch.Tensor:
+    def caption_states(self, states: torch.Tensor) -> torch.Tensor:
         """Caption states of the MLLM's at queries and text, of the same shape but for the last axis."""
         states, queries = states.to(self.connector.dtype), self.connector.config.num_queries
         if states.shape[2] == queries:

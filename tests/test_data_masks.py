@@ -291,7 +291,7 @@ def test_crops_are_those_of_the_target():
 def predicting(values: torch.Tensor):
     """A transformer that predicts these velocities."""
 
-    return lambda noisy, states, timestep, encoder_attention_mask, return_dict: (values,)
+    return lambda noisy, states, timestep, encoder_attention_mask, text_tokens, return_dict: (values,)
 
 
 def test_loss_is_the_mean_over_what_counts():

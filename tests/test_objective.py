@@ -29,7 +29,7 @@ def test_loss_of_a_known_prediction():
     noise = torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1)
     seen = {}
 
-    def model(noisy, states, timestep, encoder_attention_mask, return_dict):
+    def model(noisy, states, timestep, encoder_attention_mask, text_tokens, return_dict):
         seen.update(noisy=noisy, timestep=timestep)
         return (noise + latents,)
 

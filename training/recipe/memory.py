@@ -329,7 +329,7 @@ def longest_condition(
     positions = torch.zeros(3, batch, len(queries), dtype=torch.long)
     states = encoder.run_layers(queries.to(dtype).expand(batch, -1, -1), None, positions, cache)
     states = torch.cat([states, beside], dim=2) if text else states
-    return LadderCondition(encoder.connect(states), None, text_tokens=text)
+    return LadderCondition(encoder.caption_states(states), None, text_tokens=text)
 
 
 def gathered_size(model: LadderParts, dtype: torch.dtype) -> int:
