@@ -317,7 +317,7 @@ TEMPLATES = {
             save(3, (7, 0), "tbac/four_steps"),
         ],
         [("Model with its LoRA", 0, 0), ("Prompt", 1, 1), ("Four steps", 2, 3)],
-        drops=(0, 230, 110, 0),
+        drops=(0, 350, 110, 0),
     ),
     "ask_then_edit": Template(
         [
