@@ -276,7 +276,7 @@ def find_masks(
     vae: LadderVAE,
     image: torch.Tensor,
     groups: list[list[Image.Image]],
-    conditions: list[torch.Tensor],
+    conditions: list[list[torch.Tensor]],
     size: LatentSize,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where each picture of a batch changes: masks ``[batch, height, width]`` and maps ``[batch, h, w]``.

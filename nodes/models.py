@@ -14,6 +14,7 @@ EMBEDDED_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "nano"
 MODEL_FOLDER = "uniimage"
 WEIGHTS = ".safetensors"
 GGUF = ".gguf"  # listed, so that loading it can say what to take instead
+SHARD = re.compile(r"-\d{5}-of-\d{5}$")  # one of several files, which alone is no model
 DEPTH = 3  # how deep models may lie in subfolders
 KINDS = {"tbacuniimage", "metaquery", "LadderPipeline"}  # as config.json or model_index.json say
 SOURCE = "https://huggingface.co/TencentBAC/TBAC-UniImage-3B"
@@ -50,9 +51,7 @@ def models_below(folder: Path, depth: int) -> Iterator[Path]:
                 yield entry
             elif depth > 1 and not has_config(entry):  # a base model's folder holds nothing of ours
                 yield from models_below(entry, depth - 1)
-        elif entry.suffix in (WEIGHTS, GGUF) and not re.search(
-            r"-\d{5}-of-\d{5}$", entry.stem
-        ):  # no single shards
+        elif entry.suffix in (WEIGHTS, GGUF) and not SHARD.search(entry.stem):
             yield entry
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from PIL import Image
 
@@ -16,6 +18,15 @@ def as_batch(image: Image.Image) -> torch.Tensor:
     import numpy as np
 
     return torch.from_numpy(np.asarray(image).astype("float32") / 255)[None]
+
+
+def in_both(pipeline, folder) -> SimpleNamespace:
+    """A pipeline as ComfyUI and as Python have it, saved in a folder on the way."""
+    from tbac_uniimage.nodes.bridge import load_for_comfy
+
+    pipeline.save_pretrained(folder)
+    names = ("model", "mllm", "vae")
+    return SimpleNamespace(pipe=pipeline, **dict(zip(names, load_for_comfy(folder), strict=True)))
 
 
 def encode(loaded, prompt: str) -> list:

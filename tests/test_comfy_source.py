@@ -14,6 +14,7 @@ from comfy_helpers import (
     as_batch,
     empty,
     encode,
+    in_both,
     ladder_sample,
     largest,
     reference,
@@ -29,13 +30,7 @@ SCALES = {"guidance_scale": 4.5, "image_guidance_scale": 1.5}
 @pytest.fixture(scope="module")
 def reader(comfy, tiny, tmp_path_factory) -> SimpleNamespace:
     """The tiny model with the option, as ComfyUI and as Python have it."""
-    from tbac_uniimage.nodes.bridge import load_for_comfy
-
-    folder = tmp_path_factory.mktemp("reader")
-    pipeline = pipeline_of(reading(tiny))
-    pipeline.save_pretrained(folder)
-    names = ("model", "mllm", "vae")
-    return SimpleNamespace(pipe=pipeline, **dict(zip(names, load_for_comfy(folder), strict=True)))
+    return in_both(pipeline_of(reading(tiny)), tmp_path_factory.mktemp("reader"))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from comfy_helpers import (
     as_batch,
     empty,
     encode,
+    in_both,
     ladder_sample,
     largest,
     reference,
@@ -28,13 +29,7 @@ LONG = "a red apple, two green pears and a bunch of blue grapes on a wooden tabl
 @pytest.fixture(scope="module")
 def reader(comfy, tiny, tmp_path_factory) -> SimpleNamespace:
     """The tiny model with the option, as ComfyUI and as Python have it."""
-    from tbac_uniimage.nodes.bridge import load_for_comfy
-
-    folder = tmp_path_factory.mktemp("attending")
-    pipeline = pipeline_of(attending(tiny))
-    pipeline.save_pretrained(folder)
-    names = ("model", "mllm", "vae")
-    return SimpleNamespace(pipe=pipeline, **dict(zip(names, load_for_comfy(folder), strict=True)))
+    return in_both(pipeline_of(attending(tiny)), tmp_path_factory.mktemp("attending"))
 
 
 @pytest.fixture(scope="module")

@@ -56,22 +56,18 @@ def follow_recipe(parts: LadderParts, recipe: Recipe) -> LadderParts:
     settings, transformer = recipe.model, parts.transformer
     if settings.rungs not in (None, parts.connector.config.rungs):
         parts.connector.choose_rungs(settings.rungs, transformer.config.num_layers)
-    if settings.source_latents not in (None, transformer.config.source_latents):
-        if settings.source_latents and recipe.train.parts == "lora":
+    extensions = {"source_latents": transformer.read_source, "text_states": transformer.read_text}
+    for name, extend in extensions.items():
+        wanted = getattr(settings, name)
+        if wanted in (None, transformer.config[name]):
+            continue
+        if wanted and recipe.train.parts == "lora":
             raise ValueError(
-                "model.source_latents is true but the model that the run starts from reads none, and a LoRA "
-                "(train.parts) does not train the weights for them; start from a model that reads them, or "
-                "set train.parts=all."
+                f"model.{name} is true but the model that the run starts from has no weights for it, and a "
+                "LoRA (train.parts) does not train them; start from a model that has them, or set "
+                "train.parts=all."
             )
-        transformer.read_source(settings.source_latents)
-    if settings.text_states not in (None, transformer.config.text_states):
-        if settings.text_states and recipe.train.parts == "lora":
-            raise ValueError(
-                "model.text_states is true but the model that the run starts from does not attend to the "
-                "text's tokens, and a LoRA (train.parts) does not train weights for them; start from "
-                "one that does, or set train.parts=all."
-            )
-        transformer.read_text(settings.text_states)
+        extend(wanted)
     return parts
 
 
