@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -231,3 +233,15 @@ def test_dry_run_in_the_folder_of_a_run(tmp_path, data, capsys):
     assert main(["train", "run", path, "--dry-run", "seed=8"]) == 2
     assert "holds a run of another recipe (seed: 3, now 8)" in capsys.readouterr().err
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")} == before
+
+
+@pytest.mark.parametrize(("precision", "plain"), [("bf16", True), ("no", False)])
+def test_bfloat16_on_a_cpu_trains_without_the_fused_attention(precision, plain):
+    # accelerate keeps the precision of a process's first accelerator for all
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"), mixed_precision=precision, autocast=contextlib.nullcontext
+    )
+    query = torch.randn(1, 2, 4, 8, requires_grad=True)
+    with engine.mixed_precision(accelerator):
+        attended = torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    assert ("Flash" not in attended.grad_fn.name()) == plain

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from accelerate.utils import (
     broadcast_object_list,
 )
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...core.transformer import LadderTransformer2DModel
 from ..exits import LOST_PROCESS, Stop
@@ -119,6 +120,18 @@ def is_sharded(module: nn.Module) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(module, FSDPModule)
+
+
+@contextmanager
+def mixed_precision(accelerator: Accelerator) -> Iterator[None]:
+    """The recipe's precision for a forward pass whose backward pass follows.
+
+    In bfloat16 on CPUs without torch's fused attention: on models as small as those that are trained there
+    its backward pass takes twice as long as the written-out one's, see ``benchmarks/cpu_attention.py``.
+    """
+    plain = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+    with accelerator.autocast(), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+        yield
 
 
 @contextmanager
