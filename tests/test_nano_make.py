@@ -85,26 +85,30 @@ def test_another_folder_moves_everything_that_the_recipes_name(tmp_path):
         assert all(str(path).startswith(str(tmp_path)) for path in paths)
 
 
-def test_another_size_is_told_to_all_that_draw(tmp_path):
-    runs = ROOT / "runs" / "nano"
-    large = {step.name: step.command for step in make.steps(runs, runs / "model", make.FULL, 2, 128)}
-    changed = {name: overrides(command) for name, command in large.items() if overrides(command)}
-    resolution = {"data.resolution": "128"}
-    assert changed == {"a_autoencoder": {"size": "128"}} | dict.fromkeys(make.LADDER, resolution)
-    assert large["data"][large["data"].index("--size") + 1] == "128"
-    assert load_recipe(make.RECIPES / "1_text_to_image.yaml", ["data.resolution=128"]).data.resolution == 128
-    assert load_stage_recipe(make.RECIPES / "a_autoencoder.yaml", ["size=128"]).size == 128
+def test_all_that_draw_have_one_size():
+    """The autoencoder, the data, and every stage of the ladder."""
+    full = commands(ROOT / "runs" / "nano", make.FULL)
+    drawn = [load_recipe(make.RECIPES / f"{name}.yaml").data.resolution for name in make.LADDER]
+    drawn.append(load_stage_recipe(make.RECIPES / "a_autoencoder.yaml", []).size)
+    drawn.append(int(full["data"][full["data"].index("--size") + 1]))
+    assert drawn == [128] * 7
     with pytest.raises(ValueError, match="size"):
         load_stage_recipe(make.RECIPES / "a_autoencoder.yaml", ["size=96"])
 
 
 def test_a_trained_model_gives_all_but_the_autoencoder(tmp_path):
     model, runs = tmp_path / "trained", tmp_path / "runs"
-    to_do = {step.name: step.command for step in make.steps(runs, runs / "model", make.FULL, 2, 128, model)}
-    assert list(to_do) == ["drawings", "a_autoencoder", "base", "data", "index", *make.LADDER, "publish"]
+    to_do = {step.name: step.command for step in make.steps(runs, runs / "model", make.FULL, 2, model)}
+    assert list(to_do) == ["drawings", "a_autoencoder", "base", "data", "index", *make.LADDER[1:], "publish"]
     assert to_do["base"][-4:] == ["--autoencoder", str(runs / "autoencoder"), "--model", str(model)]
     assert to_do["publish"][-5:-2] == [str(runs / "stage3"), str(model / "judge"), str(runs / "model")]
     assert to_do["publish"][-2:] == ["--few-steps", str(runs / "stage4")]
+    first, *others = (
+        load_recipe(make.RECIPES / f"{name}.yaml", [word for word in to_do[name] if "=" in word])
+        for name in make.LADDER[1:]
+    )
+    assert (first.init, first.init_ema) == (str(runs / "base"), False)
+    assert [recipe.init for recipe in others] == [str(runs / f"stage{i}" / "last") for i in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("processes, micro", [(1, 24), (2, 24), (4, 12), (48, 1)])
@@ -196,7 +200,7 @@ def test_a_trial_of_everything(drawings, tmp_path, monkeypatch, capsys):  # noqa
     with pytest.raises(SystemExit) as ended:
         make.main()
     assert ended.value.code is None, (tmp_path / "log").read_text()
-    for name in ("stage1", "stage2", "stage3", "stage4"):
+    for name in ("transformer", "stage1", "stage2", "stage3", "stage4"):
         lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[-1]["samples"] == 16
         assert all(0 < line["loss"] < 10 and not line["skipped"] for line in lines)
@@ -204,6 +208,8 @@ def test_a_trial_of_everything(drawings, tmp_path, monkeypatch, capsys):  # noqa
     done = [step.name for step in make.steps(runs, model, make.TRIAL, 2) if step.done()]
     assert done == [*make.BASE, "base", "index"]
     assert 20_000_000 < publish.check(model) < publish.WEIGHTS_LIMIT
+    drawing = json.loads((model / "transformer" / "config.json").read_text())
+    assert (drawing["source_latents"], drawing["in_channels"]) == (True, 32)
     assert not list(runs.rglob("*.partial"))
 
     monkeypatch.chdir(tmp_path)
@@ -217,22 +223,3 @@ def test_a_trial_of_everything(drawings, tmp_path, monkeypatch, capsys):  # noqa
     assert main(["score", *drawing, *judge, *few, "-o", "score"]) == 0
     assert "single object" in capsys.readouterr().out
     assert len(list((tmp_path / "score" / "verdicts").iterdir())) == 3
-
-
-@pytest.mark.parametrize(("option", "begins"), [("source_latents", 1), ("text_states", 0)])
-def test_options_of_the_model_are_had_from_the_stage_on_that_needs_them(tmp_path, option, begins):
-    """By the recipes as they are, and with anything else that is asked for."""
-    for size, pixels in ((make.FULL, 64), (make.TRIAL, 128)):
-        plain = {s.name: s.command for s in make.steps(tmp_path, tmp_path, size, 2, pixels)}
-        found = {s.name: s.command for s in make.steps(tmp_path, tmp_path, size, 2, pixels, None, [option])}
-        for name, command in found.items():
-            added = [f"model.{option}=true"] if name in make.LADDER[begins:] else []
-            if option == "source_latents" and name == make.LADDER[begins]:
-                added.append("train.rates.source_embed=20")  # its layer is zero only there
-            assert sorted(command) == sorted(plain[name] + added), name
-            if added:
-                path = ROOT / "training" / "recipes" / "nano" / f"{name}.yaml"
-                changes = [word for word in command if "=" in word]
-                recipe = load_recipe(path, changes)
-                assert getattr(recipe.model, option) is True
-                assert recipe.train.rates == ({"source_embed": 20.0} if len(added) > 1 else {})

@@ -51,7 +51,7 @@ def told() -> Iterator[tuple[str, str]]:
         for sentence in re.findall(r"For nano: (.*?)\.(?:\n| A )", note):
             yield from ((f"note of {name}", text) for text in re.findall(r"\*([^*]+)\*", sentence))
     yield from (("demo", text) for text in (*demo.PROMPTS, *demo.INSTRUCTIONS))
-    for path in (ROOT / "training" / "recipes" / "nano").glob("[123o]*.yaml"):
+    for path in (ROOT / "training" / "recipes" / "nano").glob("[1234go]*.yaml"):
         validation = load_recipe(path).validation
         yield from ((path.name, text) for text in validation.prompts)
         yield from ((path.name, edit.instruction) for edit in validation.edits)

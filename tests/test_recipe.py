@@ -89,9 +89,11 @@ def test_recipes_of_the_nano_model(name):
     loaded = load_recipe(RECIPES / "nano" / f"{name}.yaml")
     number = int(name[0])
     assert loaded.stage == name[2:] and loaded.run == f"runs/nano/stage{number}"
-    before = "runs/nano/base" if number == 1 else f"runs/nano/stage{number - 1}/last"
-    assert (loaded.init, loaded.init_ema) == (before, number > 1)
-    assert (loaded.data.resolution, loaded.train.precision, loaded.objective.shift) == (64, "bf16", 3.0)
+    before = "transformer" if number == 1 else f"stage{number - 1}"
+    assert (loaded.init, loaded.init_ema) == (f"runs/nano/{before}/last", True)
+    assert (loaded.data.resolution, loaded.train.precision, loaded.objective.shift) == (128, "bf16", 3.0)
+    assert loaded.model.source_latents == (True if number == 2 else None)  # which 3 keeps
+    assert loaded.train.rates == ({"source_embed": 20.0} if number == 2 else {})
     assert loaded.train.ema == 0.999 and loaded.data.workers == 0
     assert loaded.train.batch % (2 * loaded.train.micro_batch) == 0
 

@@ -202,7 +202,7 @@ def main() -> None:
     for name, count in COUNTS.items():
         parser.add_argument(f"--{name}", type=int, default=count, help="samples (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, default=SIZE, choices=SIZES, help="of the pictures, in pixels")
+    parser.add_argument("--size", type=int, default=max(SIZES), choices=SIZES, help="of pictures, in pixels")
     options = parser.parse_args()
     counts = {name: getattr(options, name.replace("-", "_")) for name in SETS}
     art.build()

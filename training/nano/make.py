@@ -1,13 +1,11 @@
 """Make the embedded nano model from nothing: `python -m tbac_uniimage.training.nano.make`, or `make nano`.
 
-Drawings, base models, composed data, the ladder's stages, the score's judge, and all of it as
-`assets/nano`. What is finished is skipped and what was interrupted goes on, so the command can be given again
-after any stop. On two CPU cores it takes most of a day.
+Drawings, composed data, the recipes a to g, which make what a pretrained model would bring, the ladder's
+stages, the score's judge, and all of it as `assets/nano`. What is finished is skipped and what was
+interrupted goes on, so the command can be given again after any stop. Two CPU cores take most of a day.
 
-`--size 128` makes one of twice the size: its autoencoder compresses 16 times instead of 8. With `--model
-assets/nano` it keeps that model's language model and judge, and its ladder goes on from there.
-
-`--source-latents` makes one that also reads the latents of what it edits, from the second stage on.
+`--model DIR` takes language model, ladder and judge of a trained model in place of b to g, and gives it a new
+autoencoder; its ladder goes on from there.
 
 `--trial` takes a few steps of every stage on a few pictures and writes below `runs/nano-trial`: it shows in a
 minute or two that everything works, and its model draws nothing.
@@ -19,13 +17,12 @@ import argparse
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..recipe.recipe_file import read_settings
-from .domain.scene import SIZE, SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "training" / "recipes" / "nano"
@@ -33,10 +30,7 @@ SHELL = Path(sys.executable).with_name("tbac-uniimage")
 PACKAGE = "tbac_uniimage.training"
 RUNS = "runs/nano"  # what the recipes have
 BASE = ("a_autoencoder", "b_vision", "c_language", "d_grounding", "e_seeing", "f_answers")
-LADDER = ("1_text_to_image", "2_image_text_to_image", "3_fine_tune", "4_few_steps")
-OPTIONS = {"source_latents": LADDER[1:], "text_states": LADDER}  # of the model, and the stages that have them
-RATES = {"source_latents": "train.rates.source_embed=20"}  # in the first of these, where its layer is zero
-SIZE_KEYS = {"a_autoencoder": "size"} | dict.fromkeys(LADDER, "data.resolution")  # of the recipes that draw
+LADDER = ("g_transformer", "1_text_to_image", "2_image_text_to_image", "3_fine_tune", "4_few_steps")
 
 
 @dataclass(frozen=True)
@@ -122,17 +116,10 @@ def moved(recipe: Path, runs: Path, named: str = RUNS) -> list[str]:
     return [] if runs == ROOT / named else changed
 
 
-def redrawn(name: str, pixels: int) -> list[str]:
-    """What differs from a recipe where pictures are of another size than its own, as `key=value`."""
-    key = SIZE_KEYS.get(name)
-    values_of = dict(values(read_settings(RECIPES / f"{name}.yaml"))) if key else {}
-    return [] if values_of.get(key) in (None, pixels) else [f"{key}={pixels}"]
-
-
-def base_stage(name: str, runs: Path, size: Size, pixels: int) -> Step:
+def base_stage(name: str, runs: Path, size: Size) -> Step:
     """One of the base models."""
     path = RECIPES / f"{name}.yaml"
-    changes = [*moved(path, runs), *redrawn(name, pixels), *size.base.get(name, ())]
+    changes = [*moved(path, runs), *size.base.get(name, ())]
 
     def done() -> bool:
         from .base.stage import STATE, load_stage_recipe, read_progress
@@ -144,18 +131,14 @@ def base_stage(name: str, runs: Path, size: Size, pixels: int) -> Step:
     return Step(name, module("nano.base.train", path, *changes), done)
 
 
-def ladder_stage(
-    name: str, runs: Path, size: Size, processes: int, pixels: int, options: Sequence[str] = ()
-) -> Step:
-    """A stage of the ladder, on several processes of one thread each.
+def ladder_stage(name: str, runs: Path, size: Size, processes: int, *more: str) -> Step:
+    """A stage of the ladder, on several processes of one thread each; `more` differs from its recipe, too.
 
     Raises:
         ValueError: its samples cannot be shared out to so many processes.
     """
     path = RECIPES / f"{name}.yaml"
-    changes = [*moved(path, runs), *redrawn(name, pixels), *size.ladder]
-    changes += [f"model.{option}=true" for option in options if name in OPTIONS[option]]
-    changes += [RATES[option] for option in options if option in RATES and name == OPTIONS[option][0]]
+    changes = [*moved(path, runs), *size.ladder, *more]
     shares = dict(values(read_settings(path))) | dict(change.split("=", 1) for change in size.ladder)
     batch, micro = int(shares["train.batch"]), int(shares["train.micro_batch"])
     if name == LADDER[-1]:  # its steps are smaller than those of the others
@@ -171,15 +154,7 @@ def ladder_stage(
     return Step(name, command)
 
 
-def steps(
-    runs: Path,
-    target: Path,
-    size: Size,
-    processes: int,
-    pixels: int = SIZE,
-    model: Path | None = None,
-    options: Sequence[str] = (),
-) -> list[Step]:
+def steps(runs: Path, target: Path, size: Size, processes: int, model: Path | None = None) -> list[Step]:
     """All steps in order.
 
     Args:
@@ -187,25 +162,28 @@ def steps(
         target: folder of the model.
         size: how much is composed and learned.
         processes: of the ladder's stages.
-        pixels: side of the pictures.
         model: a trained model whose language model, ladder and judge are taken instead of making them anew.
-        options: of :data:`OPTIONS`, that it has.
     """
     made = {"autoencoder": runs / "autoencoder"}
     made |= {"model": model} if model else {"language": runs / "answers", "tokenizer": runs / "tokenizer"}
     parts = (word for name, folder in made.items() for word in (f"--{name}", folder))
+    pixels = read_settings(RECIPES / f"{LADDER[0]}.yaml")["data"]["resolution"]
     counts = [word for name, count in size.counts.items() for word in (f"--{name}", count)]
     sets = [str(runs / "data" / name) for name in size.counts]
     index = [str(SHELL), "data", "index", *sets, "-o", str(runs / "index")]
     judge, few_steps = (model or runs) / "judge", ("--few-steps", runs / "stage4")
+    ladder = [ladder_stage(name, runs, size, processes) for name in LADDER]
+    if model:  # its ladder is what g would have made
+        start = (f"init={runs / 'base'}", "init_ema=false")
+        ladder[:2] = [ladder_stage(LADDER[1], runs, size, processes, *start)]
     train_judge = Step("judge", module("nano.judge.train", judge, "--minutes", size.judge_minutes))
     return [
         Step("drawings", module("nano.domain.art")),
-        *(base_stage(name, runs, size, pixels) for name in (BASE[:1] if model else BASE)),
+        *(base_stage(name, runs, size) for name in (BASE[:1] if model else BASE)),
         Step("base", module("nano.base.assemble", runs / "base", *parts), (runs / "base").exists),
         Step("data", module("nano.compose", runs / "data", "--size", pixels, *counts)),
         Step("index", index, lambda: all((runs / "index" / name).exists() for name in size.counts)),
-        *(ladder_stage(name, runs, size, processes, pixels, options) for name in LADDER),
+        *ladder,
         *([] if model else [train_judge]),
         Step("publish", module("nano.publish", runs / "stage3", judge, target, *few_steps)),
     ]
@@ -230,10 +208,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--processes", type=int, default=2, help="of the ladder's stages (default: %(default)s)")
-    add("--size", type=int, choices=SIZES, default=SIZE, help="of pictures (default: %(default)s pixels)")
-    add("--model", type=Path, help="train a new autoencoder and the ladder of this trained model only")
-    add("--source-latents", action="store_true", help="also read the latents of what is edited")
-    add("--text-states", action="store_true", help="also attend to the text's own tokens")
+    add("--model", type=Path, metavar="DIR", help="a trained model in place of the recipes b to g")
     add("--trial", action="store_true", help="a few steps of everything, to see that it works")
     add("--runs", type=Path, help=f"where everything is made (default: {RUNS}, of a trial {RUNS}-trial)")
     add("--target", type=Path, help="folder of the model (default: assets/nano, of a trial RUNS/model)")
@@ -243,8 +218,7 @@ def main() -> None:
     try:
         size = TRIAL if options.trial else FULL
         model = options.model and options.model.absolute()
-        chosen = [option for option in OPTIONS if getattr(options, option)]
-        to_do = steps(runs, target.absolute(), size, options.processes, options.size, model, chosen)
+        to_do = steps(runs, target.absolute(), size, options.processes, model)
     except ValueError as error:
         sys.exit(str(error))
     sys.exit(run_steps(to_do))

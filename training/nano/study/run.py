@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...recipe.recipe import load_recipe
 from ..compose import SETS
 from ..make import ROOT, SHELL, Step, module, moved, run_steps
 from .studies import STUDIES, Study
@@ -112,10 +113,11 @@ def steps(study: Study, place: Place, budget: Budget, sides: list[str], seeds: l
     counts = {name: budget.counts.get(name, 0) for name in SETS}
     told = [word for name, count in counts.items() for word in (f"--{name}", count)]
     sets = [runs / "data" / name for name in study.counts]
+    pixels = load_recipe(study.recipe).data.resolution
     cached = recipe_changes(study, place, budget, study.fullest, seeds[0])
     return [
         Step("drawings", module("nano.domain.art")),
-        Step("data", module("nano.compose", runs / "data", "--seed", study.seed, *told)),
+        Step("data", module("nano.compose", runs / "data", "--size", pixels, "--seed", study.seed, *told)),
         Step(
             "index",
             [str(SHELL), "data", "index", *map(str, sets), "-o", str(runs / "index")],
