@@ -103,7 +103,9 @@ def sizes_of(pipe: LadderPipeline, text: str, source: Image.Image) -> torch.Tens
     with torch.no_grad():
         mixed, levels = change_map.mixtures(encode(pipe, source, side, side)[0])
         rungs = pipe.prepare_rungs(condition, len(mixed), mixed.device)
-        return change_map.differences(*velocities(pipe.transformer, mixed, levels * 1000, rungs, 2).chunk(2))
+        seen = pipe.prepare_seen(condition, mixed.shape, len(mixed), mixed.device)
+        both = velocities(pipe.transformer, mixed, levels * 1000, rungs, 2, seen)
+        return change_map.differences(*both.chunk(2))
 
 
 def auc(sizes: torch.Tensor, true: torch.Tensor) -> float:
@@ -166,11 +168,12 @@ def main() -> None:
     options = parser.parse_args()
     pipe = LadderPipeline.from_pretrained(options.model)
     pipe.set_progress_bar_config(disable=True)
+    size = pipe.transformer.config.sample_size * pipe.vae_scale_factor
     eye = None if options.maps else detector.load(JUDGE)
     for kind in options.only:
         every, ranked = {}, []
         for case in cases.collect(kind, options.seeds, options.samples):
-            source = Image.fromarray(render(case.asked.source))
+            source = Image.fromarray(render(case.asked.source, size))
             sizes = sizes_of(pipe, case.asked.text, source)
             true = drawing.changeable(case.asked, source.width, sizes.shape[-1])[0] > 0
             ranked.append((auc(sizes, true), auc(change_map.smoothed(sizes), true)))

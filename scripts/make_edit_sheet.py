@@ -30,7 +30,7 @@ SEED, EACH, STEPS, GUIDANCE = 3, 4, 20, 2.0
 def tile(pipe: LadderPipeline, case: cases.Case, eye: torch.nn.Module) -> Tile:
     """Source, its change map and the result of one edit."""
     edit = case.asked
-    source = Image.fromarray(render(edit.source))
+    source = Image.fromarray(render(edit.source, pipe.transformer.config.sample_size * pipe.vae_scale_factor))
     seed = drawing.Job(case, 0).noise_seed
     result = pipe(
         edit.text,

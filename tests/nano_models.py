@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,16 @@ from PIL import Image
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 PROMPT = "a green apple and a blue butterfly on a yellow background"
 OTHER = "three stars on a purple background"
+
+
+def config(part: str) -> dict:
+    """Configuration of a part."""
+    return json.loads((ASSETS / "nano" / part / "config.json").read_text(encoding="utf-8"))
+
+
+CHANNELS, CELLS = config("transformer")["in_channels"], config("transformer")["sample_size"]  # of its latents
+FACTOR = 2 ** (len(config("vae")["encoder_block_out_channels"]) - 1)  # by which its autoencoder compresses
+SIDE = CELLS * FACTOR  # of its pictures, in pixels
 
 
 @functools.cache
@@ -36,7 +47,7 @@ def nano_pipe():
 
 
 def sample_picture() -> Image.Image:
-    """A scene of icons, 64 pixels."""
+    """A scene of icons."""
     return Image.open(ASSETS / "samples" / "tbac_uniimage_scene.png").convert("RGB")
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nano_models import CELLS
 from PIL import Image
 from tbac_uniimage.core import LadderPipeline, change_map
 from tbac_uniimage.core.editing import latent_mask
@@ -91,15 +92,19 @@ def test_the_embedded_model_finds_what_is_named(nano, scene):
     assert everywhere.all()
     for found, other in ((right, left), (left, right)):
         assert 0.1 < found.mean() < 0.6 and (found & other).mean() < 0.1
-    assert right[:, 32:].mean() > 4 * right[:, :32].mean() and left[:, :32].mean() > 4 * left[:, 32:].mean()
+    middle = scene.width // 2
+    assert right[:, middle:].mean() > 4 * right[:, :middle].mean()
+    assert left[:, :middle].mean() > 4 * left[:, middle:].mean()
 
 
 def test_in_a_wide_picture_the_model_finds_it_too(nano, scene):
-    wide = Image.fromarray(np.pad(np.asarray(scene), ((0, 0), (10, 10), (0, 0)), mode="edge"))
+    more = round(scene.width * 0.16)
+    wide = Image.fromarray(np.pad(np.asarray(scene), ((0, 0), (more, more), (0, 0)), mode="edge"))
     output = nano.change_map("remove the rocket", wide)
     found = np.asarray(output.masks[0]) > 0
-    assert output.maps[0].shape == (8, 8) and found.shape == (64, 84)
-    assert found.mean() < 0.4 and found[:, :42].mean() > 4 * found[:, 42:].mean()
+    assert output.maps[0].shape == (CELLS, CELLS) and found.shape == (wide.height, wide.width)
+    middle = wide.width // 2
+    assert found.mean() < 0.4 and found[:, :middle].mean() > 4 * found[:, middle:].mean()
 
 
 def test_what_asks_for_nothing_changes_nothing(nano, scene):

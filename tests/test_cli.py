@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import PARITY, load_tiny
 from diffusers.hooks import FirstBlockCacheConfig
+from nano_models import SIDE
 from PIL import Image, ImageChops
 from tbac_uniimage.core import pictures
 from tbac_uniimage.core.pipeline import LadderPipeline
@@ -148,7 +149,7 @@ def test_bfloat16_stays_where_the_cpu_multiplies_it(tmp_path, monkeypatch, store
 def test_embedded_model_draws_without_being_named(tmp_path):
     assert main(["generate", "a star on a blue background", "--out", str(tmp_path), *FAST]) == 0
     drawn = Image.open(tmp_path / "0001.png")
-    assert drawn.size == (64, 64) and json.loads(drawn.text[pictures.CHUNK])["model"] == "nano"
+    assert drawn.size == (SIDE, SIDE) and json.loads(drawn.text[pictures.CHUNK])["model"] == "nano"
 
 
 def test_edit_draws_what_the_pipeline_draws(model, pipe, picture, tmp_path):

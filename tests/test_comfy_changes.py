@@ -52,9 +52,9 @@ def test_the_map_is_the_pipelines(nano, scene):
     found = LadderPipeline.from_pretrained(ROOT / "assets" / "nano").change_map(TEXT, scene)
     assert np.array_equal(mask[0].numpy() > 0, np.asarray(found.masks[0]) > 0)
     assert 0 < mask.mean() < 0.6 and set(mask.unique().tolist()) == {0.0, 1.0}
-    cells = torch.nn.functional.interpolate(found.maps[0][None, None], (64, 64), mode="bilinear")[0]
+    cells = torch.nn.functional.interpolate(found.maps[0][None, None], scene.size, mode="bilinear")[0]
     assert largest(shown, cells) < 1e-3
-    assert picture.shape == (1, 64, 64, 3) and largest(picture, as_batch(scene)) > 0.1
+    assert largest(picture, as_batch(scene)) > 0.1
 
 
 def test_the_automatic_mask_is_that_of_the_change_map(nano, scene):
@@ -70,18 +70,20 @@ def test_the_automatic_mask_is_that_of_the_change_map(nano, scene):
 
 def test_choices_of_the_mask(nano, scene):
     picture = as_batch(scene)
-    half = torch.zeros(1, 64, 64)
-    half[..., 32:] = 1
+    half, middle = torch.zeros(picture.shape[:3]), scene.width // 2
+    half[..., middle:] = 1
     plain, white = edit(nano, picture)
-    assert torch.equal(white, torch.ones(1, 64, 64))
+    assert torch.equal(white, torch.ones(picture.shape[:3]))
     assert torch.equal(edit(nano, picture, mask=half, mask_from="none")[0], plain)
     connected = edit(nano, picture, mask=half)[0]
     assert torch.equal(edit(nano, picture, mask=half, mask_from="as connected")[0], connected)
-    assert torch.equal(connected[:, :, :32], picture[:, :, :32]) and not torch.equal(connected, plain)
+    assert torch.equal(connected[:, :, :middle], picture[:, :, :middle])
+    assert not torch.equal(connected, plain)
 
 
 def test_maps_of_a_batch_do_not_depend_on_each_other(nano, scene):
-    batch = torch.cat([as_batch(scene), as_batch(scene).flip(2), torch.rand(1, 64, 64, 3)])
+    picture = as_batch(scene)
+    batch = torch.cat([picture, picture.flip(2), torch.rand(picture.shape)])
     masks, maps, _ = change_map(nano, batch)
     for i in range(3):
         alone = change_map(nano, batch[i : i + 1])

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfy_helpers import INSTRUCTION, STEPS, as_batch, largest
+from nano_models import FACTOR, SIDE
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("inference")]
 
@@ -90,7 +91,7 @@ def test_identity_edit_keeps_size_and_place(nano, scene, size, side):
     assert found.shape == mirrored.shape and (found - mirrored).abs().mean() < 0.05
     pairs = zip(mirrored, found, strict=True)
     shifts = torch.tensor([shift_between(a[None], b[None]) for a, b in pairs])
-    drawn = max(1.0, (size[0] * size[1]) ** 0.5 / (side or 64))  # size of a drawn pixel
+    drawn = max(1.0, (size[0] * size[1]) ** 0.5 / (side or SIDE))  # size of a drawn pixel
     down, right = (shifts.mean(0) / drawn).tolist()
     print(f"\n{size[0]}x{size[1]}, side {side}: shift {down:+.3f} {right:+.3f} of a drawn pixel")
     assert math.hypot(down, right) < 0.25
@@ -102,9 +103,9 @@ def test_resizing_there_and_back_neither_shifts_nor_zooms(scene, size):
     from tbac_uniimage.core.editing import drawing_size, resize
 
     picture = as_batch(scene.resize(size))
-    back = resize(resize(picture, *drawing_size(size, 0, 64, 8)), *size)
+    back = resize(resize(picture, *drawing_size(size, 0, SIDE, FACTOR)), *size)
     width, height = size
-    drawn = max(1.0, (width * height) ** 0.5 / 64)
+    drawn = max(1.0, (width * height) ** 0.5 / SIDE)
     halves = {"whole": (0, 0), "lower half": (height // 2, 0), "right half": (0, width // 2)}
     for name, (top, left) in halves.items():  # a zoom would move the halves apart
         down, right = shift_between(picture[:, top:, left:], back[:, top:, left:])
@@ -275,11 +276,12 @@ def test_less_strength_keeps_more(nano, scene):
 
 def test_masked_edit_removes_what_is_masked(nano, scene):
     picture = as_batch(scene)
-    mask = left_half(64, 64).flip(-1)
+    side = scene.width
+    mask = left_half(side, side).flip(-1)
     found = edit_picture(nano, picture, "remove the cactus", steps=20, g=2.0, mask=mask, feather=4)
-    assert torch.equal(found[:, :, :32], picture[:, :, :32])
-    background = picture[0, 0, 0]
-    was, now = ((p[0, 16:48, 36:] - background).abs().amax(-1) > 0.15 for p in (picture, found))
+    assert torch.equal(found[:, :, : side // 2], picture[:, :, : side // 2])
+    background, rows = picture[0, 0, 0], slice(side // 4, side * 3 // 4)
+    was, now = ((p[0, rows, side // 2 + 4 :] - background).abs().amax(-1) > 0.15 for p in (picture, found))
     print(f"\ncactus pixels before and after: {was.sum()} {now.sum()}")
     assert now.sum() < 0.2 * was.sum()
 
@@ -366,7 +368,8 @@ def photograph(height: int, width: int, channels: int = 3) -> torch.Tensor:
     """A large picture with detail everywhere: the scene, tiled."""
     from PIL import Image
 
-    tile = as_batch(Image.open(SCENE).convert("RGB"))[0].repeat(-(-height // 64), -(-width // 64), 1)
+    scene = as_batch(Image.open(SCENE).convert("RGB"))[0]
+    tile = scene.repeat(-(-height // scene.shape[0]), -(-width // scene.shape[1]), 1)
     alpha = random_picture(height, width, 1)
     return torch.cat([tile[:height, :width], alpha], -1)[None, ..., :channels]
 

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from nano_models import SIDE
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -111,7 +112,7 @@ def refusal(server, content: dict) -> str:
 
 
 def assert_works(server) -> None:
-    assert picture_of(run(server, graph(TEXT))).shape == (64, 64, 3)
+    assert picture_of(run(server, graph(TEXT))).shape == (SIDE, SIDE, 3)
 
 
 def assert_one_sentence(message: str) -> None:
@@ -194,7 +195,7 @@ def test_wrong_types_and_numbers_are_refused(server, inputs, message):
     ids=["words", "characters", "control tokens", "control characters", "other scripts", "weights"],
 )
 def test_any_text_is_a_prompt(server, prompt):
-    assert picture_of(run(server, graph(TEXT, {"prompt": {"prompt": prompt}}))).shape == (64, 64, 3)
+    assert picture_of(run(server, graph(TEXT, {"prompt": {"prompt": prompt}}))).shape == (SIDE, SIDE, 3)
     assert picture_of(run(server, graph(EDIT, {"draw": {"instruction": prompt}}))).shape == (37, 53, 3)
 
 
@@ -278,7 +279,7 @@ def test_a_checkpoint_replaced_while_loaded(server, model):
     assert "truncated" in refusal(server, graph(TEXT, use("copy")))
     shutil.rmtree(model)
     shutil.copytree(ROOT / "assets" / "nano", model)
-    assert picture_of(run(server, graph(TEXT, use("copy")))).shape == (64, 64, 3)
+    assert picture_of(run(server, graph(TEXT, use("copy")))).shape == (SIDE, SIDE, 3)
 
 
 async def post(server, path: str, content: dict) -> int:

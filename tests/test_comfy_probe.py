@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from comfy_helpers import largest
-from nano_models import PROMPT, nano_comfy, nano_pipe
+from nano_models import CHANNELS, PROMPT, SIDE, nano_comfy, nano_pipe
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("inference")]
 
@@ -69,7 +69,7 @@ def test_attention_sums_to_one_and_equals_the_plain_way(comfy):
 
     pipe = nano_pipe()
     states = pipe.encode_prompt(PROMPT).states[:, 1:]
-    latents = torch.randn(1, 16, 8, 6, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(1, CHANNELS, 8, 6, generator=torch.Generator().manual_seed(1))
     timestep = torch.tensor([600.0])
     with watch_attention(pipe.transformer) as watched:
         out = pipe.transformer(latents, states, timestep).sample
@@ -93,7 +93,7 @@ def test_attention_is_the_mean_over_evaluations_and_pictures(comfy):
 
     pipe = nano_pipe()
     states = pipe.encode_prompt(PROMPT).states
-    latents = torch.randn(2, 16, 4, 4, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(2, CHANNELS, 4, 4, generator=torch.Generator().manual_seed(1))
     levels = [torch.tensor([900.0] * 2), torch.tensor([300.0] * 2)]
     with watch_attention(pipe.transformer) as watched:
         for level in levels:
@@ -119,7 +119,7 @@ def test_the_pictures_are_those_of_the_sampler(nano, inputs):
 
     model = LadderRungGains.execute(nano.model, "layout", 0.5, "").result[0]
     muted, attention, pictures = probe(nano, inputs, model)
-    assert pictures.shape == (7, 64, 64, 3) and muted.shape == attention.shape
+    assert pictures.shape == (7, SIDE, SIDE, 3) and muted.shape == attention.shape
     for rung in (0, 5):
         gained = model if rung == 0 else LadderRungGains.execute(model, "even", 0, f"{rung}: 0").result[0]
         latent = LadderSampler.execute(gained, *inputs, 7, STEPS, 3.0, 1.0).result[0]

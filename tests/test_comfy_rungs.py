@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfy_helpers import as_batch, largest
-from nano_models import OTHER, PROMPT, nano_comfy, nano_pipe, sample_picture
+from nano_models import CHANNELS, OTHER, PROMPT, nano_comfy, nano_pipe, sample_picture
 
 pytestmark = [pytest.mark.comfy, pytest.mark.usefixtures("inference")]
 
@@ -416,7 +416,7 @@ def test_what_belongs_to_another_model_is_one_sentence(nano, scene, loaded):
             ),
             f"The conditioning is of shape .* {needed}",
         ),
-        (lambda: sample(nano.model, *both, wide), "The latent has the shape .* needs 16 channels"),
+        (lambda: sample(nano.model, *both, wide), f"The latent has the shape .* needs {CHANNELS} channels"),
         (lambda: gained(nano, model=other), "not a TBAC-UniImage model"),
         (lambda: sample(nano.model, [], scene.negative, scene.latent), "positive is an empty conditioning"),
     ]:

@@ -12,6 +12,7 @@ import aiohttp
 import numpy as np
 import pytest
 import torch
+from nano_models import FACTOR, SIDE
 from PIL import Image
 
 pytestmark = [pytest.mark.comfy, pytest.mark.slow]
@@ -167,8 +168,9 @@ def test_bad_input_is_refused_before_anything_runs(server, name, node_class, inp
 
 
 def test_a_size_that_does_not_fit_is_one_sentence(server):
-    with pytest.raises(RuntimeError, match="width 65 is no positive multiple of 8; use 64 or 72"):
-        run(server, graph("text_to_image", "TBACUniImageEmptyLatent", width=65))
+    message = f"width {SIDE + 1} is no positive multiple of {FACTOR}; use {SIDE} or {SIDE + FACTOR}"
+    with pytest.raises(RuntimeError, match=message):
+        run(server, graph("text_to_image", "TBACUniImageEmptyLatent", width=SIDE + 1))
 
 
 def test_interrupt_stops_sampling_and_the_next_graph_runs(server):

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 from evaluation_sets import DPG, GENEVAL, fetched
+from nano_models import FACTOR, SIDE
 from PIL import Image
 from tbac_uniimage.core.pictures import CHUNK
 from tbac_uniimage.shell.main import main
@@ -91,9 +92,9 @@ def test_a_picture_is_what_the_pipeline_draws_from_its_seed(drawn):
         generator=[torch.Generator().manual_seed(s) for s in seeds],
     ).images
     sheet = Image.open(drawn / "dpg" / "pictures" / "beta.png")
-    assert sheet.size == (128, 128)
-    for tile, (left, top) in zip(tiles, ((0, 0), (64, 0), (0, 64), (64, 64)), strict=True):
-        assert sheet.crop((left, top, left + 64, top + 64)).tobytes() == tile.tobytes()
+    assert sheet.size == (2 * SIDE, 2 * SIDE)
+    for tile, (left, top) in zip(tiles, ((0, 0), (SIDE, 0), (0, SIDE), (SIDE, SIDE)), strict=True):
+        assert sheet.crop((left, top, left + SIDE, top + SIDE)).tobytes() == tile.tobytes()
     said = json.loads(sheet.text[CHUNK])
     assert (said["set"], said["item"], said["prompt"]) == ("dpg", "beta", DPG["beta"][0])
     assert said["noise"] == seeds and len(set(seeds)) == 4
@@ -109,7 +110,8 @@ def test_seeds_differ_by_set_item_sample_and_seed():
 
 def test_edits_in_the_models_size_and_in_their_own(drawn, sets, tmp_path):
     sizes = {name: Image.open(drawn / "imgedit" / "pictures" / f"{name}.png").size for name in ("10", "11")}
-    assert sizes == {"10": (80, 56), "11": (56, 72)}  # 64² pixels in the proportions of 96x64 and 50x70
+    scale = FACTOR // 8  # SIDE² pixels in the proportions of 96x64 and 50x70
+    assert sizes == {"10": (80 * scale, 56 * scale), "11": (56 * scale, 72 * scale)}
     assert main(command(sets, tmp_path, "imgedit", "--edit-size", "own")) == 0
     sizes = {
         name: Image.open(tmp_path / "imgedit" / "pictures" / f"{name}.png").size for name in ("10", "11")
@@ -194,7 +196,7 @@ def test_two_processes_that_were_killed_and_started_again_draw_the_same_files(dr
         (["geneva"], "There is no set 'geneva'; there are "),
         (["geneval", "--model", "nowhere"], "There is no model at nowhere"),
         (["geneval", "--steps", "0"], "--steps: 0 is not possible"),
-        (["geneval", "--size", "60"], "The height 60 is no positive multiple of 8; use 56 or 64."),
+        (["geneval", "--size", "60"], f"The height 60 is no positive multiple of {FACTOR}; use "),
         (["gedit"], "gedit is not in"),
         (["geneval", "--device", "toaster"], "The device toaster is not there"),
     ],

@@ -16,6 +16,7 @@ from comfy_helpers import PROMPT, empty, encode, largest, reference
 from conftest import ROOT, load_tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from nano_models import CELLS, CHANNELS
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -450,7 +451,7 @@ def test_the_embedded_lora_goes_where_guidance_goes():
     assert few.steps == 4 and few.file.stat().st_size < 1_000_000
     pipe = LadderPipeline(**vars(load_parts(NANO, dtype=torch.float32)))
     pipe.set_progress_bar_config(disable=True)
-    noise = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, CHANNELS, CELLS, CELLS, generator=torch.Generator().manual_seed(0))
     draw = partial(pipe, ["a red car", "two cats on green"], latents=noise, output_type="latent")
     guided_picture = draw(num_inference_steps=12, guidance_scale=3.0).images
     pipe.scheduler = euler_scheduler()

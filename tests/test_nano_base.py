@@ -17,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from nano_drawings import drawings, needs_art  # noqa: F401  a fixture
+from nano_models import SIDE
 from nano_pictures import stored_picture, stored_scenes
 from safetensors.torch import load_file
 from tbac_uniimage.core.checkpoints import load_parts
@@ -34,7 +35,7 @@ from tbac_uniimage.training.nano.base import (
 )
 from tbac_uniimage.training.nano.domain import letters, naming, words
 from tbac_uniimage.training.nano.domain.render import render
-from tbac_uniimage.training.nano.domain.scene import Item, Scene, Word, is_held_out
+from tbac_uniimage.training.nano.domain.scene import SIZES, Item, Scene, Word, is_held_out
 from tbac_uniimage.training.nano.judge import detector, loop
 from tbac_uniimage.training.nano.judge.pictures import see
 
@@ -135,7 +136,8 @@ def test_an_autoencoder_of_every_size_has_latents_of_8_by_8(size, channels, tmp_
 def test_a_trained_model_gets_another_autoencoder(drawings, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(assemble, "NORMALISED_ON", 32)
     torch.manual_seed(0)
-    vae = autoencoder.build(128)
+    [size] = set(SIZES) - {SIDE}
+    vae = autoencoder.build(size)
     stage.save_state(tmp_path, {"vae": vae}, torch.optim.AdamW(vae.parameters()), {}, {"steps": 1})
     model = JUDGE.parents[1]
     pipeline, old = assemble.with_autoencoder(tmp_path, model, 0), load_parts(model, dtype=torch.float32)
@@ -151,10 +153,10 @@ def test_a_trained_model_gets_another_autoencoder(drawings, tmp_path, monkeypatc
     assert torch.equal(pipeline.connector.queries, old.connector.queries)
     embedding = pipeline.mllm.get_input_embeddings().weight
     assert torch.equal(embedding, old.mllm.get_input_embeddings().weight)
-    latents = pipeline.vae.encode(autoencoder.draw_batch("some", 32, 128)).latent
+    latents = pipeline.vae.encode(autoencoder.draw_batch("some", 32, size)).latent
     assert latents.std((0, 2, 3)).sub(1).abs().max() < 0.5  # normalised, on other pictures
     pipeline.set_progress_bar_config(disable=True)
-    assert pipeline("a cat", num_inference_steps=1).images[0].size == (128, 128)
+    assert pipeline("a cat", num_inference_steps=1).images[0].size == (size, size)
 
 
 def test_pixels_and_back():

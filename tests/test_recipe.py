@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from nano_models import SIDE
 from tbac_uniimage.core.rung_kinds import RUNGS
 from tbac_uniimage.training.recipe.recipe import (
     Recipe,
@@ -111,7 +112,7 @@ def test_recipe_for_own_pictures_is_short_and_starts_from_the_embedded_model():
     loaded = load_recipe(RECIPES / "nano" / "own_pictures.yaml")
     assert (loaded.stage, loaded.init, loaded.run) == ("text_to_image", "assets/nano", "runs/mine")
     assert [str(data.index) for data in loaded.data.sets] == ["index/pictures"]
-    assert (loaded.data.resolution, loaded.train.precision) == (64, "fp32")
+    assert (loaded.data.resolution, loaded.train.precision) == (SIDE, "fp32")
     assert total_steps(loaded.train, 10) <= 500 and loaded.data.workers == 0
 
 
