@@ -45,7 +45,11 @@ NODES = {
         },
         (360, 760),
     ),
-    "6": ("Edit", {"mllm": MLLM, "image": SCENE, "instruction": "replace the dog with a cat"}, (360, 300)),
+    "6": (
+        "Edit",
+        {"mllm": MLLM, "image": SCENE, "instruction": "replace the dog with a cat", "vae": VAE},
+        (360, 300),
+    ),
     "7": ("EmptyLatent", {"model": MODEL}, (300, 0)),
     "8": ("Sampler", {"model": MODEL, **CONDITIONS, "latent": ["7", 0], "seed": 7}, (320, 660)),
     "9": ("Scheduler", {}, (280, 0)),

@@ -33,7 +33,7 @@ def scene(nano) -> SimpleNamespace:
     with torch.inference_mode():
         positive, negative, _ = LadderEncode.execute(nano.mllm, PROMPT).result
         other = LadderEncode.execute(nano.mllm, OTHER).result[0]
-        edit = LadderEncode.execute(nano.mllm, INSTRUCTION, as_batch(sample_picture())).result
+        edit = LadderEncode.execute(nano.mllm, INSTRUCTION, as_batch(sample_picture()), vae=nano.vae).result
         latent = LadderEmptyLatent.execute(nano.model, 0, 0, 1).result[0]
     return SimpleNamespace(positive=positive, negative=negative, other=other, edit=edit, latent=latent)
 
