@@ -368,8 +368,8 @@ def photograph(height: int, width: int, channels: int = 3) -> torch.Tensor:
     """A large picture with detail everywhere: the scene, tiled."""
     from PIL import Image
 
-    scene = as_batch(Image.open(SCENE).convert("RGB"))[0]
-    tile = scene.repeat(-(-height // scene.shape[0]), -(-width // scene.shape[1]), 1)
+    scene = as_batch(Image.open(SCENE).convert("RGB").resize((SIDE, SIDE)))[0]
+    tile = scene.repeat(-(-height // SIDE), -(-width // SIDE), 1)
     alpha = random_picture(height, width, 1)
     return torch.cat([tile[:height, :width], alpha], -1)[None, ..., :channels]
 
@@ -383,7 +383,10 @@ def spots(height: int, width: int, *places: tuple[int, int], side: int = 40) -> 
 
 def test_a_small_part_of_a_large_picture_is_drawn_at_the_models_size(nano):
     """Through the autoencoder and back: what is lost within the mask, with crops and without."""
-    picture, mask = photograph(501, 403), spots(501, 403, (1, 1), (300, 250))
+    scale = SIDE // 64
+    height, width = 501 * scale, 403 * scale
+    picture = photograph(height, width)
+    mask = spots(height, width, (1, 1), (300 * scale, 250 * scale), side=40 * scale)
     inside = mask[0] > 0
     lost = {}
     for context in (0.5, 100.0):
