@@ -154,6 +154,16 @@ def test_what_a_study_has_not_is_refused(monkeypatch, capsys, words, said):
     assert said in capsys.readouterr().err
 
 
+def test_a_model_that_has_what_is_studied_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"source_latents": true, "text_states": false}')
+    monkeypatch.setattr(sys, "argv", ["run", "source_latents", "--model", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        run.main()
+    assert "has source_latents already; give a model that has not" in capsys.readouterr().err
+    assert not any(run.has_option(tmp_path, STUDIES[name]) for name in ("text_states", "rungs"))
+
+
 def test_steps_stop_at_the_first_that_fails(tmp_path, capfd):
     def step(name: str, code: int, done: bool = False) -> Step:
         source = f"import pathlib, sys; pathlib.Path({str(tmp_path / name)!r}).touch(); sys.exit({code})"

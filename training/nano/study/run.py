@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ....core.checkpoints.weights import read_json
 from ...recipe.recipe import load_recipe
 from ..compose import SETS
 from ..make import ROOT, SHELL, Step, module, moved, run_steps
@@ -74,6 +75,12 @@ class Place:
     def start(self, study: Study, seed: int) -> Path:
         """What a run of a seed starts from."""
         return self.runs / f"start-{seed}" if study.untrained else self.model
+
+
+def has_option(model: Path, study: Study) -> bool:
+    """Whether a model has what the sides of a study add, which is called as the study."""
+    file = model / "transformer" / "config.json"
+    return file.is_file() and bool(read_json(file).get(study.name))
 
 
 def recipe_changes(study: Study, place: Place, budget: Budget, side: str, seed: int) -> list[str]:
@@ -153,6 +160,8 @@ def main() -> None:
         parser.error(f"--sides: {study.name} has {', '.join(study.sides)}, not {', '.join(sorted(unknown))}")
     if options.keep_queries and not study.untrained:
         parser.error(f"--keep-queries: {study.name} starts from the whole model")
+    if has_option(options.model, study):
+        parser.error(f"--model: {options.model} has {study.name} already; give a model that has not")
     runs = options.runs or ROOT / (f"{study.folder}-trial" if options.trial else study.folder)
     place = Place(runs.absolute(), options.model.absolute(), options.keep_queries)
     budget = trial(study) if options.trial else full(study)
