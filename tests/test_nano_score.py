@@ -375,7 +375,7 @@ def test_pictures_of_twice_the_size_are_judged_at_the_judges(drawings):  # noqa:
         sheet.kind_sheet(kind, part)
     [tile, *_] = sheet.tiles("edit-add", part)
     assert tile.picture.shape == (128, 3 * 128 + 2 * sheet.BETWEEN, 3)
-    assert sheet.framed(tile) == (3 * 128 + 2 * sheet.BETWEEN) * 3 // 2 + 2 * sheet.FRAME
+    assert sheet.framed(tile) == (3 * 128 + 2 * sheet.BETWEEN) * sheet.TALL // 128 + 2 * sheet.FRAME
 
 
 def test_what_may_change_is_what_the_edit_touches(drawings):  # noqa: F811

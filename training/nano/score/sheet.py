@@ -19,7 +19,7 @@ from .cases import EDITED
 from .judging import Judged
 
 GAP, FRAME, MARK = 14, 4, 22
-TALL = 3 * SIZE  # of a shown picture
+TALL = 4 * SIZE  # of a shown picture: a whole multiple of either size
 LETTERS, LINE, TITLE = 13, 16, 20
 WIDTH = 6 * (TALL + 2 * FRAME + GAP) + GAP
 GREEN, RED, BLACK, DIM = (22, 140, 60), (204, 32, 32), (20, 20, 20), (95, 95, 95)
