@@ -244,11 +244,13 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
             x = x + self.source_embed(source_latents).flatten(2).transpose(1, 2)
         modulation, embedded_timestep = self.time_embed(timestep, batch_size=batch, hidden_dtype=x.dtype)
         for block, kv in zip(self.transformer_blocks, rungs.kv, strict=True):
-            inputs = (x, None, kv, None, modulation, height // patch, width // patch)
+            beside = (None, kv, None, modulation, height // patch, width // patch)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, *inputs)
+                # FSDP2 hands on a view, but not when blocks are computed again; of one sample that is not
+                # contiguous a view has other strides, and by these torch chooses what it multiplies and saves
+                x = self._gradient_checkpointing_func(block, x.contiguous(), *beside)
             else:
-                x = block(*inputs)
+                x = block(x, *beside)
         x = self.proj_out(self.norm_out(x, embedded_timestep, self.scale_shift_table))
         x = rearrange(
             x, "b (h w) (p q c) -> b c (h p) (w q)", h=height // patch, w=width // patch, p=patch, q=patch

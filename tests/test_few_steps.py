@@ -20,6 +20,7 @@ from nano_models import CELLS, CHANNELS
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from source_models import attending, pipeline_of, reading
 from tbac_uniimage.core.checkpoints import load_parts
 from tbac_uniimage.core.few_steps import FOLDER, find_few_steps, header_of
 from tbac_uniimage.core.guidance import Guidance
@@ -142,6 +143,10 @@ def micro_batch(parts, samples):
     return batches.ladder_inputs(samples), batches.branches(samples)
 
 
+def rows_of(branches):
+    return branches.captions, branches.edits
+
+
 def test_branches_of_a_mixed_batch():
     parts, picture = load_tiny(), colourful()
     samples = [
@@ -170,7 +175,7 @@ def test_the_teacher_is_the_guided_model_without_lora():
     with torch.no_grad():
         states = trainee.encoder.encode(branches.inputs).states
         rungs = parts.transformer.prepare_rungs(states)
-        found = guided(parts.transformer, rungs, branches, trainee.guidances, {}, {})(x, 0.75)
+        found = guided(parts.transformer, rungs, rows_of(branches), trainee.guidances, {}, {})(x, 0.75)
         black = Image.new("RGB", picture.size)
         alone = [
             [("", []), ("a dog", [])],
@@ -205,7 +210,7 @@ def test_the_branch_without_picture_reads_the_latents_of_black():
         states = trainee.encoder.encode(branches.inputs).states
         rungs = parts.transformer.prepare_rungs(states)
         seen, blank = {"source_latents": source}, {"source_latents": black}
-        found = guided(parts.transformer, rungs, branches, trainee.guidances, seen, blank)(x, 0.75)
+        found = guided(parts.transformer, rungs, rows_of(branches), trainee.guidances, seen, blank)(x, 0.75)
         read = torch.cat([black, source[1:], source[1:]])
         told, level = states[:, branches.edits[:, 0]], torch.full((3,), 750.0)
         edit = parts.transformer(x[1:].repeat(3, 1, 1, 1), told, level, source_latents=read).sample
@@ -243,7 +248,9 @@ def test_of_all_parts_the_teacher_stays_what_the_run_began_with():
         parts.transformer.proj_out.bias.zero_()
         encoder, transformer = trainee.teacher
         states = encoder.encode(branches.inputs).states
-        teacher = guided(transformer, transformer.prepare_rungs(states), branches, trainee.guidances, {}, {})
+        teacher = guided(
+            transformer, transformer.prepare_rungs(states), rows_of(branches), trainee.guidances, {}, {}
+        )
         expected = few_step_losses(lambda x, _: torch.zeros_like(x), teacher, noise, trainee.levels)
         torch.testing.assert_close(trainee(inputs, noise, branches), expected)
     names = {name.split(".")[0] for name, _ in trainee.named_parameters()}
@@ -252,10 +259,10 @@ def test_of_all_parts_the_teacher_stays_what_the_run_began_with():
 
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory) -> Path:
-    """A short run of stage 4 on captions and edits."""
+    """A short run of stage 4 on captions and edits, of a model that reads all that there is to read."""
     folder = tmp_path_factory.mktemp("few")
     data = [make_data(folder), make_edits(folder)]
-    LadderPipeline(**vars(load_tiny())).save_pretrained(folder / "model")
+    pipeline_of(attending(reading(load_tiny()))).save_pretrained(folder / "model")
     settings = recipe(folder / "run", data, distillation=SETTINGS.model_dump(), checkpoint={"every": 2})
     settings["init"] = str(folder / "model")
     lora = {"rank": 2, "alpha": 2.0, "targets": ["attn1.to_q", "ff.conv_inverted"]}
@@ -330,7 +337,8 @@ def test_comfyui_draws_the_same_in_four_steps(loaded, tmp_path):
     import comfy.samplers
     import comfy.sd
     import comfy.utils
-    from tbac_uniimage.nodes.sampling import FEW_STEPS, LadderSampler
+    from tbac_uniimage.nodes.inputs import FEW_STEPS
+    from tbac_uniimage.nodes.sampling import LadderSampler
 
     import nodes
 

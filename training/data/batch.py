@@ -32,7 +32,8 @@ class TrainBatch:
         positions: of the samples in the stage; held-out samples have negative ones.
         keys: ``index name/sample key``.
         inputs: what the MLLM reads.
-        pixels: targets ``[batch, 3, height, width]`` float32 in -1 … 1, or None where there are latents.
+        pixels: targets ``[batch, 3, height, width]`` float32 in -1 … 1, or None where there are latents, or
+            ``branches``.
         latents: scaled latents of the targets ``[batch, c, h, w]`` float32 from the cache, or None.
         mask: how much every latent counts in the loss, ``[batch, h, w]`` float32 in 0 … 1, or None where no
             sample has a mask; 1 all over for those that have none.

@@ -163,7 +163,8 @@ class MicroBatches(Dataset):
         no_text, black = dropped(drop, bool(entry.inputs), self.drop)
         sample = Sample(name, "" if no_text else entry.texts[int(wording * len(entry.texts))])
         try:
-            sample.target, sample.mask = self.read_target(data.index, entry, name, size, crop)
+            if not self.guided:  # a distillation asks its teacher
+                sample.target, sample.mask = self.read_target(data.index, entry, name, size, crop)
             if entry.inputs:
                 self.read_pictures(sample, data.index, entry, size, crop, black)
         except (BadPicture, OSError) as error:
@@ -247,9 +248,10 @@ class MicroBatches(Dataset):
             torch.randn(shape, generator=generator(self.seed, self.stage, position, "noise"))
             for position in positions
         ]
-        blank = torch.zeros(shape if self.latents else (3, size[1], size[0]))
-        targets = torch.stack([blank if s.target is None else s.target for s in samples])
-        masks = None
+        targets = masks = None
+        if not self.guided:
+            blank = torch.zeros(shape if self.latents else (3, size[1], size[0]))
+            targets = torch.stack([blank if s.target is None else s.target for s in samples])
         if any(sample.mask is not None for sample in samples):
             whole = torch.ones(shape[1:])
             masks = torch.stack([whole if sample.mask is None else sample.mask for sample in samples])

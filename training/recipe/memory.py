@@ -31,7 +31,6 @@ from ...core.conditions import LadderCondition
 from ...core.encoder import LadderEncoder
 from ...core.guidance import Guidance
 from ...core.schedulers import step_levels
-from ..data.batch import Branches
 from ..step.few_steps import few_step_losses, guided, velocity_of
 from ..step.lora import add_lora
 from ..step.objective import flow_matching_losses
@@ -260,37 +259,45 @@ def count_activations(
             latents, noise, u = torch.empty(shape), torch.empty(shape), torch.empty(batch)
             seen = model.transformer.nothing_seen(latents)
             with autocast:
-                condition = longest_condition(model, batch, tokens, dtype)
-                if not recipe.distils:
+                if recipe.distils:
+                    with torch.no_grad():
+                        told = longest_condition(model, batch * (3 if images else 2), tokens, dtype)
+                    own = recipe.train.parts == "all"  # of a LoRA the student is told what the teacher is
+                    condition = longest_condition(model, batch, tokens, dtype) if own else None
+                    losses = distillation_losses(model, recipe.distillation, told, condition, noise, seen)
+                else:
+                    condition = longest_condition(model, batch, tokens, dtype)
                     losses = flow_matching_losses(
                         model.transformer, condition, latents, noise, u, recipe.objective.shift, seen=seen
                     )
-                else:
-                    branches = 3 if images else 2
-                    losses = distillation_losses(model, recipe.distillation, condition, noise, seen, branches)
             losses.sum().backward()
-    encodes = not recipe.distils and not recipe.data.cache.latents
+    encodes = (not recipe.distils or seen) and not recipe.data.cache.latents
     return max(step.peak, vision, encoding.peak if encodes else 0)
 
 
 def distillation_losses(
     model: LadderParts,
     settings: DistillationSettings,
-    condition: LadderCondition,
+    told: LadderCondition,
+    condition: LadderCondition | None,
     noise: Tensor,
     seen: Mapping[str, Tensor],
-    branches: int,
 ) -> Tensor:
-    """Those of captions (2 branches of guidance) or of edits (3), all told the same."""
-    rows = torch.arange(len(noise)).repeat(branches, 1)
-    none = torch.empty(5 - branches, 0, dtype=torch.long)
-    captions, edits = (rows, none) if branches == 2 else (none, rows)
+    """Those of captions (2 branches of guidance) or of edits (3).
+
+    Args:
+        told: what the teacher is, branch by branch.
+        condition: what the student is, if that is not the last of it.
+    """
+    rows = torch.arange(told.states.shape[1]).view(-1, len(noise))
+    none = torch.empty(5 - len(rows), 0, dtype=torch.long)
+    branches = (rows, none) if len(rows) == 2 else (none, rows)
     guidances = (Guidance(settings.guidance), Guidance(settings.edit_guidance, settings.image_guidance))
-    prepare = partial(model.transformer.prepare_rungs, text_tokens=condition.text_tokens)
+    prepare = partial(model.transformer.prepare_rungs, text_tokens=told.text_tokens)
     with torch.no_grad():
-        told = prepare(condition.states)
-    rungs = prepare(condition.states)
-    teacher = guided(model.transformer, told, Branches(None, captions, edits), guidances, seen, {})
+        taught = prepare(told.states)
+    rungs = prepare(told.states[:, rows[-1]] if condition is None else condition.states)
+    teacher = guided(model.transformer, taught, branches, guidances, seen, {})
     student = partial(velocity_of, model.transformer, rungs=rungs, seen=seen)
     return few_step_losses(student, teacher, noise, step_levels(settings.steps), settings.solver_steps)
 

@@ -99,6 +99,7 @@ class FewStepTrainee(LadderTrainee):
             Guidance(settings.guidance),
             Guidance(settings.edit_guidance, settings.image_guidance),
         )
+        self.black: dict[torch.Size, Tensor] = {}  # by size, of a model that reads what it edits
         self.teacher = [self.encoder, self.transformer]  # in a list: no part of the module
         if parts.connector.queries.requires_grad:
             connector, transformer = (
@@ -110,15 +111,20 @@ class FewStepTrainee(LadderTrainee):
             self.teacher = [encoder, transformer]
 
     def arguments(self, parts: LadderParts, batch: TrainBatch, device: torch.device) -> tuple[Any, ...]:
-        """Arguments of :meth:`forward` for a micro-batch, on a device; of the targets nothing is read."""
+        """Arguments of :meth:`forward` for a micro-batch, on a device; it has no targets."""
         noise = batch.noise.to(device, torch.float32, non_blocking=True)
         seen = seen_beside(parts, batch, noise)
-        black = {}
-        if seen:
-            factor = parts.vae.spatial_compression_ratio
-            pixels = noise.new_full((1, 3, *(factor * side for side in noise.shape[2:])), -1)
-            black = {"source_latents": encode_latents(parts.vae, pixels).to(noise)}
+        black = {"source_latents": self.black_latents(parts, noise)} if batch.edits else {}
         return batch.inputs, noise, batch.branches, seen, black
+
+    def black_latents(self, parts: LadderParts, noise: Tensor) -> Tensor:
+        """Latents of a black picture of the size of ``noise``, ``[1, channels, height, width]``."""
+        size = noise.shape[2:]
+        if size not in self.black:
+            factor = parts.vae.spatial_compression_ratio
+            pixels = noise.new_full((1, 3, *(factor * side for side in size)), -1)
+            self.black[size] = encode_latents(parts.vae, pixels).to(noise)
+        return self.black[size]
 
     def forward(
         self,
@@ -149,7 +155,8 @@ class FewStepTrainee(LadderTrainee):
             told = transformer.prepare_rungs(states, mask, known.text_tokens)
         else:
             told = rows_of(rungs, torch.arange(len(noise), device=noise.device))
-        teacher = guided(transformer, rungs, branches, self.guidances, seen or {}, black or {})
+        rows = branches.captions, branches.edits
+        teacher = guided(transformer, rungs, rows, self.guidances, seen or {}, black or {})
         student = partial(velocity_of, self.transformer, rungs=told, seen=seen or {})
         return few_step_losses(student, teacher, noise, self.levels, self.solver_steps)
 
@@ -161,7 +168,7 @@ class FewStepTrainee(LadderTrainee):
 def guided(
     transformer: LadderTransformer2DModel,
     rungs: Rungs,
-    branches: Branches,
+    branches: tuple[Tensor, Tensor],
     guidances: tuple[Guidance, Guidance],
     seen: Mapping[str, Tensor],
     black: Mapping[str, Tensor],
@@ -171,16 +178,14 @@ def guided(
     Args:
         transformer: with or without LoRA, which does not count.
         rungs: of the rows that ``branches`` counts.
-        branches: of the samples.
+        branches: rows of captions ``[2, n]`` and of edits ``[3, m]``, see :class:`..data.batch.Branches`.
         guidances: of captions and of edits.
         seen: what the transformer reads besides, of the samples.
         black: the same of a black picture.
     """
     device = rungs.kv[0].key.device
     kinds = []
-    for rows, guidance, edits in zip(
-        (branches.captions, branches.edits), guidances, (False, True), strict=True
-    ):
+    for rows, guidance, edits in zip(branches, guidances, (False, True), strict=True):
         count = guidance.num_branches(edits)
         kinds.append((rows[len(rows) - count :].to(device), guidance, count))
     told = rows_of(rungs, torch.cat([rows.flatten() for rows, _, _ in kinds]))
