@@ -157,8 +157,9 @@ class LadderPipeline(LadderReading, LadderLoraMixin):
             mask: where a picture may change (white, 1) and where every pixel stays (black, 0), as in
                 diffusers' inpainting: a picture, an array or a tensor of the same proportions, one for all
                 or one for each; or "auto": where :meth:`change_map` finds that the instruction changes it.
-                A further :data:`.change_map.EVALUATIONS` of the transformer for each picture, and with
-                ``guidance_scale=1`` one more condition.
+                A further :data:`.change_map.EVALUATIONS` of the transformer for each picture, and two or
+                three conditions; where a square picture is drawn as a whole, one with ``guidance_scale=1``
+                and else none.
             strength: share of the way from noise that is drawn: below 1 the last ``strength *
                 num_inference_steps`` steps, from the picture mixed with noise.
             feather: width in pixels of the mask's seam, which lies inside; None = a quarter of a latent's.

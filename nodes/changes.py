@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from .compat import Schema
 from .conditioning import further_pictures
+from .edit_inputs import as_mapped, check_requests, check_same_model, further_groups, picture_groups
 from .loading import MLLM
 
 if TYPE_CHECKING:
@@ -89,15 +90,7 @@ class LadderChangeMap(io.ComfyNode):
         from ..core.editing import check_pictures
         from ..core.sheets import change_overlay
         from .display import from_pil
-        from .edit_sampling import encode_edits
-        from .editing import (
-            as_mapped,
-            check_requests,
-            check_same_model,
-            find_masks,
-            further_groups,
-            picture_groups,
-        )
+        from .edit_sampling import encode_edits, find_masks
 
         size = check_same_model(model, mllm, vae)
         check_pictures("image", image)

@@ -13,9 +13,9 @@ import torch
 from comfy.samplers import KSAMPLER, CFGGuider, calc_cond_batch
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
-from ..core.change_map import LEVELS, change_map, mixtures
+from ..core.canvas import canvas_pixels
+from ..core.change_map import LEVELS, change_map, changed_cells, mask_of_cells, mixtures
 from ..core.guidance import Guidance, branch_inputs, branch_pictures
-from .solver import recipe_sampler, recipe_sigmas
 from .source import SOURCE, encode_sources
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from .autoencoder import LadderVAE
-    from .mllm import LadderMLLM
+    from .mllm import LadderMLLM, LatentSize
 
 ENCODED_TOGETHER = 4  # pictures whose conditions, three each, the language model computes at once
 
@@ -59,11 +59,6 @@ def edit_sources(
     return encode_sources(vae, branch_pictures([group], branches), width, height)
 
 
-def partial_sigmas(steps: int, strength: float) -> torch.Tensor:
-    """The last ``steps`` noise levels of the recipe, from about ``strength`` of its way; ``[steps + 1]``."""
-    return recipe_sigmas(max(steps, int(steps / strength)))[-steps - 1 :]
-
-
 def find_changes(model: ModelPatcher, condition: list[torch.Tensor], latent: torch.Tensor) -> torch.Tensor:
     """The change map ``[h, w]`` of one edit, see :func:`..core.change_map.change_map`.
 
@@ -90,6 +85,28 @@ def find_changes(model: ModelPatcher, condition: list[torch.Tensor], latent: tor
     return found[0].float().cpu()
 
 
+def find_masks(
+    model: ModelPatcher,
+    vae: LadderVAE,
+    image: torch.Tensor,
+    groups: list[list[Image.Image]],
+    conditions: list[list[torch.Tensor]],
+    size: LatentSize,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each picture of a batch changes: masks ``[batch, height, width]`` and maps ``[batch, h, w]``.
+
+    Args:
+        groups: the pictures and their further ones, :func:`.edit_inputs.as_mapped`.
+        conditions: of these.
+    """
+    # one by one, so that none counts for another
+    pixels = [canvas_pixels(group[:1], size.native, size.native).movedim(1, -1) / 2 + 0.5 for group in groups]
+    found = zip(conditions, map(vae.encode, pixels), strict=True)
+    maps = [find_changes(model, condition, latent) for condition, latent in found]
+    masks = [mask_of_cells(changed_cells(change), *image.shape[1:3]) for change in maps]
+    return torch.stack(masks).to(image.device), torch.stack(maps)
+
+
 def sample_edits(
     model: ModelPatcher,
     conditions: list[list[torch.Tensor]],
@@ -97,6 +114,7 @@ def sample_edits(
     latents: Sequence[torch.Tensor],
     changeable: Sequence[torch.Tensor | None],
     seed: int,
+    sampler: KSAMPLER,
     sigmas: torch.Tensor,
     sources: Sequence[list[dict[str, torch.Tensor]]] | None = None,
 ) -> list[torch.Tensor]:
@@ -106,6 +124,7 @@ def sample_edits(
         conditions: of every edit, from :func:`encode_edits`; of more branches than needed the last count.
         latents: of every edit, ``[1, channels, h, w]`` of its own size, zeros to start from noise alone.
         changeable: of every edit, ``[1, 1, h, w]``, 0 = latents that stay; None = none does.
+        sampler: of all of them.
         sigmas: noise levels.
         sources: of every edit, from :func:`edit_sources`, for a model that reads them.
     """
@@ -118,7 +137,7 @@ def sample_edits(
         result = make_guider(model, condition, guidance, sources and sources[i]).sample(
             comfy.sample.prepare_noise(latent, seed),
             latent,
-            recipe_sampler(),
+            sampler,
             sigmas,
             denoise_mask=mask,
             callback=lambda step, denoised, x, _, done=i * steps: show(done + step, denoised),

@@ -8,17 +8,17 @@ from comfy_api.latest import io
 
 from . import limits
 from .compat import Schema
-from .conditioning import further_pictures, to_pil
+from .conditioning import further_pictures
+from .edit_inputs import as_mapped, check_requests, check_same_model, further_groups, picture_groups
+from .inputs import FEW_SOLVER, OFF, RECIPE, few_steps_input, guidance_input, seed_input
 from .loading import MLLM
-from .sampling import guidance_input, latent_size, seed_input
 
 if TYPE_CHECKING:
     import torch
     from comfy.model_patcher import ModelPatcher
-    from PIL import Image
 
     from .autoencoder import LadderVAE
-    from .mllm import LadderMLLM, LatentSize
+    from .mllm import LadderMLLM
 
 MAX_FEATHER = 128
 CONTEXT, MAX_CONTEXT = 0.5, 100.0  # the first is that of core.crops, which would import torch
@@ -127,6 +127,7 @@ class LadderEdit(io.ComfyNode):
                     "in, on every side as a share of the mask's longer side. Parts of a mask that lie apart "
                     "are drawn one by one. Much draws the whole picture.",
                 ),
+                few_steps_input(),
             ],
             outputs=[
                 io.Image.Output(
@@ -149,6 +150,7 @@ class LadderEdit(io.ComfyNode):
         feather: int | None = None,
         side: int | None = None,
         context: float | None = None,
+        few_steps: str | None = None,
     ) -> bool | str:
         """ComfyUI's own range check lets NaN pass."""
         found = limits.problem(
@@ -161,6 +163,7 @@ class LadderEdit(io.ComfyNode):
             feather=feather,
             side=side,
             context=context,
+            few_steps=few_steps,
         )
         return found or True
 
@@ -186,6 +189,7 @@ class LadderEdit(io.ComfyNode):
         negative_prompt: str = "",
         mask_from: str = CONNECTED,
         context: float = CONTEXT,
+        few_steps: str = OFF,
     ) -> io.NodeOutput:
         """Check everything; then encode, sample and decode, each part of the model loaded once."""
         import comfy.model_management as management
@@ -201,7 +205,8 @@ class LadderEdit(io.ComfyNode):
             resize,
         )
         from ..core.guidance import Guidance
-        from .edit_sampling import edit_sources, encode_edits, partial_sigmas, sample_edits
+        from .edit_sampling import edit_sources, encode_edits, find_masks, sample_edits
+        from .guidance import choose_sampler, choose_sigmas
 
         limits.check(
             cls,
@@ -213,7 +218,11 @@ class LadderEdit(io.ComfyNode):
             feather=feather,
             side=side,
             context=context,
+            few_steps=few_steps,
         )
+        solver = RECIPE, RECIPE
+        if few_steps != OFF:
+            steps, guidance, image_guidance, solver = int(few_steps), 1.0, 1.0, FEW_SOLVER
         size = check_same_model(model, mllm, vae)
         guidances = Guidance(guidance, image_guidance)
         check_pictures("image", image)
@@ -261,91 +270,13 @@ class LadderEdit(io.ComfyNode):
                 conditions = [conditions[i] for i, _ in crops]
             else:
                 conditions = encode_edits(mllm, instruction, seen, negative_prompt, branches)
-            sigmas = partial_sigmas(steps, strength)
-            latents = sample_edits(model, conditions, guidances, latents, changeable, seed, sigmas, sources)
+            sampling = choose_sampler(solver[0]), choose_sigmas(model, *solver, steps, strength)
+            latents = sample_edits(
+                model, conditions, guidances, latents, changeable, seed, *sampling, sources
+            )
         masks = image.new_ones(image.shape[:3]) if masks is None else masks
         result = image.clone() if image.shape[-1] == 4 else as_rgb(image).clone()
         for (i, crop), latent in zip(crops, latents, strict=True):
             drawn = vae.decode(latent).float().to(image.device)
             stitch(result[i : i + 1], drawn, crop, masks[i], feather)
         return io.NodeOutput(result, masks)
-
-
-def find_masks(
-    model: ModelPatcher,
-    vae: LadderVAE,
-    image: torch.Tensor,
-    groups: list[list[Image.Image]],
-    conditions: list[list[torch.Tensor]],
-    size: LatentSize,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each picture of a batch changes: masks ``[batch, height, width]`` and maps ``[batch, h, w]``.
-
-    Args:
-        groups: the pictures and their further ones, :func:`as_mapped`.
-        conditions: of these.
-    """
-    import torch
-
-    from ..core.canvas import canvas_pixels
-    from ..core.change_map import changed_cells, mask_of_cells
-    from .edit_sampling import find_changes
-
-    # one by one, so that none counts for another
-    pixels = [canvas_pixels(group[:1], size.native, size.native).movedim(1, -1) / 2 + 0.5 for group in groups]
-    found = zip(conditions, map(vae.encode, pixels), strict=True)
-    maps = [find_changes(model, condition, latent) for condition, latent in found]
-    masks = [mask_of_cells(changed_cells(change), *image.shape[1:3]) for change in maps]
-    return torch.stack(masks).to(image.device), torch.stack(maps)
-
-
-def check_same_model(model: ModelPatcher, mllm: LadderMLLM, vae: LadderVAE) -> LatentSize:
-    """How pixels and latents relate. Raises ValueError unless the three parts fit each other."""
-    from .source import check_vae
-
-    size = latent_size(model)
-    if getattr(mllm, "size", None) != size:
-        raise ValueError("mllm is that of another model; connect model, mllm and vae of one Load Model.")
-    check_vae(size, vae)
-    return size
-
-
-def picture_groups(image: torch.Tensor, further: list[list[Image.Image]]) -> list[list[Image.Image]]:
-    """For every picture of a batch: itself and its further pictures."""
-    return [[picture, *more] for picture, more in zip(to_pil(image), further, strict=True)]
-
-
-def as_mapped(groups: list[list[Image.Image]], size: LatentSize) -> list[list[Image.Image]]:
-    """What the language model reads for change maps, see :func:`..core.repainting.as_mapped`."""
-    from ..core.requests import in_trained_proportions
-
-    return [[in_trained_proportions(first, size.native, size.factor), *further] for first, *further in groups]
-
-
-def further_groups(count: int, *batches: torch.Tensor | None) -> list[list[Image.Image]]:
-    """The further pictures of ``count`` edits, from the second on. Raises ValueError for bad ones."""
-    from ..core.editing import check_pictures
-
-    groups = [[] for _ in range(count)]
-    for number, batch in enumerate(batches, 2):
-        if batch is None:
-            continue
-        name = f"image_{number}"
-        check_pictures(name, batch)
-        if len(batch) not in (1, count):
-            raise ValueError(
-                f"{name} holds {len(batch)} pictures for {count} edits; give one for all, or one for each."
-            )
-        pictures = to_pil(batch)
-        for i, group in enumerate(groups):
-            group.append(pictures[i % len(pictures)])
-    return groups
-
-
-def check_requests(instruction: str, groups: list[list[Image.Image]], negative_prompt: str) -> None:
-    """Raise ValueError for whatever the language model would refuse, and for an empty instruction."""
-    from ..core.requests import check_request
-
-    if not instruction.strip():
-        raise ValueError("The instruction is empty; say what to change, as in 'make the sky pink'.")
-    check_request([instruction] * len(groups), groups, negative_prompt)

@@ -16,13 +16,13 @@ from comfy.samplers import CFGGuider, calc_cond_batch, cfg_function, sampling_fu
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
 from ..core.guidance import Guidance
+from .inputs import RECIPE
 from .ladders import check_conditioning, ladder_of, mix_conditioning
 from .solver import recipe_sampler, recipe_sigmas
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-RECIPE = "recipe"
 DOWNSCALE = "downscale_ratio_spacial"  # a key of LATENT, misspelt as ComfyUI has it
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from .compat import ADVANCED, Schema
+from .inputs import gains_input, guidance_input, image_only_input, interval_inputs, interval_problem
 from .limits import problem
-from .sampling import gains_input, guidance_input, image_only_input, interval_inputs, interval_problem
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

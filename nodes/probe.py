@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 
 from .compat import Schema
+from .inputs import guidance_input, image_only_input, seed_input
 from .limits import check, problem
-from .sampling import guidance_input, image_only_input, seed_input
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

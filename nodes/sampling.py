@@ -6,71 +6,25 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from .compat import ADVANCED, Schema
-from .ladders import GAINS
+from .compat import Schema
+from .inputs import (
+    FEW_SOLVER,
+    OFF,
+    RECIPE,
+    few_steps_input,
+    gains_input,
+    guidance_input,
+    image_only_input,
+    interval_inputs,
+    interval_problem,
+    seed_input,
+)
 from .limits import check, problem
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
     from .mllm import LatentSize
-
-MAX_GUIDANCE = 100.0
-FEW_STEPS = ("off", "1", "2", "4", "8")
-
-
-def seed_input(tooltip: str) -> io.Int.Input:
-    """A seed that the page may count up or draw anew."""
-    return io.Int.Input(
-        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
-    )
-
-
-def guidance_input(name: str, default: float, tooltip: str) -> io.Float.Input:
-    """A guidance scale."""
-    return io.Float.Input(name, default=default, min=0.0, max=MAX_GUIDANCE, step=0.1, tooltip=tooltip)
-
-
-def image_only_input() -> io.Conditioning.Input:
-    """The branch with the picture and without the prompt."""
-    return io.Conditioning.Input(
-        "image_only",
-        optional=True,
-        tooltip="From Edit Conditions, or Multi-Layer MLLM Encode with pictures: adds guidance towards "
-        "them, at one more evaluation a step. Without it, guidance alone steers prompt and pictures "
-        "together.",
-    )
-
-
-def interval_inputs() -> list[io.Input]:
-    """The part of the steps that is guided."""
-    ends = (
-        ("guidance_start", 0.0, "Steps before this part of them run without guidance, which is faster."),
-        ("guidance_end", 1.0, "Steps from this part on run without guidance, which is faster; 1 = never."),
-    )
-    return [
-        io.Float.Input(
-            name, default=default, min=0.0, max=1.0, step=0.01, optional=True, tooltip=tooltip, **ADVANCED
-        )
-        for name, default, tooltip in ends
-    ]
-
-
-def interval_problem(start: float | None, end: float | None) -> str | None:
-    """What is wrong with a guidance interval, in one sentence; None if nothing is, or an end is unknown."""
-    if start is None or end is None or start < end:
-        return None
-    return f"guidance_start is {start} and guidance_end {end}; let it start before it ends."
-
-
-def gains_input() -> io.Input:
-    """Gains made by Rung Gains."""
-    return GAINS.Input(
-        "gains",
-        optional=True,
-        tooltip="From Rung Gains: how loud every rung is. They take the place of the gains that the model "
-        "brings along.",
-    )
 
 
 def latent_size(model: ModelPatcher) -> LatentSize:
@@ -155,16 +109,16 @@ class LadderSampler(io.ComfyNode):
                 image_only_input(),
                 io.Combo.Input(
                     "sampler",
-                    options=["recipe", *KSampler.SAMPLERS],
-                    default="recipe",
+                    options=[RECIPE, *KSampler.SAMPLERS],
+                    default=RECIPE,
                     optional=True,
                     tooltip="recipe: DPM-Solver++ 2M exactly as in the Python pipeline. The others are those "
                     "of KSampler.",
                 ),
                 io.Combo.Input(
                     "scheduler",
-                    options=["recipe", *KSampler.SCHEDULERS],
-                    default="recipe",
+                    options=[RECIPE, *KSampler.SCHEDULERS],
+                    default=RECIPE,
                     optional=True,
                     tooltip="recipe: flow sigmas of shift 3, as in the Python pipeline. The others are those "
                     "of KSampler.",
@@ -181,14 +135,7 @@ class LadderSampler(io.ComfyNode):
                 ),
                 *interval_inputs(),
                 gains_input(),
-                io.Combo.Input(
-                    "few_steps",
-                    options=list(FEW_STEPS),
-                    default="off",
-                    optional=True,
-                    tooltip="For a model with a LoRA for few steps: so many steps of euler along the noise "
-                    "levels it was distilled to, without guidance, whatever stands above.",
-                ),
+                few_steps_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
         )
@@ -231,13 +178,13 @@ class LadderSampler(io.ComfyNode):
         guidance: float,
         image_guidance: float,
         image_only: list | None = None,
-        sampler: str = "recipe",
-        scheduler: str = "recipe",
+        sampler: str = RECIPE,
+        scheduler: str = RECIPE,
         denoise: float = 1.0,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         gains: tuple[float, ...] | None = None,
-        few_steps: str = "off",
+        few_steps: str = OFF,
     ) -> io.NodeOutput:
         """Sample with ComfyUI's guiders, previews, progress and interrupts."""
         from .guidance import LadderGuidance, choose_sampler, choose_sigmas, sample_latent
@@ -249,9 +196,9 @@ class LadderSampler(io.ComfyNode):
         if found is not True:
             raise ValueError(found)
         check(cls, steps=steps)
-        if few_steps != "off":  # simple steps along core's step_levels
+        if few_steps != OFF:
             steps, guidance, image_only = int(few_steps), 1.0, None
-            sampler, scheduler = "euler", "simple"
+            sampler, scheduler = FEW_SOLVER
         ladder = ladder_of(model)
         guider = LadderGuidance(model if gains is None else with_gains(model, gains))
         interval = (guidance_start, guidance_end)

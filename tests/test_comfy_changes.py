@@ -121,7 +121,8 @@ def test_old_graphs_have_no_choice_and_the_same_face():
     from tbac_uniimage.nodes.editing import LadderEdit
 
     schema = LadderEdit.define_schema()
-    choice, context = schema.inputs[-2:]
+    choice, context, few = schema.inputs[-3:]
     assert (choice.id, choice.default, choice.optional) == ("mask_from", "as connected", True)
     assert (context.id, context.default, context.optional) == ("context", CONTEXT, True)
+    assert (few.id, few.default, few.optional) == ("few_steps", "off", True)
     assert [output.display_name for output in schema.outputs] == ["image", "mask"]

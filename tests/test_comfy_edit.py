@@ -156,6 +156,70 @@ def test_edit_equals_the_python_pipeline(loaded, pipe, picture):
     assert error < 1e-3
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("few_steps", ["2", "4"])
+def test_few_steps_are_those_of_ladder_sampler(loaded, picture, few_steps, strength):
+    """Whatever stands above them; and of a strength below 1 all steps are made, from a level in between."""
+    from tbac_uniimage.nodes.conditioning import LadderImageEdit
+    from tbac_uniimage.nodes.sampling import LadderSampler
+
+    size = [length * loaded.vae.downscale_ratio for length in (10, 6)]
+    pixels = as_batch(picture.resize(size))
+    positive, _, negative, latent = LadderImageEdit.execute(loaded.mllm, INSTRUCTION, pixels).result
+    if strength < 1:
+        latent = {"samples": loaded.vae.encode(pixels)}
+    few = {"few_steps": few_steps, "denoise": strength}
+    latents = LadderSampler.execute(loaded.model, positive, negative, latent, 7, 30, 4.5, 1.5, **few)
+    decoded = loaded.vae.decode(latents.result[0]["samples"])
+    if decoded.shape != pixels.shape:
+        from tbac_uniimage.core.editing import resize
+
+        decoded = resize(decoded, *size)
+    found = edit_picture(loaded, pixels, steps=9, few_steps=few_steps, strength=strength)
+    assert largest(found, decoded) < 1e-4
+    assert largest(edit_picture(loaded, pixels, steps=int(few_steps), strength=strength), decoded) > 1e-3
+
+
+def test_few_steps_equal_the_python_pipeline_and_cost_as_much(loaded, pipe, picture):
+    """With the mask that the model finds: two conditions and eight rows for the map, then one a step."""
+    from tbac_uniimage.core.requests import fit_size
+    from tbac_uniimage.core.schedulers import euler_scheduler
+
+    small = picture.resize(fit_size(picture.size, loaded.mllm.size.native, loaded.vae.downscale_ratio))
+    rows, told, own = [], [], pipe.scheduler
+
+    def before(module, inputs) -> None:
+        rows.append(len(inputs[0]))
+
+    def encoding(module, inputs) -> None:
+        told.append(inputs[0].shape[1])
+
+    hook = loaded.model.model.diffusion_model.register_forward_pre_hook(before)
+    found = edit_picture(loaded, as_batch(small), mask_from="automatic", few_steps="4", context=100.0)
+    hook.remove()
+    assert sum(rows) == 8 + 4 and rows[-4:] == [1] * 4
+    rows.clear()
+    hooks = [pipe.transformer.register_forward_pre_hook(before)]
+    hooks.append(pipe.connector.register_forward_pre_hook(encoding))
+    pipe.register_modules(scheduler=euler_scheduler())
+    expected = pipe(
+        INSTRUCTION,
+        small,
+        mask="auto",
+        guidance_scale=1.0,
+        num_inference_steps=4,
+        context=None,
+        feather=8,
+        generator=torch.Generator().manual_seed(7),
+        output_type="pt",
+    ).images.movedim(1, -1)
+    pipe.register_modules(scheduler=own)
+    for hook in hooks:
+        hook.remove()
+    assert (rows, told) == ([8, 1, 1, 1, 1], [2, 1])  # maps are of squares, and this is none
+    assert largest(found, expected) < 0.5 / 255 + 1e-3  # the pipeline rounds to the picture's 8 bits
+
+
 @pytest.mark.parametrize("image_guidance", [1.0, 1.5])
 def test_edit_equals_the_graph_of_single_nodes(loaded, picture, image_guidance):
     from comfy_helpers import ladder_sample
@@ -337,6 +401,7 @@ def test_interrupt_stops_at_the_step(loaded, monkeypatch, moment):
         ({"mask": torch.ones(3, 40, 40)}, "3 masks were given for 2 pictures"),
         ({"mask": torch.full((1, 40, 40), torch.inf)}, "The mask holds values that are not finite"),
         ({"image_2": torch.zeros(3, 8, 8, 3)}, "image_2 holds 3 pictures for 2 edits"),
+        ({"few_steps": "3"}, "few_steps is '3'; choose off, 1, 2, 4, 8"),
         ({"mllm": None}, "mllm is that of another model"),
         ({"vae": None}, "vae is that of another model"),
     ],
