@@ -102,13 +102,18 @@ def base_of(name: str, base: str) -> Path:
         base: a model's name, or "auto" for the only one whose transformer has the same tensors and shapes.
 
     Raises:
-        ValueError: none fits, or several do.
+        ValueError: none fits, or several do, or nothing here reads the file's format.
     """
     from ..core.checkpoints import fits, is_transformer_alone
+    from ..core.checkpoints.scaled import is_comfyui, refuse_scaled
+    from ..core.checkpoints.weights import read_header
 
     if base != "auto":
         return model_path(base)
     file, fitting = model_path(name), {}
+    headers = read_header(file)
+    if not is_comfyui(headers):
+        refuse_scaled(file, headers)
     for other, path in find_models().items():
         try:
             whole = path != file and (path.is_dir() or not is_transformer_alone(path))

@@ -17,10 +17,8 @@ from safetensors import safe_open
 from ..core.checkpoints.alone import bare_name
 from ..core.checkpoints.naming import check_tensors
 from ..core.checkpoints.parts import stored_shapes
-from ..core.checkpoints.scaled import is_comfyui, refuse_scaled
+from ..core.checkpoints.scaled import MARK, is_comfyui, refuse_scaled
 from ..core.checkpoints.weights import TensorInfo, read_header
-
-MARK = ".comfy_quant"
 
 
 def is_scaled(path: Path | None) -> bool:

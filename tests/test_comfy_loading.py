@@ -404,3 +404,34 @@ def test_transformers_in_comfyuis_own_formats(loaded, models, own, kind):
         save_file(kept, models / "small.safetensors")
         with pytest.raises(ValueError, match="the format int3 at transformer_blocks.0.attn1.to_q"):
             load("small.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8], ids=["nvfp4", "convrot_w4a4"])
+def test_the_base_of_packed_weights_is_found(loaded, models, own, dtype):
+    """Two values a byte: the shapes of all other tensors tell which model it is."""
+    from tbac_uniimage.nodes.models import base_of
+
+    state = {name: p.detach().clone() for name, p in loaded.model.model.diffusion_model.state_dict().items()}
+    layer = "transformer_blocks.0.attn1.to_q"
+    rows, columns = state[f"{layer}.weight"].shape
+    state[f"{layer}.weight"] = torch.zeros(rows, columns // 2, dtype=dtype)
+    state |= {f"{layer}.weight_scale": torch.ones(rows), f"{layer}.comfy_quant": marked({"format": "nvfp4"})}
+    save_file(state, models / "small.safetensors")
+    assert base_of("small.safetensors", "auto") == own
+    state["transformer_blocks.0.scale_shift_table"] = torch.zeros(6, 2)
+    save_file(state, models / "small.safetensors")
+    with pytest.raises(ValueError, match="no model here has one of its sizes"):
+        base_of("small.safetensors", "auto")
+
+
+@pytest.mark.parametrize(
+    ("ending", "named"), [("weight.absmax", "bitsandbytes' 4 bits"), ("qweight", "GPTQ or AWQ")]
+)
+def test_formats_that_nothing_here_reads_are_named_before_a_base_is_looked_for(
+    loaded, models, own, ending, named
+):
+    state = {name: p.detach().clone() for name, p in loaded.model.model.diffusion_model.state_dict().items()}
+    state[f"transformer_blocks.0.attn1.to_q.{ending}"] = torch.zeros(4)
+    save_file(state, models / "small.safetensors")
+    with pytest.raises(ValueError, match=f"holds {named}, which is not read here; take the same model in bf"):
+        load("small.safetensors")

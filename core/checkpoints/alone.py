@@ -8,7 +8,7 @@ from torch import nn
 
 from .naming import check_tensors, place_of
 from .parts import read_part_config, stored_shapes, transformer_on_meta
-from .scaled import without_scales
+from .scaled import packed_layers, without_scales
 from .weights import TensorInfo, find_weights, read_header
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.transformer.", "transformer.")
@@ -50,6 +50,8 @@ def match_transformer(path: str | Path, transformer: nn.Module) -> dict[str, Ten
 def fits(path: str | Path, model: str | Path) -> bool:
     """Whether the transformer alone at ``path`` has the tensors and shapes of the transformer of ``model``.
 
+    Weights whose bytes hold several values each have shapes of their own; of these the names count.
+
     Args:
         path: a file that :func:`is_transformer_alone`.
         model: a pipeline folder, with or without weights in its ``transformer``, or a released checkpoint.
@@ -57,14 +59,16 @@ def fits(path: str | Path, model: str | Path) -> bool:
     Raises:
         ValueError: one of them cannot be read.
     """
-    headers = without_scales(read_header(Path(path)))
-    shapes = {bare_name(name): info.shape for name, info in headers.items()}
-    model = Path(model)
+    headers, model = read_header(Path(path)), Path(model)
+    shapes = {bare_name(name): info.shape for name, info in without_scales(headers).items()}
     if (model / "model_index.json").is_file():
-        return shapes == stored_shapes(
-            transformer_on_meta(read_part_config(model / "transformer", "transformer"))
-        )
-    places = {place_of(name): info.shape for name, info in find_weights(model).items()}
-    return shapes == {
-        place.name: shape for place, shape in places.items() if place and place.part == "transformer"
-    }
+        wanted = stored_shapes(transformer_on_meta(read_part_config(model / "transformer", "transformer")))
+    else:
+        places = {place_of(name): info.shape for name, info in find_weights(model).items()}
+        wanted = {
+            place.name: shape for place, shape in places.items() if place and place.part == "transformer"
+        }
+    for name in map(bare_name, packed_layers(headers)):
+        if name in wanted:
+            shapes[name] = wanted[name]
+    return shapes == wanted

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 from .weights import TensorInfo
 
+MARK = ".comfy_quant"  # says the format of a layer of ComfyUI's
 # how names of what lies beside such a weight end, and the format
-COMFYUI = (".comfy_quant", ".weight_scale", ".weight_scale_2", ".weight_s_rel", ".weight_s_channel")
+COMFYUI = (MARK, ".weight_scale", ".weight_scale_2", ".weight_s_rel", ".weight_s_channel")
 COMFYUI += (".input_scale", ".pre_quant_scale", ".weight_codebook")
 SCALED_FP8 = (".scale_weight", ".scale_input", "scaled_fp8")  # ComfyUI's before
 FORMATS = {
@@ -36,6 +37,12 @@ def is_comfyui(found: Iterable[str]) -> bool:
 def without_scales(found: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
     """The tensors but for ComfyUI's scales."""
     return {name: info for name, info in found.items() if not name.endswith((*COMFYUI, *SCALED_FP8))}
+
+
+def packed_layers(found: dict[str, TensorInfo]) -> list[str]:
+    """Names of ComfyUI's weights that may hold several values in a byte, so that their shape says little."""
+    weights = (name.removesuffix(MARK) + ".weight" for name in found if name.endswith(MARK))
+    return [name for name in weights if name in found and found[name].dtype in ("I8", "U8")]
 
 
 def refuse_scaled(source: object, found: dict[str, TensorInfo]) -> None:
