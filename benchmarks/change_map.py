@@ -1,12 +1,13 @@
 """Rules that make a mask of a change map, on held-out edits of the nano model.
 
-    python benchmarks/change_map.py [--seeds N ...] [--samples N] [--only KIND ...] [--draw NAME ...] [--maps]
+    python benchmarks/change_map.py [--seeds N ...] [--samples N] [--only KIND ...] [--draw NAME ...] [--maps] [--few]
 
 Prints how well maps rank the cells that an edit changes (AUC), and for every rule: its share of the cells; of
 the cells that change the share that it finds, of the others the share that it takes too; and how often the
 edit is followed and how well the rest is kept where it is drawn within that mask, beside no mask and the true
 one. Kept "in latents" is what comes out of the autoencoder, "laid in" what a user gets. ``--draw`` names the
-masks that are drawn, ``--maps`` draws none. Needs the drawings that ``make score`` fetches.
+masks that are drawn, ``--maps`` draws none, nor does ``--few``, whose maps are those of the model with its
+LoRA for few steps. Needs the drawings that ``make score`` fetches.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from PIL import Image
 from tbac_uniimage.core import LadderPipeline, change_map
 from tbac_uniimage.core.denoising import velocities
 from tbac_uniimage.core.editing import feathered, paste
+from tbac_uniimage.core.few_steps import find_few_steps
 from tbac_uniimage.core.repainting import SEAM, encode
 from tbac_uniimage.training.nano.domain.render import render
 from tbac_uniimage.training.nano.judge import detector
@@ -163,13 +165,16 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--only", nargs="+", default=list(cases.GROUPS["edit"]))
     parser.add_argument("--maps", action="store_true")
+    parser.add_argument("--few", action="store_true")
     parser.add_argument("--draw", nargs="+", choices=[*MASKS, *RULES], default=[*MASKS, "shipped"])
     parser.add_argument("--model", type=Path, default=EMBEDDED)
     options = parser.parse_args()
     pipe = LadderPipeline.from_pretrained(options.model)
     pipe.set_progress_bar_config(disable=True)
     size = pipe.transformer.config.sample_size * pipe.vae_scale_factor
-    eye = None if options.maps else detector.load(JUDGE)
+    if options.few:
+        find_few_steps(options.model).apply(pipe)
+    eye = None if options.maps or options.few else detector.load(JUDGE)
     for kind in options.only:
         every, ranked = {}, []
         for case in cases.collect(kind, options.seeds, options.samples):

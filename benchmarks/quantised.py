@@ -35,7 +35,7 @@ from tbac_uniimage.core.quantised import PointwiseLinear
 from tbac_uniimage.shell.commands import EMBEDDED
 from tbac_uniimage.training.nano.judge import detector
 from tbac_uniimage.training.nano.judge.pictures import see
-from tbac_uniimage.training.nano.score.command import add_arguments, score
+from tbac_uniimage.training.nano.score.command import add_arguments, complete, score
 from tbac_uniimage.training.nano.score.drawing import from_pipeline
 from tbac_uniimage.training.nano.score.rows import SHAPED, make_rows
 from torch import nn
@@ -182,6 +182,7 @@ def score_of(pipe: LadderPipeline, prompts: int) -> str:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     options = parser.parse_args(["--samples", str(prompts), "--pictures", "2", "--only", *SHAPED])
+    complete(options)
     eye = detector.load(options.judge)
     with tempfile.TemporaryDirectory() as folder:
         model = from_pipeline(pipe, options)

@@ -246,8 +246,15 @@ def describe(parts: LadderParts) -> str:
         f"Diffusion transformer: {blocks} blocks of width {width}",
         f"Picture: {side * factor} x {side * factor} pixels; "
         f"latent {parts.vae.config.latent_channels} x {side} x {side} (factor {factor})",
-        f"{parts.connector.config.rungs.capitalize()} (input of MLLM layer -> block):",
     ]
+    options = {
+        "source_latents": "the latents of what it edits (source_latents)",
+        "text_states": "the text's own tokens (text_states)",
+    }
+    reads = [what for name, what in options.items() if transformer[name]]
+    if reads:
+        lines.append(f"Reads besides queries and noise: {', '.join(reads)}")
+    lines.append(f"{parts.connector.config.rungs.capitalize()} (input of MLLM layer -> block):")
     sources = rung_sources(parts.connector.config.rungs, text.num_hidden_layers, blocks)
     rungs = [f"{source:>3} -> {block:<3}" for block, source in enumerate(sources)]
     return "\n".join(lines + ["  " + " ".join(rungs[i : i + 6]).rstrip() for i in range(0, blocks, 6)])

@@ -230,6 +230,17 @@ def test_info_says_where_the_rungs_come_from(rungs, first, last):
     assert first in text and text.endswith(last)
 
 
+def test_info_says_what_else_a_model_reads():
+    from conftest import load_tiny
+    from source_models import attending, reading
+
+    assert "Reads besides" not in commands.describe(load_tiny())
+    line = "\nReads besides queries and noise: the latents of what it edits (source_latents)"
+    assert f"{line}\n" in commands.describe(reading(load_tiny()))
+    both = f"{line}, the text's own tokens (text_states)\n"
+    assert both in commands.describe(attending(reading(load_tiny())))
+
+
 def test_score_hands_over_to_the_scorer(monkeypatch):
     from tbac_uniimage.training.nano import score
 

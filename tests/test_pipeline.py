@@ -198,6 +198,15 @@ def test_components_have_types_of_their_own(pipe, tmp_path):
     assert (mixed.mllm.dtype, mixed.transformer.dtype) == (torch.bfloat16, torch.float32)
 
 
+@pytest.mark.skipif(IS_4, reason="transformers 5 lets diffusers read the folder")
+def test_without_a_type_the_libraries_decide(tmp_path):
+    """As docs/python.md says: diffusers takes float32, transformers what is stored."""
+    LadderPipeline(**vars(load_tiny())).to(torch.bfloat16).save_pretrained(tmp_path / "saved")
+    loaded = LadderPipeline.from_pretrained(tmp_path / "saved")
+    assert {part.dtype for part in (loaded.connector, loaded.transformer, loaded.vae)} == {torch.float32}
+    assert loaded.mllm.dtype == torch.bfloat16
+
+
 def test_save_and_load_change_no_number(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "pipeline")
     again = LadderPipeline.from_pretrained(tmp_path / "pipeline")
