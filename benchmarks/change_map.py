@@ -1,6 +1,7 @@
 """Rules that make a mask of a change map, on held-out edits of the nano model.
 
-    python benchmarks/change_map.py [--seeds N ...] [--samples N] [--only KIND ...] [--draw NAME ...] [--maps] [--few]
+    python benchmarks/change_map.py [--seeds N ...] [--samples N] [--only KIND ...] [--draw NAME ...]
+                                    [--maps | --few]
 
 Prints how well maps rank the cells that an edit changes (AUC), and for every rule: its share of the cells; of
 the cells that change the share that it finds, of the others the share that it takes too; and how often the
