@@ -66,6 +66,7 @@ def test_lora_trains_and_exports_only_itself(tmp_path, data):
         ({"gradient_checkpointing": True}, 2e-6),
         pytest.param({"compile": True}, 2e-5, marks=needs_compiler),
         ({"precision": "bf16"}, 3e-2),
+        ({"precision": "bf16", "gradient_checkpointing": True}, 3e-2),
         ({"precision": "bf16", "parallel": "fsdp2"}, 3e-2),
         ({"gradient_checkpointing": True, "parallel": "ddp"}, 2e-6),
         ({"gradient_checkpointing": True, "parallel": "fsdp2"}, 2e-6),

@@ -123,13 +123,14 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 @contextmanager
-def mixed_precision(accelerator: Accelerator) -> Iterator[None]:
+def mixed_precision(accelerator: Accelerator, checkpoints: bool = False) -> Iterator[None]:
     """The recipe's precision for a forward pass whose backward pass follows.
 
     In bfloat16 on CPUs without torch's fused attention: on models as small as those that are trained there
     its backward pass takes twice as long as the written-out one's, see ``benchmarks/cpu_attention.py``.
+    Not where ``checkpoints`` are computed again: that happens outside, and has to save the same tensors.
     """
-    plain = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+    plain = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16" and not checkpoints
     with accelerator.autocast(), sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
         yield
 

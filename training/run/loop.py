@@ -274,7 +274,7 @@ class Trainer:
         device = self.accelerator.device
         # what layers draw (dropout of a LoRA) follows from the position too
         torch.manual_seed(position_seed(self.recipe.seed, self.recipe.stage, batch.positions[0]))
-        with engine.mixed_precision(self.accelerator):
+        with engine.mixed_precision(self.accelerator, self.recipe.train.gradient_checkpointing):
             return self.module(*self.trainee.arguments(self.parts, batch, device))
 
     def report_bad(self, lines: list[str], missing: int) -> None:
