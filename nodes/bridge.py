@@ -57,7 +57,7 @@ def load_for_comfy(
     size = LatentSize(vae.latent_channels, vae.downscale_ratio, config.sample_size * vae.downscale_ratio)
     scale = parts.vae.config.scaling_factor
     latent_format = LadderLatentFormat(size, scale, functools.partial(fit_latent_rgb, vae, scale))
-    mllm = LadderMLLM(parts, computed, size, None if layers == computed else layers)
+    mllm = LadderMLLM(parts, computed, size, None if layers == computed else layers, vae)
     model = make_model(parts.transformer, latent_format, dtype, scaled=scaled)
     # how ComfyUI gets a copy of its own, without dynamic VRAM or for another GPU
     model.cached_patcher_init = (reload_model, (*files, dtype, latent_format))

@@ -61,12 +61,12 @@ def check_mllm(mllm: object) -> None:
 
 
 def vae_input() -> io.Vae.Input:
-    """The autoencoder, for models that read what they edit."""
+    """The autoencoder, for models that read what they edit; graphs from before these have none connected."""
     return io.Vae.Input(
         "vae",
         optional=True,
-        tooltip="From the same Load Model. Needed with pictures by models that also read their latents "
-        "(trained with model.source_latents); others do without.",
+        tooltip="Encodes the picture for models that also read its latents (trained with "
+        "model.source_latents). Without it that of mllm's Load Model does.",
     )
 
 
@@ -83,8 +83,11 @@ def encode_branches(
     What was encoded lately is not encoded again; each distinct picture passes the vision tower once. For a
     model that reads what it edits they carry its latents, at ``side``² pixels, 0 for the trained size.
 
+    Args:
+        vae: what encodes them; None takes that of the model.
+
     Raises:
-        ValueError: such a model without ``vae``, or the autoencoder of another.
+        ValueError: the autoencoder of another model.
     """
     from ..core.guidance import branch_inputs
     from ..core.requests import fit_size
@@ -92,13 +95,11 @@ def encode_branches(
 
     if vae is not None:
         check_vae(mllm.size, vae)
-    elif pictures and mllm.reads_source:
-        raise ValueError("This model also reads the latents of the picture; connect vae of Load Model.")
     prompts, groups = branch_inputs([prompt], [negative_prompt], [pictures], branches=3)
     rows, carried = mllm.encode(prompts, groups), [{}] * len(groups)
     if pictures and mllm.reads_source:
         size = fit_size(pictures[0].size, side or mllm.size.native, mllm.size.factor)
-        carried = encode_sources(vae, groups, *size)
+        carried = encode_sources(vae or mllm.vae, groups, *size)
     negative, image_only, positive = ([[row, options]] for row, options in zip(rows, carried, strict=True))
     return negative, image_only, positive
 

@@ -25,6 +25,7 @@ from .offload import cast_parameters, cast_when_used, make_patcher, use_comfy_op
 
 if TYPE_CHECKING:
     from ..core.checkpoints import LadderParts
+    from .autoencoder import LadderVAE
 
 
 CONDITIONS_KEPT = 12  # of single prompts; one of the released model is 12 MB in float32
@@ -105,13 +106,20 @@ class LadderMLLM:
         dtype: what MLLM and connector compute in, and are kept in.
         size: how this model's pixels and latents relate.
         layers: what the MLLM's large weights are kept in, if it is another.
+        vae: of the same model, for what it reads of a picture beside what the MLLM sees.
     """
 
     def __init__(
-        self, parts: LadderParts, dtype: torch.dtype, size: LatentSize, layers: torch.dtype | None = None
+        self,
+        parts: LadderParts,
+        dtype: torch.dtype,
+        size: LatentSize,
+        layers: torch.dtype | None = None,
+        vae: LadderVAE | None = None,
     ) -> None:
         management = comfy.model_management
         self.size = size
+        self.vae = vae
         self.reads_source = parts.transformer.config.source_latents  # the latents of what is edited
         self.known: OrderedDict[bytes, torch.Tensor] = OrderedDict()
         self.encoder = LadderEncoder(

@@ -79,7 +79,8 @@ def read_source(given: Mapping[str, Any], reads: bool) -> torch.Tensor | None:
     if len(found) > 1:
         raise ValueError(
             f"The conditioning holds {len(found)} latents to edit and this model reads one; leave out all "
-            "but one of ReferenceLatent, InstructPixToPixConditioning, and vae at Edit Conditions or Encode."
+            "but one of ReferenceLatent, InstructPixToPixConditioning, and the picture at Edit Conditions or "
+            "Encode."
         )
     [source], noise = found, given["noise"]
     if source.shape[1:] != noise.shape[1:] or len(source) not in (1, len(noise)):
