@@ -269,15 +269,17 @@ def test_guidance_of_groups_equals_the_formula(nano, scene, image_guidance):
     width = positive[0][0].shape[-1] // 6
     x = torch.randn(scene.latent["samples"].shape, generator=torch.Generator().manual_seed(1))
 
-    def denoised(context: torch.Tensor) -> torch.Tensor:
-        return nano.model.model.apply_model(x, torch.tensor([0.7]), c_crossattn=context)
+    def denoised(context: torch.Tensor, carried: dict) -> torch.Tensor:
+        source = carried.get("concat_latent_image")  # None for a model that does not read it
+        source = None if source is None else nano.model.model.process_latent_in(source)
+        return nano.model.model.apply_model(x, torch.tensor([0.7]), c_concat=source, c_crossattn=context)
 
     def entered(rungs: int) -> torch.Tensor:
         with_prompt, without = positive[0][0], image_only[0][0]
         return torch.cat([with_prompt[..., : rungs * width], without[..., rungs * width :]], dim=-1)
 
-    v = [denoised(entered(rungs)) for rungs in (0, 2, 4, 6)]
-    expected = denoised(negative[0][0])
+    v = [denoised(entered(rungs), positive[0][1]) for rungs in (0, 2, 4, 6)]
+    expected = denoised(*negative[0])
     expected = expected + image_guidance * (v[0] - expected)
     for scale, before, after in zip((5.0, 2.0, 0.0), v, v[1:], strict=False):
         expected = expected + scale * (after - before)

@@ -143,7 +143,8 @@ def test_a_trained_model_gets_another_autoencoder(drawings, tmp_path, monkeypatc
     pipeline, old = assemble.with_autoencoder(tmp_path, model, 0), load_parts(model, dtype=torch.float32)
     kept, were = pipeline.transformer.state_dict(), old.transformer.state_dict()
     changed = {name for name in kept if not torch.equal(kept[name], were[name])}
-    assert changed == {"patch_embed.proj.weight", "proj_out.weight", "proj_out.bias"}
+    reads = {"source_embed.weight"} if old.transformer.config.source_latents else set()
+    assert changed == {"patch_embed.proj.weight", "proj_out.weight", "proj_out.bias"} | reads
     old.transformer.read_source(True)
     old.transformer.read_text(True)
     with monkeypatch.context() as patch:
