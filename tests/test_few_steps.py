@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -402,6 +403,12 @@ def test_the_shell_draws_and_edits_in_few_steps(distilled, tmp_path, capsys, mon
     plain = settings_of(4)
     assert (plain["steps"], plain["guidance"], plain["scheduler"]) == (30, 4.5, "recipe")
     assert "few" not in plain
+    assert main([*edit, "--few", "--mask", "auto", "--save-mask", str(tmp_path / "mask.png")]) == 0
+    masked = settings_of(5)
+    assert (masked["steps"], masked["guidance"], masked["mask"]) == (4, 1.0, "auto")
+    stays = np.asarray(Image.open(tmp_path / "mask.png").convert("L")) == 0
+    source, drawn = (np.asarray(Image.open(f"out/{number:04}.png")) for number in (1, 5))
+    assert np.array_equal(drawn[stays], source[stays])
 
 
 @pytest.mark.slow
