@@ -261,15 +261,15 @@ class LadderEdit(io.ComfyNode):
                 latents.append(vae.encode(resize(as_rgb(image[i][crop.box][None]).float(), across, down)))
             changeable.append(None if masks is None else latent_mask(masks[i][crop.box][None], *cells))
         if strength > 0:
-            sources = None
-            if mllm.reads_source:
-                of_each = zip(seen, latents, strict=True)
-                sources = [edit_sources(vae, group, guidances, latent) for group, latent in of_each]
             as_found = automatic and groups[0][0].size == (width, height)
             if as_found and all(crop.box == whole(height, width).box for _, crop in crops):
                 conditions = [conditions[i] for i, _ in crops]
             else:
                 conditions = encode_edits(mllm, instruction, seen, negative_prompt, branches)
+            sources = None
+            if mllm.reads_source:
+                of_each = zip(seen, latents, strict=True)
+                sources = [edit_sources(vae, group, guidances, latent) for group, latent in of_each]
             sampling = choose_sampler(solver[0]), choose_sigmas(model, *solver, steps, strength)
             latents = sample_edits(
                 model, conditions, guidances, latents, changeable, seed, *sampling, sources
