@@ -35,7 +35,7 @@ class LadderLoadModel(io.ComfyNode):
                     "checkpoint",
                     options=found,
                     default=EMBEDDED,
-                    tooltip="The embedded nano model draws 64-pixel icon scenes and needs no download. Put "
+                    tooltip="The embedded nano model draws 128-pixel icon scenes and needs no download. Put "
                     "the released checkpoint into models/uniimage to see it here.",
                 ),
                 io.Combo.Input(

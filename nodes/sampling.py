@@ -49,8 +49,8 @@ class LadderEmptyLatent(io.ComfyNode):
                 default=0,
                 min=0,
                 max=8192,
-                step=32,  # fits the released model and nano, which would also take multiples of 8
-                tooltip=f"{name.capitalize()} in pixels, a multiple of the model's factor (8 for nano, 32 "
+                step=32,  # fits the released model and nano, which would also take multiples of 16
+                tooltip=f"{name.capitalize()} in pixels, a multiple of the model's factor (16 for nano, 32 "
                 "for the released model). 0 = the size that the model was trained at.",
             )
             for name in ("width", "height")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 OTHER_MODEL = (
     "**Another model**: put it into *models/uniimage*, press R, and choose it in *Load Model*. The nano "
-    "model knows 64-pixel scenes of a few objects and nothing else."
+    "model knows 128-pixel scenes of a few objects and nothing else."
 )
 OPENED = "The button in the node's corner, or *Enter subgraph* at its foot, opens it: "
 INSIDE = OPENED + "encoder, sampler and decoder stand inside."
-ENLARGED = "*Enlarge* is there because nano draws 64 pixels; bypass it (Ctrl+B) for a larger model."
+ENLARGED = "*Enlarge* is there because nano draws 128 pixels; bypass it (Ctrl+B) for a larger model."
 
 NOTES = {
     "text_to_image": (
