@@ -15,7 +15,8 @@ from tbac_uniimage.training.nano.domain.scene import Item, Scene
 from tbac_uniimage.training.nano.domain.words import BACKGROUNDS
 
 SAMPLES = Path(__file__).resolve().parent.parent / "assets" / "samples"
-SIDE = 256  # four times the model's size: Load Image shows pictures no larger than they are
+DRAWN = 128  # by the model
+SIDE = 256  # Load Image shows pictures no larger than they are
 LARGE = 1536, 1024
 SCATTERED = {  # in the large picture: centre and side in pixels
     "house": (330, 620, 260),
@@ -31,7 +32,7 @@ def compose(background: str, *names: str, large: bool = True) -> Image.Image:
     """One object, or two side by side, on a background, as the model would draw them."""
     centres = ALONE if len(names) == 1 else ROW
     items = tuple(Item(name, *at, side(centres)) for name, at in zip(names, centres, strict=True))
-    picture = Image.fromarray(render(Scene("3D", background, items)))
+    picture = Image.fromarray(render(Scene("3D", background, items), DRAWN))
     return picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS) if large else picture
 
 
