@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from ..domain.letters import LETTERS
-from ..judge.pictures import scaled
 
 PACKAGE = "rapidocr-onnxruntime"
 SIDE = 256  # pixels that a picture is enlarged to: letters of 56 are what it knows
@@ -32,7 +31,7 @@ def load() -> Reader:
     engine = RapidOCR(intra_op_num_threads=1, inter_op_num_threads=1)
 
     def read(picture: np.ndarray) -> str:
-        enlarged = Image.fromarray(scaled(picture)).resize((SIDE, SIDE), Image.BICUBIC)
+        enlarged = Image.fromarray(picture).resize((SIDE, SIDE), Image.BICUBIC)
         found, _ = engine(np.asarray(enlarged)[..., ::-1], use_cls=False)  # blue, green, red
         return in_order([(box[0][0], text) for box, text, _ in found or ()])
 
