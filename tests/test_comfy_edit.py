@@ -479,12 +479,14 @@ def test_outside_the_parts_of_a_large_picture_every_bit_stays(loaded, channels):
 
 def test_the_language_model_sees_what_is_drawn(loaded, monkeypatch):
     """And a large picture is never copied as a whole for it."""
-    from tbac_uniimage.nodes import editing
+    from tbac_uniimage.nodes import edit_inputs
     from tbac_uniimage.nodes.mllm import LadderMLLM
 
     seen, encode = [], LadderMLLM.encode
-    copied, to_pil = [], editing.to_pil
-    monkeypatch.setattr(editing, "to_pil", lambda pixels: copied.append(pixels.shape[1:3]) or to_pil(pixels))
+    copied, to_pil = [], edit_inputs.to_pil
+    monkeypatch.setattr(
+        edit_inputs, "to_pil", lambda pixels: copied.append(pixels.shape[1:3]) or to_pil(pixels)
+    )
 
     def watched(self, prompts, images):
         seen.append([[image.size for image in group] for group in images])
