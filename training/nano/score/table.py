@@ -30,8 +30,8 @@ NOTES = (
     "prompts: different texts, of edits and questions texts with their picture. scenes: the different "
     "contents that these tell, each with a combination that training never shows.",
     *(f"{view}: {meaning}." for view, meaning in VIEWS.items()),
-    "editing: the whole picture is drawn from noise; the model has seen the source, but is given no pixel of "
-    "it. editing in a mask: the same edits, where all stays wherever the exact result is the source; so the "
+    "editing: the whole picture is drawn from noise by a model that sees the source; no pixel of it is laid "
+    "in. editing in a mask: the same edits, where all stays wherever the exact result is the source; so the "
     "mask tells where to draw. editing, automatic mask: the model finds the mask itself.",
     "kept: how near to the exact result is what an edit must not touch (60 dB = equal); ceil.: the same of "
     "the exact result rebuilt by the autoencoder, which what a mask keeps does not pass.",
