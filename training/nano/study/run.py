@@ -65,12 +65,10 @@ class Place:
     Attributes:
         runs: folder of everything that is made.
         model: gives the frozen parts, or all that a run starts from.
-        keep_queries: see `start.untrained`.
     """
 
     runs: Path
     model: Path = MODEL
-    keep_queries: bool = False
 
     def start(self, study: Study, seed: int) -> Path:
         """What a run of a seed starts from."""
@@ -115,7 +113,6 @@ def steps(study: Study, place: Place, budget: Budget, sides: list[str], seeds: l
         seeds: of new parts, order and noise.
     """
     runs = place.runs
-    keep = ["--keep-queries"] if place.keep_queries else []
     starts = {seed: place.start(study, seed) for seed in seeds} if study.untrained else {}
     counts = {name: budget.counts.get(name, 0) for name in SETS}
     told = [word for name, count in counts.items() for word in (f"--{name}", count)]
@@ -131,7 +128,7 @@ def steps(study: Study, place: Place, budget: Budget, sides: list[str], seeds: l
             lambda: all((runs / "index" / path.name).exists() for path in sets),
         ),
         *(
-            Step(path.name, module("nano.study.start", place.model, path, "--seed", seed, *keep), path.exists)
+            Step(path.name, module("nano.study.start", place.model, path, "--seed", seed), path.exists)
             for seed, path in starts.items()
         ),
         Step("caches", [str(SHELL), "train", "cache", str(study.recipe), *cached, "--dtype", "float16"]),
@@ -150,7 +147,6 @@ def main() -> None:
     add("--sides", nargs="+", metavar="SIDE", help="default: all")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     add("--model", type=Path, default=MODEL, help="what is started from (default: assets/nano)")
-    add("--keep-queries", action="store_true", help="of rungs: start from its queries, which know the ladder")
     add("--runs", type=Path, help=f"where everything is made (default: {RUNS}/STUDY, of a trial STUDY-trial)")
     add("--trial", action="store_true", help="a few steps of everything, to see that it works")
     options = parser.parse_args()
@@ -158,12 +154,10 @@ def main() -> None:
     sides = options.sides or list(study.sides)
     if unknown := set(sides) - set(study.sides):
         parser.error(f"--sides: {study.name} has {', '.join(study.sides)}, not {', '.join(sorted(unknown))}")
-    if options.keep_queries and not study.untrained:
-        parser.error(f"--keep-queries: {study.name} starts from the whole model")
     if has_option(options.model, study):
         parser.error(f"--model: {options.model} has {study.name} already; give a model that has not")
     runs = options.runs or ROOT / (f"{study.folder}-trial" if options.trial else study.folder)
-    place = Place(runs.absolute(), options.model.absolute(), options.keep_queries)
+    place = Place(runs.absolute(), options.model.absolute())
     budget = trial(study) if options.trial else full(study)
     sys.exit(run_steps(steps(study, place, budget, sides, options.seeds)))
 

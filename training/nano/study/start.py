@@ -1,4 +1,8 @@
-"""What a run of the study starts from: frozen parts of a model; queries, connector and transformer anew.
+"""What a run of the study starts from: a generator that can draw, and has not read the MLLM yet.
+
+As in the paper the transformer comes trained; what of it reads the condition, and the connector, begin anew.
+The queries are the model's own: new ones need more samples to say anything than a run has. They went through
+the model's ladder once, which may speak for the ladder.
 
 python -m tbac_uniimage.training.nano.study.start MODEL OUT --seed N
 """
@@ -18,24 +22,26 @@ from ....core.checkpoints.parts import place
 from ....core.pipeline import LadderPipeline
 from ....core.transformer import LadderTransformer2DModel
 
+READS_CONDITION = ("caption_norm", "caption_projection", "attn2")  # parts of names in the transformer
 
-def untrained(parts: LadderParts, seed: int, keep_queries: bool = False) -> LadderParts:
-    """The model with a transformer and a connector of the same sizes and first values of a seed.
+
+def untrained(parts: LadderParts, seed: int) -> LadderParts:
+    """The model with a connector, cross-attention and caption projection of the same sizes, values of a seed.
 
     Args:
         parts: the model.
         seed: same seed, same values.
-        keep_queries: the model's own queries instead of new ones, which look like tokens at first. They know
-            their task from the start, but they learned it through the ladder.
     """
     old = parts.connector
     text = parts.mllm.get_input_embeddings().weight[: len(parts.tokenizer)]
     connector = new_connector(text.float(), len(old.queries), old.config.caption_dim, seed)
-    if keep_queries:
-        connector.queries.data = old.queries.detach().float().clone()
+    connector.queries.data = old.queries.detach().float().clone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = LadderTransformer2DModel.from_config(parts.transformer.config)
+    trained = parts.transformer.state_dict().items()
+    body = {name: tensor for name, tensor in trained if not any(part in name for part in READS_CONDITION)}
+    transformer.load_state_dict(transformer.state_dict() | body)
     return replace(parts, connector=connector, transformer=place(transformer, "cpu", torch.float32).eval())
 
 
@@ -44,13 +50,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", type=Path, help="folder of a trained model, which gives the frozen parts")
+    parser.add_argument("model", type=Path, help="folder of a trained model")
     parser.add_argument("target", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="of the new parts")
-    parser.add_argument("--keep-queries", action="store_true", help="do not make new queries")
     options = parser.parse_args()
     try:
-        parts = untrained(load_parts(options.model), options.seed, options.keep_queries)
+        parts = untrained(load_parts(options.model), options.seed)
         LadderPipeline(**vars(parts)).save_pretrained(options.target)
     except ValueError as error:
         sys.exit(str(error))

@@ -8,6 +8,7 @@ from pathlib import Path
 from ....core.rung_kinds import RUNGS
 from ..make import ROOT
 
+SIX = ("single", "two", "count", "color", "position", "binding")  # kinds of prompts
 RECIPES = ROOT / "training" / "recipes" / "study"
 
 
@@ -23,7 +24,7 @@ class Study:
         seed: of these data sets; that of the nano model's own is 0.
         score: options of the score of a finished run, without the number of prompts.
         samples: prompts of each kind that a finished run is scored on.
-        untrained: whether a run starts from a new transformer and connector of its seed, or from the model.
+        untrained: whether what reads the MLLM begins anew with a seed (`start`), or the model goes on.
     """
 
     name: str
@@ -53,9 +54,9 @@ STUDIES = {
             "rungs",
             sides={rungs: (f"model.rungs={rungs}",) for rungs in RUNGS},
             fullest="ladder",
-            counts={"scenes": 105_000},
-            score=("--only", "draw", "--pictures", "1", "--steps", "20"),
-            samples=100,
+            counts={"scenes": 15_000},
+            score=("--only", *SIX, "dense", "--pictures", "1", "--steps", "12"),
+            samples=40,
             untrained=True,
         ),
         Study(
