@@ -297,7 +297,7 @@ def test_killed_while_judging_and_resumed_to_the_same_bytes(made_up, out):
         process.join()
         with file.open("ab") as opened_file:
             opened_file.write(whole[file.name][:40])  # a line that the kill tore
-    with serving(lambda *_: "Yes.") as (url, judge):  # another one: what the first is still sent, is not this run's
+    with serving(lambda *_: "Yes.") as (url, judge):  # another one: requests may still be on their way
         argv = command(made_up, out, "dpg", url)
         assert finish(start(argv, log, module="shell.main")) == [0], log.read_text()
         assert len(judge.bodies) <= 20
