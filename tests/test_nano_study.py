@@ -202,6 +202,7 @@ def study(tmp_path) -> Path:
             rows = [row("draw", "style", 0.5 if rungs == "last" else 0.75)]
             rows += [row("draw", "counting", None if seed == 1 else 0.1)]
             rows += [row("edit", "style", 0.25, kept=20 + seed)]
+            rows += [row("draw", "overall: mean of six", 0.1 * (seed + 1))]
             (folder / "score.json").write_text(json.dumps({"rows": rows}))
     (tmp_path / "mixed-0").mkdir()
     (tmp_path / "last-old").mkdir()
@@ -217,6 +218,7 @@ def test_finished_runs_are_read(study):
     assert losses["held-out loss, edits"] == [(20, pytest.approx(2.16)), (40, pytest.approx(1.08))]
     assert figures.pop("held-out loss, edits") == pytest.approx(1.08)
     scored = {"style": 0.5, "counting": None, "edit, style": 0.25, "edit, style: kept dB": 21}
+    scored |= {"overall: mean of six": pytest.approx(0.2)}
     assert figures == {report.LOSS: 0.36} | scored
 
 
@@ -234,7 +236,11 @@ def test_sides_are_compared_seed_by_seed(study):
     differences = cells[len(cells) // 2 + 2 :]
     assert differences[0] == [report.LOSS, "–", f"+0.0300 ± {half:.4f}"]
     assert differences[2] == ["style", "–", "-0.2500 ± 0.0000"]
-    assert [row[0] for row in differences[3:]] == ["edit, style", "edit, style: kept dB"]
+    assert [row[0] for row in differences[3:]] == [
+        "edit, style",
+        "edit, style: kept dB",
+        "overall: mean of six",
+    ]
     assert not any("counting" in line for line in lines)  # one run says nothing about it
 
 
@@ -246,6 +252,17 @@ def test_the_report_is_written_with_its_plot(study, monkeypatch, capsys):
     drawn = {colour for _, colour in colours}
     for place, rungs in enumerate(LADDER.sides):
         assert (tuple(bytes.fromhex(report.COLOURS[place][1:])) in drawn) == (rungs in LOSSES)
+
+
+def test_the_plot_shows_what_the_tables_say(study):
+    losses, scores = report.draw(LADDER, report.read_study(LADDER, study)).axes
+    assert losses.get_ylabel() == "held-out loss, edits" and scores.get_ylabel() == "overall: mean of six"
+    lines = {line.get_label(): line.get_ydata() for line in losses.lines}
+    assert list(lines["last"]) == pytest.approx([6 * 0.34, 3 * 0.34])
+    assert [text.get_text() for text in scores.get_xticklabels()] == ["ladder", "last"]
+    [mean] = scores.containers[1][0].get_ydata()
+    ends = scores.containers[1][2][0].get_segments()[0][:, 1]
+    assert mean == pytest.approx(0.2) and ends - mean == pytest.approx([-0.2484, 0.2484], abs=1e-3)
 
 
 def test_without_finished_runs_there_is_no_report(tmp_path, monkeypatch):

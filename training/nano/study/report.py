@@ -22,6 +22,7 @@ from ..files import replace_file
 from .studies import STUDIES, Study
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5 % points, 1 to 9 degrees
@@ -128,26 +129,47 @@ def write_tables(study: Study, runs: Runs) -> str:
 
 
 def draw(study: Study, runs: Runs) -> Figure:
-    """Held-out loss over the samples seen, a panel for every data set: runs faint, means of the sides."""
+    """Held-out loss over the samples seen, a panel for every data set, and the figures that the study shows.
+
+    Runs are faint lines and dots; sides are their means, of figures with the 95 % interval.
+    """
     from matplotlib.figure import Figure
 
-    names = list(next(iter(next(iter(runs.values())).values())).losses)
-    names = names[1:] or names
-    figure = Figure(figsize=(4.5 * len(names) + 4.5 * (len(names) == 1), 5), dpi=120, layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for side, colour in zip(study.sides, COLOURS, strict=False):
-            curves = [run.losses[name] for run in runs.get(side, {}).values()]
-            for curve in curves:
-                axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.25, linewidth=1)
-            if curves:
-                at = [samples for samples, _ in curves[0]]
-                means = [fmean(losses) for losses in zip(*([y for _, y in c] for c in curves), strict=True)]
-                axes.plot(at, means, "o-", color=colour, linewidth=2, markersize=4, label=side)
+    losses = list(next(iter(next(iter(runs.values())).values())).losses)
+    losses = losses[1:] or losses
+    width = len(losses) + len(study.shown)
+    figure = Figure(figsize=(4.5 * max(width, 2), 5), dpi=120, layout="constrained")
+    panels = figure.subplots(1, width, squeeze=False)[0]
+    sides = [side for side in zip(study.sides, COLOURS, strict=False) if side[0] in runs]
+    for axes, name in zip(panels, losses, strict=False):
+        for side, colour in sides:
+            draw_losses(axes, [run.losses[name] for run in runs[side].values()], side, colour)
         axes.set_xlabel("samples seen")
+        axes.legend(frameon=False)
+    for axes, name in zip(panels[len(losses) :], study.shown, strict=True):
+        for place, (side, colour) in enumerate(sides):
+            draw_figures(axes, place, [run.figures[name] for run in runs[side].values()], colour)
+        axes.set_xticks(range(len(sides)), [side for side, _ in sides])
+    for axes, name in zip(panels, (*losses, *study.shown), strict=True):
         axes.set_ylabel(name)
         axes.grid(color="#e5e7eb", linewidth=0.8)
-        axes.legend(frameon=False)
     return figure
+
+
+def draw_losses(axes: Axes, curves: list[list[tuple[int, float]]], side: str, colour: str) -> None:
+    """The curves of a side's seeds and their mean."""
+    for curve in curves:
+        axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.25, linewidth=1)
+    at = [samples for samples, _ in curves[0]]
+    means = [fmean(losses) for losses in zip(*([y for _, y in curve] for curve in curves), strict=True)]
+    axes.plot(at, means, "o-", color=colour, linewidth=2, markersize=4, label=side)
+
+
+def draw_figures(axes: Axes, place: int, values: list[float], colour: str) -> None:
+    """A figure of a side's seeds, their mean and its interval."""
+    axes.plot([place - 0.15] * len(values), values, "o", color=colour, alpha=0.35, markersize=5)
+    half = interval(values)
+    axes.errorbar(place, fmean(values), None if math.isnan(half) else half, fmt="D", color=colour, capsize=5)
 
 
 def main() -> None:

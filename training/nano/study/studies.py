@@ -24,6 +24,7 @@ class Study:
         seed: of these data sets; that of the nano model's own is 0.
         score: options of the score of a finished run, without the number of prompts.
         samples: prompts of each kind that a finished run is scored on.
+        shown: figures of the score that the report's plot shows beside the losses.
         untrained: whether what reads the MLLM begins anew with a seed (`start`), or the model goes on.
     """
 
@@ -34,6 +35,7 @@ class Study:
     score: tuple[str, ...]
     samples: int
     seed: int = 0
+    shown: tuple[str, ...] = ()
     untrained: bool = False
 
     @property
@@ -57,6 +59,7 @@ STUDIES = {
             counts={"scenes": 15_000},
             score=("--only", *SIX, "dense", "--pictures", "1", "--steps", "12"),
             samples=40,
+            shown=("overall: mean of six",),
             untrained=True,
         ),
         Study(
