@@ -31,7 +31,7 @@ import transformers
 from diffusers.quantizers import PipelineQuantizationConfig
 from tbac_uniimage.core import LadderPipeline
 from tbac_uniimage.core.checkpoints import LAYERS
-from tbac_uniimage.core.quantised import PointwiseLinear
+from tbac_uniimage.core.quantised import PointwiseGLU
 from tbac_uniimage.shell.commands import EMBEDDED
 from tbac_uniimage.training.nano.judge import detector
 from tbac_uniimage.training.nano.judge.pictures import see
@@ -212,7 +212,8 @@ def kept_bytes(module: nn.Module, fp8: bool = False) -> int:
 
 def convolutions_kept(transformer: nn.Module) -> int:
     """Bytes of its weights if convolutions of one pixel were not in fewer bits."""
-    layers = [layer for layer in transformer.modules() if isinstance(layer, PointwiseLinear)]
+    forwards = [layer for layer in transformer.modules() if isinstance(layer, PointwiseGLU)]
+    layers = [layer for ff in forwards for layer in (ff.conv_inverted, ff.conv_point)]
     full = sum(4 * p.numel() for layer in layers for p in layer.parameters())
     return kept_bytes(transformer) - sum(kept_bytes(layer) for layer in layers) + full
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import ModelMixin  # noqa: F401  diffusers looks it up here
+from diffusers.models.transformers.sana_transformer import GLUMBConv
 from diffusers.quantizers import PipelineQuantizationConfig
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -17,11 +18,26 @@ from .transformer import LadderTransformer2DModel
 PARTS = ("mllm", "transformer")
 
 
-class PointwiseLinear(nn.Linear):
-    """A convolution of one pixel as the linear layer that it is, on ``[batch, channels, height, width]``."""
+class PointwiseGLU(nn.Module):
+    """SANA's gated feed-forward, its convolutions of one pixel as the linear layers that they are.
 
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+    They see channels last, as all linear layers do, so that a LoRA beside them is one of a linear layer.
+
+    Args:
+        ff: whose layers and weights it takes.
+    """
+
+    def __init__(self, ff: GLUMBConv) -> None:
+        super().__init__()
+        self.nonlinearity, self.conv_depth = ff.nonlinearity, ff.conv_depth
+        self.conv_inverted, self.conv_point = as_linear(ff.conv_inverted), as_linear(ff.conv_point)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """``[batch, channels, height, width]`` to the same."""
+        wide = self.conv_inverted(hidden_states.movedim(1, -1)).movedim(-1, 1)
+        states, gate = self.conv_depth(self.nonlinearity(wide)).chunk(2, dim=1)
+        gated = states * self.nonlinearity(gate)
+        return self.conv_point(gated.movedim(1, -1)).movedim(-1, 1)
 
 
 class PointwiseTransformer2DModel(LadderTransformer2DModel):
@@ -35,15 +51,12 @@ class PointwiseTransformer2DModel(LadderTransformer2DModel):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         for block in self.transformer_blocks:
-            for name in ("conv_inverted", "conv_point"):
-                setattr(block.ff, name, as_linear(getattr(block.ff, name)))
+            block.ff = PointwiseGLU(block.ff)
 
 
-def as_linear(layer: nn.Conv2d) -> PointwiseLinear:
-    """The same layer, with the same weights."""
-    linear = PointwiseLinear(
-        layer.in_channels, layer.out_channels, bias=layer.bias is not None, device="meta"
-    )
+def as_linear(layer: nn.Conv2d) -> nn.Linear:
+    """The same layer, with the same weights, for channels last."""
+    linear = nn.Linear(layer.in_channels, layer.out_channels, bias=layer.bias is not None, device="meta")
     linear.weight = nn.Parameter(layer.weight.detach()[:, :, 0, 0], requires_grad=layer.weight.requires_grad)
     if layer.bias is not None:
         linear.bias = layer.bias

@@ -14,7 +14,7 @@ from diffusers.hooks import apply_layerwise_casting
 from diffusers.quantizers import PipelineQuantizationConfig
 from PIL import Image
 from tbac_uniimage.core import LadderPipeline, load_parts
-from tbac_uniimage.core.quantised import PointwiseLinear, PointwiseTransformer2DModel, check_config
+from tbac_uniimage.core.quantised import PointwiseGLU, PointwiseTransformer2DModel, check_config
 from tbac_uniimage.core.transformer import LadderTransformer2DModel
 
 FOLDERS = {"mllm_dir": QWEN, "sana_dir": SANA}
@@ -46,6 +46,10 @@ def kept_bytes(module: torch.nn.Module) -> int:
         tensors = [getattr(parameter, name) for name in (*names, *more)] or [parameter]
         total += sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor is not None)
     return total
+
+
+def configuration(transformer: LadderTransformer2DModel) -> dict:
+    return {key: value for key, value in transformer.config.items() if not key.startswith("_")}
 
 
 def drawn(pipe: LadderPipeline) -> torch.Tensor:
@@ -106,16 +110,34 @@ def test_what_was_quantised_in_place_is_not_saved(tmp_path, plain):
 
 def test_convolutions_of_one_pixel_are_linear_layers(plain):
     """To rounding the same numbers, and under the same names."""
-    config = {key: value for key, value in plain.transformer.config.items() if not key.startswith("_")}
-    pointwise = PointwiseTransformer2DModel(**config)
+    pointwise = PointwiseTransformer2DModel(**configuration(plain.transformer))
     weights = plain.transformer.state_dict()
     shapes = {name: tensor.shape for name, tensor in pointwise.state_dict().items()}
     assert shapes.keys() == weights.keys()
     pointwise.load_state_dict({name: tensor.view(shapes[name]) for name, tensor in weights.items()})
-    layers = [layer for layer in pointwise.modules() if isinstance(layer, PointwiseLinear)]
-    assert len(layers) == 2 * plain.transformer.config.num_layers
+    layers = [layer for layer in pointwise.modules() if isinstance(layer, PointwiseGLU)]
+    assert len(layers) == plain.transformer.config.num_layers
     other = LadderPipeline(**{**plain.components, "transformer": pointwise.eval()})
     assert distance(drawn(other), drawn(plain)) < 1e-5
+
+
+@pytest.mark.parametrize("bits", [None, "int8"])
+def test_a_lora_goes_beside_them(bits):
+    """Beside convolutions and beside linear layers the same, but for what 8 bits round."""
+    pipe = LadderPipeline.from_pretrained(NANO, torch_dtype=torch.float32)
+    transformer = PointwiseTransformer2DModel(**configuration(pipe.transformer))
+    shapes = {name: tensor.shape for name, tensor in transformer.state_dict().items()}
+    weights = pipe.transformer.state_dict()
+    transformer.load_state_dict({name: tensor.view(shapes[name]) for name, tensor in weights.items()})
+    if bits:
+        quantise = pytest.importorskip("torchao.quantization")
+        quantise.quantize_(transformer, getattr(quantise, FORMATS[bits])())
+    other = LadderPipeline(**{**pipe.components, "transformer": transformer.eval()})
+    before, rounded = drawn(pipe), distance(drawn(other), drawn(pipe))
+    for each in (pipe, other):
+        each.load_lora_weights(NANO / "few_steps")
+    assert distance(drawn(pipe), before) > 0.05
+    assert distance(drawn(other), drawn(pipe)) < max(1.5 * rounded, 1e-5)
 
 
 def test_four_bits_of_the_language_model(tmp_path):
