@@ -135,7 +135,8 @@ def test_a_lora_goes_beside_them(bits):
     other = LadderPipeline(**{**pipe.components, "transformer": transformer.eval()})
     before, rounded = drawn(pipe), distance(drawn(other), drawn(pipe))
     for each in (pipe, other):
-        each.load_lora_weights(NANO / "few_steps")
+        each.load_lora_weights(NANO / "few_steps", adapter_name="few")
+        each.set_adapters("few", 0.5)  # with guidance, for which it is not made, the whole of it bends much
     assert distance(drawn(pipe), before) > 0.05
     assert distance(drawn(other), drawn(pipe)) < max(1.5 * rounded, 1e-5)
 
