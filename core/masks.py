@@ -55,7 +55,7 @@ def planes(values: np.ndarray, channels_first: bool) -> list[np.ndarray]:
         values = values[None, ..., None]
     elif values.ndim == 3:
         values = values[..., None]
-    elif values.ndim == 4 and channels_first:
+    elif values.ndim == 4 and (channels_first or (shape[1] == 1 and shape[-1] not in (1, 3, 4))):
         values = np.moveaxis(values, 1, -1)
     if values.ndim != 4 or 0 in shape or values.shape[-1] not in (1, 3, 4):
         raise ValueError(
@@ -76,7 +76,10 @@ def unit(values: np.ndarray) -> torch.Tensor:
     low, high = values.min(), values.max()
     white = 1 if values.dtype.kind in "bf" else next((w for w in (1, 255, 65535) if high <= w), 0)
     if not (0 <= low and high <= white):  # NaN is in no order
-        raise ValueError(f"The mask has values from {low:g} to {high:g}; give 0 to 1, or 0 to 255.")
+        raise ValueError(
+            f"The mask has values from {low:g} to {high:g}, of the type {values.dtype}; give 0 to 1, or 0 to "
+            "255 of an integer type."
+        )
     return torch.from_numpy(values.astype(np.float32)).div_(white)
 
 
