@@ -172,7 +172,8 @@ def write_picture(image: Image.Image, folder: Path, settings: dict[str, Any]) ->
 
 
 def save_mask(mask: Image.Image, path: Path) -> None:
-    """Write a mask as PNG, whole or not at all, in place of a file of that name. Raises ValueError."""
+    """Write a mask as PNG, whole or not at all; its folder is made if it is not there. Raises ValueError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     content = BytesIO()
     mask.save(content, format="PNG")
     write_whole(path, content.getvalue())

@@ -116,6 +116,8 @@ def read_mask(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError("--save-mask has no mask to save; give --mask auto, or leave it out.")
         if target.is_dir() or target.suffix.lower() != ".png":
             raise ValueError(f"--save-mask {target} is no name of a PNG file; give one that ends in .png.")
+        if target.exists():
+            raise ValueError(f"--save-mask {target} is there already, and stays; give another name.")
         check_folder(target.parent)
     if options.mask is None:
         return {}

@@ -405,7 +405,7 @@ def test_edit_within_a_mask_keeps_every_bit_outside(transparent, tmp_path):
 
 def test_edit_saves_the_mask_that_it_found(transparent, tmp_path):
     argv = ["edit", transparent, "remove the cactus", "--out", str(tmp_path / "out"), *FAST]
-    saved = tmp_path / "found.png"
+    saved = tmp_path / "masks" / "found.png"
     assert main([*argv, "--mask", "auto", "--save-mask", str(saved), "--num", "2"]) == 0
     found = Image.open(saved)
     assert found.size == (61, 61) and found.mode == "L" and found.getextrema() == (0, 255)
@@ -417,7 +417,7 @@ def test_edit_saves_the_mask_that_it_found(transparent, tmp_path):
     assert main([*argv, "--mask", str(saved), "--num", "2"]) == 0  # the mask gives the same again
     first, again = (Image.open(tmp_path / "out" / name) for name in ("0001.png", "0003.png"))
     assert first.tobytes() == again.tobytes()
-    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in saved.parent.iterdir()] == ["found.png"]
 
 
 def test_edit_of_a_small_part_keeps_the_photograph(tmp_path):
@@ -478,6 +478,10 @@ def test_the_loss_of_depth_is_said(kind, tmp_path, capsys):
         (["--mask", "none.png"], "There is no picture at none.png"),
         (["--save-mask", "m.png"], "--save-mask has no mask to save"),
         (["--mask", "auto", "--save-mask", "m.jpg"], "m.jpg is no name of a PNG file"),
+        (
+            ["--mask", "auto", "--save-mask", "scene.png"],
+            "scene.png is there already, and stays",
+        ),
         (["--context", "1"], "--context has no mask to be around"),
         (["--mask", "auto", "--context", "-1"], "-1 is not possible; give a number of at least 0"),
         (["--strength", "1.5"], "1.5 is not possible; give a number from 0 to 1"),
@@ -486,5 +490,7 @@ def test_the_loss_of_depth_is_said(kind, tmp_path, capsys):
 )
 def test_bad_masks_are_one_sentence(options, words, picture, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    before = (tmp_path / "scene.png").read_bytes()
     assert words in sentence(capsys, "edit", picture, "make it blue", *options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scene.png"]
+    assert (tmp_path / "scene.png").read_bytes() == before
