@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import safe_open
-
-from .checkpoints.weights import read_header
+from .checkpoints.weights import read_header, read_metadata
 from .paths import user_path
 from .schedulers import euler_scheduler, step_levels
 
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
 
 FOLDER = "few_steps"  # of a model
 HEADER = "few_steps"  # key of the file's header
+MAX_STEPS = 8  # that stage 4 distils to
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,16 @@ class FewSteps:
     def apply(self, pipeline: LadderPipeline) -> None:
         """Put it into a pipeline, with the solver that it was made for.
 
-        Float32 weights take it in, so that a step costs what it did; others would lose most of it.
+        Float32 weights take it in, so that a step costs what it did; others, and those in fewer bits, would
+        lose most of it.
         """
         import torch
+        from torch import nn
 
         pipeline.load_lora_weights(self.file, adapter_name=FOLDER)
-        if pipeline.transformer.dtype == torch.float32:
+        if all(
+            type(p) is nn.Parameter and p.dtype == torch.float32 for p in pipeline.transformer.parameters()
+        ):
             pipeline.fuse_lora(components=["transformer"])
             pipeline.unload_lora_weights()
         pipeline.register_modules(scheduler=euler_scheduler())
@@ -71,11 +74,10 @@ def find_few_steps(model: Path, given: Path | None = None) -> FewSteps:
             "or draw without."
         )
     read_header(files[0])  # damaged files say so
-    with safe_open(files[0], framework="pt") as opened:
-        noted = (opened.metadata() or {}).get(HEADER)
+    noted = read_metadata(files[0]).get(HEADER)
     try:
         steps = json.loads(noted)["steps"]
-        if not isinstance(steps, int) or steps < 1:
+        if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
             raise ValueError
     except (TypeError, KeyError, ValueError):
         raise ValueError(

@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from diffusers.loaders import SanaLoraLoaderMixin
 from diffusers.utils import USE_PEFT_BACKEND
-from safetensors import safe_open
 from torch import nn
 
-from .checkpoints.weights import list_names, read_header, read_json, read_tensors
+from .checkpoints.weights import list_names, read_header, read_json, read_metadata, read_tensors
 from .hub import find_model
 from .versions import know_transformer
 
@@ -66,8 +65,12 @@ def read_lora(
     if not file.is_file():
         raise ValueError(f"There is no LoRA at {file}; check weight_name.")
     headers = read_header(file)
-    with safe_open(file, framework="pt") as opened:
-        noted = json.loads((opened.metadata() or {}).get(HEADER_CONFIG, "{}"))
+    try:
+        noted = dict(json.loads(read_metadata(file).get(HEADER_CONFIG, "{}")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{file} has no readable {HEADER_CONFIG} in its header; get the file again."
+        ) from error
     config = {name.rpartition("transformer.")[2]: value for name, value in noted.items()}
     beside = file.with_name(ADAPTER_CONFIG)
     if (path.is_dir() or file.name == PEFT_FILE) and beside.is_file():

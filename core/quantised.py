@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .transformer import LadderTransformer2DModel
 
-PARTS = ("mllm", "transformer")
+LIBRARIES = {"mllm": "transformers", "transformer": "diffusers"}  # by part, whose classes they are
+PARTS = tuple(LIBRARIES)
 
 
 class PointwiseGLU(nn.Module):
@@ -63,8 +65,12 @@ def as_linear(layer: nn.Conv2d) -> nn.Linear:
     return linear
 
 
-def check_config(config: Any) -> None:
-    """Raise ValueError unless this is a configuration for parts that can be quantised."""
+def check_config(config: Any) -> PipelineQuantizationConfig:
+    """A configuration for parts that can be quantised; where it names none, for all of these.
+
+    Raises:
+        ValueError: it is another kind of thing, or names other parts or what cannot quantise them.
+    """
     if not isinstance(config, PipelineQuantizationConfig):
         raise ValueError(
             f"quantization_config is a {type(config).__name__}; give diffusers' PipelineQuantizationConfig, "
@@ -76,6 +82,22 @@ def check_config(config: Any) -> None:
             f"quantization_config names {', '.join(sorted(others))}; of this model {' and '.join(PARTS)} can "
             "be quantised."
         )
+    for part, own in (config.quant_mapping or {}).items():
+        library, found = LIBRARIES[part], type(own).__module__.partition(".")[0]
+        if getattr(own, "quant_method", None) == "gguf":
+            raise ValueError(
+                f"The quantization_config of {part} is for a file in GGUF; give it with the file to "
+                "LadderTransformer2DModel.from_single_file, and what that returns as transformer=."
+            )
+        if found != library:
+            raise ValueError(
+                f"The quantization_config of {part} is the {type(own).__name__} of {found}; take that of "
+                f"{library}, whose model the {part} is."
+            )
+    if config.quant_mapping is None and not config.components_to_quantize:
+        config = copy.copy(config)
+        config.components_to_quantize = list(PARTS)
+    return config
 
 
 def takes_torchao(config: PipelineQuantizationConfig) -> bool:
@@ -84,8 +106,12 @@ def takes_torchao(config: PipelineQuantizationConfig) -> bool:
     return wanted is None or type(wanted).__name__ == "TorchAoConfig"
 
 
-def check_saving(parts: Mapping[str, Any]) -> None:
-    """Raise ValueError if weights are quantised in a way that would not be read back as they are."""
+def prepare_saving(parts: Mapping[str, Any]) -> None:
+    """Let quantised weights be written.
+
+    Raises:
+        ValueError: some are quantised in a way that would not be read back as they are.
+    """
     for name, part in parts.items():
         if not isinstance(part, nn.Module):
             continue
@@ -100,6 +126,9 @@ def check_saving(parts: Mapping[str, Any]) -> None:
                 f"The weights of the {name} were quantised in place, and nothing says how to write them; "
                 "load the model with quantization_config= and save that."
             )
+        if not own and hasattr(part, "_weight_conversions"):
+            # transformers notes how it read a quantised file, and knows no way back; the names are the same
+            del part._weight_conversions
 
 
 def quantise(parts: Mapping[str, Any], config: PipelineQuantizationConfig) -> dict[str, nn.Module]:

@@ -448,7 +448,8 @@ def test_what_is_no_lora_for_few_steps_is_refused(tmp_path):
         find_few_steps(tmp_path)
     file = tmp_path / FOLDER / "a.safetensors"
     file.parent.mkdir()
-    for metadata in (None, {"few_steps": "{"}, {"few_steps": "[]"}, {"few_steps": '{"steps": 0}'}):
+    notes = ("{", "[]", '{"steps": 0}', '{"steps": true}', '{"steps": "4"}', '{"steps": 1000000000}')
+    for metadata in (None, *({"few_steps": note} for note in notes)):
         save_file({"x": torch.zeros(1)}, file, metadata=metadata)
         with pytest.raises(ValueError, match="does not say of itself that it was distilled"):
             find_few_steps(tmp_path)

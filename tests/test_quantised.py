@@ -6,15 +6,20 @@ import copy
 import json
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
+import transformers
 from conftest import PARITY, QWEN, SANA
 from diffusers import GGUFQuantizationConfig
 from diffusers.hooks import apply_layerwise_casting
 from diffusers.quantizers import PipelineQuantizationConfig
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tbac_uniimage.core import LadderPipeline, load_parts
+from tbac_uniimage.core.few_steps import find_few_steps
 from tbac_uniimage.core.quantised import PointwiseGLU, PointwiseTransformer2DModel, check_config
+from tbac_uniimage.core.schedulers import recipe_scheduler
 from tbac_uniimage.core.transformer import LadderTransformer2DModel
 
 FOLDERS = {"mllm_dir": QWEN, "sana_dir": SANA}
@@ -25,9 +30,6 @@ FORMATS = {"int8": "Int8WeightOnlyConfig", "float8": "Float8WeightOnlyConfig"}
 def torchao(name: str) -> PipelineQuantizationConfig:
     """Both parts by torchao."""
     quantization = pytest.importorskip("torchao.quantization")
-    import diffusers
-    import transformers
-
     kind = getattr(quantization, FORMATS[name])
     return PipelineQuantizationConfig(
         quant_mapping={
@@ -215,6 +217,14 @@ def test_layerwise_casting_of_the_language_model(plain):
             PipelineQuantizationConfig(quant_mapping={"vae": GGUFQuantizationConfig()}),
             "quantization_config names vae; of this model mllm and transformer can be quantised",
         ),
+        (
+            PipelineQuantizationConfig(quant_mapping={"transformer": GGUFQuantizationConfig()}),
+            "of transformer is for a file in GGUF; give it with the file to LadderTransformer2DModel",
+        ),
+        (
+            PipelineQuantizationConfig(quant_mapping={"mllm": diffusers.QuantoConfig()}),
+            "of mllm is the QuantoConfig of diffusers; take that of transformers, whose model the mllm is",
+        ),
     ],
 )
 def test_what_cannot_be_quantised_is_said(config, sentence):
@@ -223,7 +233,7 @@ def test_what_cannot_be_quantised_is_said(config, sentence):
 
 
 def test_other_libraries_need_a_folder():
-    config = PipelineQuantizationConfig(quant_mapping={"transformer": GGUFQuantizationConfig()})
+    config = PipelineQuantizationConfig(quant_mapping={"transformer": diffusers.QuantoConfig()})
     with pytest.raises(ValueError, match="takes diffusers' TorchAoConfig alone"):
         LadderPipeline.from_pretrained(PARITY / "checkpoint", quantization_config=config, **FOLDERS)
 
@@ -234,3 +244,42 @@ def test_quantised_folders_are_told_by_their_configuration(tmp_path, plain):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "x"}}))
     with pytest.raises(ValueError, match=r"mllm holds quantised weights"):
         load_parts(tmp_path / "p")
+
+
+def test_lora_beside_eight_bits():
+    config = torchao("int8")
+    pipe = LadderPipeline.from_pretrained(NANO, torch_dtype=torch.float32, quantization_config=config)
+    before = drawn(pipe)
+    find_few_steps(NANO).apply(pipe)
+    assert pipe.get_active_adapters() == ["few_steps"]  # eight bits would lose most of what is fused
+    assert 0 < distance(drawn(pipe), before)
+    pipe.unload_lora_weights()
+    pipe.scheduler = recipe_scheduler()
+    assert torch.equal(drawn(pipe), before)
+
+
+def test_what_was_read_in_eight_bits_is_written_again(tmp_path, plain):
+    config = torchao("int8")
+    first = LadderPipeline.from_pretrained(
+        PARITY / "checkpoint", dtype=torch.float32, quantization_config=config, **FOLDERS
+    )
+    expected = drawn(first)
+    for name in ("once", "twice"):
+        first.save_pretrained(tmp_path / name)
+        first = LadderPipeline.from_pretrained(tmp_path / name, torch_dtype=torch.float32)
+    assert torch.equal(drawn(first), expected)
+    file = tmp_path / "twice" / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file), file)  # without what the header says
+    with pytest.raises(ValueError, match=r"transformer lacks .* \(what the header says of"):
+        LadderPipeline.from_pretrained(tmp_path / "twice")
+    file.unlink()
+    with pytest.raises(ValueError, match="transformer holds no safetensors weights; complete the folder"):
+        LadderPipeline.from_pretrained(tmp_path / "twice")
+
+
+def test_options_beside_quantization_config():
+    config = PipelineQuantizationConfig(quant_mapping={"mllm": transformers.QuantoConfig()})
+    with pytest.raises(
+        ValueError, match="knows no device_map and no variant for quantization_config; beside"
+    ):
+        LadderPipeline.from_pretrained(NANO, quantization_config=config, variant="fp16", device_map="cuda")
