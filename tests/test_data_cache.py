@@ -20,6 +20,7 @@ from tbac_uniimage.training.data.build import build
 from tbac_uniimage.training.data.cache import command as cache
 from tbac_uniimage.training.data.cache.entries import (
     Cache,
+    black_canvas_name,
     black_name,
     latent_cache,
     model_hash,
@@ -373,6 +374,23 @@ def test_the_command_fills_what_training_reads(data, checkpoint, tmp_path, capsy
     batches = open_data(recipe, load_base(recipe, torch.bfloat16))
     batch = batches[0]
     assert batch.latents.shape == (2, 8, 4, 4) and batch.bad == []
+
+
+def test_distillation_keeps_no_targets(data, model, tmp_path, checkpoint):
+    """Only what a model edits, if it reads that, and a black picture in its place."""
+    given = make_recipe(data, tmp_path).model_dump()
+    recipe = Recipe.model_validate(given | {"distillation": {"steps": 4}, "init": str(checkpoint)})
+    folder = recipe.data.cache.latents
+    assert cache.fill(recipe, model, torch.float32).written == 6  # vision tokens of the edits
+    assert entries(folder) == {}
+    reads = copy.copy(model)
+    reads.transformer = copy.deepcopy(model.transformer)
+    reads.transformer.read_source(True)
+    assert cache.fill(recipe, reads, torch.float32).written == 6
+    assert len(entries(folder)) == 6 + 1
+    assert black_canvas_name(latent_cache(folder, model.vae), SIDE, SIDE) in latent_cache(folder, model.vae)
+    with pytest.raises(ValueError, match="reads no targets, and this model no latents of what it edits"):
+        cache.run(options(recipe, tmp_path, "data.cache.vision=null"))
 
 
 def test_a_folder_that_cannot_be_one(tmp_path):

@@ -12,12 +12,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...core.paths import refusal, write_whole
 from .benchmark import Answer
 from .reading import json_of
 
@@ -95,14 +95,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write a text file whole or not at all. Raises ValueError: it cannot be written."""
-    partial = path.with_name(f".{path.name}.partial")
+    content = "".join(f"{line}\n" for line in lines).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
-        os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ValueError(
-            f"{path} cannot be written ({error}); free some space, or give another folder."
-        ) from error
+        raise ValueError(refusal(path.parent, error)) from error
+    write_whole(path, content)

@@ -87,6 +87,11 @@ def run(options: argparse.Namespace) -> None:
 
     state = PartialState(cpu=not torch.accelerator.is_available())
     parts = load_base(recipe, torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32)
+    if recipe.distils and not parts.transformer.config.source_latents and not recipe.data.cache.vision:
+        raise ValueError(
+            "Few-step distillation reads no targets, and this model no latents of what it edits, so nothing "
+            "of data.cache.latents would be read; leave it out, or name data.cache.vision."
+        )
     for module in (parts.vae, parts.mllm):
         module.eval().to(state.device)
     filled = fill(

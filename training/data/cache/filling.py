@@ -77,6 +77,7 @@ class Work(Dataset):
         if folders.vision:
             self.vision = vision_cache(folders.vision, parts.mllm.model.visual, parts.image_processor)
         self.reads_source = parts.transformer.config.source_latents
+        self.reads_target = not recipe.distils
         self.factor = parts.vae.spatial_compression_ratio
         self.sizes = target_sizes(recipe, self.factor)
         self.sets = open_sets(recipe, self.sizes)
@@ -100,7 +101,8 @@ class Work(Dataset):
         places = [data.index.cache_name(entry) for entry in entries]
         pairs = list(zip(entries, places, strict=True))
         whole = transform_name(*size)
-        latents = lacking(self.latents, [(*place, transform_name(*size, e.mask)) for e, place in pairs])
+        targets = [(*place, transform_name(*size, e.mask)) for e, place in pairs]
+        latents = lacking(self.latents if self.reads_target else None, targets)
         edits = [(*place, whole) if e.inputs else None for e, place in pairs]
         vision = lacking(self.vision, edits)
         canvases = [(*place, source_name(*size)) if e.inputs else None for e, place in pairs]
@@ -145,7 +147,7 @@ class Work(Dataset):
         latents, source, vision = names
         item = Item(vision=vision)
         try:
-            if draws:
+            if draws and self.reads_target:
                 target = to_pixels(fit(decode(self.storage.read(entry.target)), *size))
                 masks = {}
                 if entry.mask:
