@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -15,8 +16,10 @@ from torch import nn
 
 from .checkpoints import is_pipeline_folder, load_parts
 from .checkpoints.export import complete_folder, forget_origin, name_class
+from .checkpoints.folders import check_folder
 from .checkpoints.load import check_layout
 from .checkpoints.parts import check_dtype
+from .checkpoints.placing import DtypeRule, Dtypes
 from .hub import find_model
 from .versions import DTYPE_ARGUMENT, IS_4, name_image_processor
 
@@ -127,11 +130,12 @@ class LadderComponents(DiffusionPipeline):
         if quantisation is not None:
             from .quantised import check_config, quantise, takes_torchao
 
-            check_config(quantisation)
+            quantisation = check_config(quantisation)
         path = find_model(pretrained_model_name_or_path, variant=kwargs.get("variant"), **hub)
         check_layout(path)
         ours = quantisation is not None and takes_torchao(quantisation)
         if is_pipeline_folder(path) and not IS_4 and not ours:  # 4 reads no tokenizer that 5 saved
+            check_folder(path, kwargs)
             kwargs |= {} if quantisation is None else {"quantization_config": quantisation}
             name_image_processor()
             kwargs[DTYPE_ARGUMENT] = dtype
@@ -147,7 +151,8 @@ class LadderComponents(DiffusionPipeline):
                 "The transformer of a released checkpoint takes diffusers' TorchAoConfig alone; for another "
                 "library load the model, save_pretrained, and quantise that folder as it loads."
             )
-        parts = {**vars(load_parts(path, dtype=dtype, **kwargs)), **given}
+        check_options(kwargs, "quantization_config" if quantisation is not None else "this kind of model")
+        parts = {**vars(load_parts(path, dtype=one_type(dtype), **kwargs)), **given}
         return cls(**parts | (quantise(parts, quantisation) if quantisation is not None else {}))
 
     def enable_sequential_cpu_offload(
@@ -202,9 +207,9 @@ class LadderComponents(DiffusionPipeline):
                 "A LoRA stands beside the transformer's weights; fuse_lora() and then unload_lora_weights() "
                 "make it part of them, unload_lora_weights() alone takes it away."
             )
-        from .quantised import check_saving
+        from .quantised import prepare_saving
 
-        check_saving(self.components)
+        prepare_saving(self.components)
         names, _ = self._get_signature_keys(self)
         self.register_modules(**{name: getattr(self, name) for name in names})
         if kwargs.get("push_to_hub"):
@@ -233,3 +238,37 @@ def wanted_dtype(
     if isinstance(given, dict):
         return {name: check_dtype(one) for name, one in given.items()}
     return check_dtype(given)
+
+
+def one_type(dtype: torch.dtype | dict[str, torch.dtype | None] | None) -> DtypeRule:
+    """A rule by which all weights of a part have one type, as they are multiplied with each other.
+
+    Args:
+        dtype: of all parts, or by part and as "default"; None is the type of most values in the file, and
+            bfloat16 in place of one that is stored and not computed in.
+    """
+
+    def rule(part: str, module: nn.Module, stored: torch.dtype) -> Dtypes:
+        wanted = dtype.get(part, dtype.get("default")) if isinstance(dtype, dict) else dtype
+        kept = stored if stored.itemsize > 1 else torch.bfloat16
+        return Dtypes(*[wanted or kept] * 2)
+
+    return rule
+
+
+def check_options(options: dict[str, Any], of: str) -> None:
+    """Leave of the options of ``from_pretrained`` those of :func:`load_parts`.
+
+    Raises:
+        ValueError: others, but for one that says how diffusers holds weights, which are held once here.
+    """
+    options.pop("low_cpu_mem_usage", None)
+    known = set(signature(load_parts).parameters) - {"path", "dtype", "own"}
+    others = sorted(name for name, value in options.items() if name not in known and value is not None)
+    if others:
+        raise ValueError(
+            f"from_pretrained knows no {' and no '.join(others)} for {of}; beside dtype and components it "
+            f"takes {', '.join(sorted(known))}."
+        )
+    for name in options.keys() - known:
+        del options[name]

@@ -329,10 +329,19 @@ class LadderPipeline(LadderReading, LadderLoraMixin):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
-        """Latents to pictures, large ones in tiles."""
+        """Latents to pictures, large ones in tiles.
+
+        Raises:
+            ValueError: pixels that are no numbers.
+        """
         self.require("decode latents", "vae")
         height, width = (side * self.vae_scale_factor for side in latents.shape[-2:])
         vae = in_tiles_if_large(self.vae, height, width)
         latents = latents.to(vae.dtype) / vae.config.scaling_factor
         pixels = vae.decode(latents, return_dict=False)[0].float()
+        if not pixels.isfinite().all():
+            raise ValueError(
+                "What was drawn is not finite and would be black; the model's weights hold NaN, or they are "
+                "too large for float16: load it in bfloat16 or float32."
+            )
         return VaeImageProcessor().postprocess(pixels, output_type=output_type)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,20 @@ class LadderTransformer2DModel(SanaTransformer2DModel, CacheMixin):
                 attention.__class__ = DirectAttention
         self.read_source(source_latents)
         self.read_text(text_states)
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path_or_dict: Any, **kwargs: Any) -> Any:
+        """As in diffusers, from safetensors and GGUF alone: all else it would open as a pickle.
+
+        Raises:
+            ValueError: a file of another kind.
+        """
+        given = pretrained_model_link_or_path_or_dict
+        if not isinstance(given, Mapping) and not str(given).endswith((".safetensors", ".gguf")):
+            raise ValueError(
+                f"{given} is neither safetensors nor GGUF, and nothing else is opened; convert it."
+            )
+        return super().from_single_file(given, **kwargs)
 
     def read_source(self, reads: bool) -> None:
         """Read the source's latents from now on, or no longer.

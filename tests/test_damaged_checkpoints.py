@@ -16,6 +16,7 @@ from tbac_uniimage.core.checkpoints import (
     weights,
 )
 from tbac_uniimage.core.pipeline import LadderPipeline
+from tbac_uniimage.core.transformer import LadderTransformer2DModel
 from tiny_checkpoint import BASES, CHECKPOINT, QWEN, SANA, write
 
 # Wrong tensors
@@ -218,3 +219,105 @@ def test_devices_and_types_that_are_not_there():
     for dtype in ("float12", torch.int8):
         with pytest.raises(ValueError, match="is not known; choose float32, bfloat16 or float16"):
             load_parts(CHECKPOINT, dtype=dtype, **BASES)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A pipeline folder."""
+    path = tmp_path_factory.mktemp("saved") / "pipeline"
+    LadderPipeline(**vars(load_parts(CHECKPOINT, **BASES))).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("part", ["mllm", "connector", "transformer", "vae"])
+def test_pipelines_are_not_filled_up_with_random_numbers(tmp_path, saved, part):
+    """By diffusers or transformers, which only warn of tensors that are missing."""
+    shutil.copytree(saved, tmp_path / "p")
+    (file,) = (tmp_path / "p" / part).glob("*.safetensors")
+    tensors = load_file(file)
+    gone = max(name for name, tensor in tensors.items() if tensor.ndim == 2)
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name != gone}, file, metadata={"format": "pt"}
+    )
+    with pytest.raises(
+        ValueError, match=rf"p/{part} do not fit the model: 1 missing \([\w.]+\); download or save"
+    ):
+        LadderPipeline.from_pretrained(tmp_path / "p")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"{part}/{file.name} is truncated"):
+        LadderPipeline.from_pretrained(tmp_path / "p")
+    file.unlink()
+    with pytest.raises(ValueError, match=rf"{part} holds no safetensors weights"):
+        LadderPipeline.from_pretrained(tmp_path / "p")
+    whole = load_parts(saved)
+    given = LadderPipeline.from_pretrained(tmp_path / "p", **{part: getattr(whole, part)})
+    assert getattr(given, part) is getattr(whole, part)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"dtype": "F9"},
+        {"dtype": "F64"},
+        {"shape": ["a"]},
+        {"shape": [-1]},
+        {"data_offsets": [-5, 10]},
+        {"data_offsets": [0, 4]},
+    ],
+)
+def test_headers_that_lie(tmp_path, saved, lie):
+    content = (saved / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    name = next(key for key in header if key != "__metadata__" and header[key]["data_offsets"][0])
+    header[name] |= lie
+    changed = json.dumps(header).encode()
+    file = tmp_path / "t.safetensors"
+    file.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + length :])
+    with pytest.raises(
+        ValueError, match=r"t\.safetensors (is damaged, its header does not hold|has no readable)"
+    ):
+        load_parts(saved, transformer_file=file)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(torch.int8, "I8"), (torch.bool, "BOOL"), (torch.complex64, "C64")]
+)
+def test_weights_that_are_no_floating_point_numbers(tmp_path, saved, kind, name):
+    tensors = load_file(saved / "transformer" / "diffusion_pytorch_model.safetensors")
+    tensors["proj_out.weight"] = tensors["proj_out.weight"].to(kind)
+    save_file(tensors, tmp_path / "t.safetensors")
+    said = rf"t\.safetensors holds 1 weights that are no floating-point .*proj_out\.weight as {name}"
+    with pytest.raises(ValueError, match=said):
+        load_parts(saved, transformer_file=tmp_path / "t.safetensors")
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.bfloat16])
+def test_types_that_are_mixed_in_a_file(tmp_path, stored, kind):
+    """A part computes in one type: that of most of its values, or bfloat16 where nothing computes in that."""
+    mixed = {
+        name: tensor.to(kind) if name.startswith("model.transformer.") and tensor.ndim > 1 else tensor
+        for name, tensor in stored.items()
+    }
+    write(tmp_path, mixed)
+    pipeline = LadderPipeline.from_pretrained(tmp_path, **BASES)
+    assert {weight.dtype for weight in pipeline.transformer.parameters()} == {torch.bfloat16}
+    pipeline.set_progress_bar_config(disable=True)
+    latents = pipeline("a cat", num_inference_steps=1, output_type="latent").images
+    assert latents.isfinite().all()
+
+
+def test_a_picture_that_is_not_finite_is_no_picture(saved):
+    pipeline = LadderPipeline.from_pretrained(saved)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.transformer.proj_out.weight.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="What was drawn is not finite and would be black"):
+        pipeline("a cat", num_inference_steps=1)
+
+
+def test_a_single_file_is_no_pickle(tmp_path, saved):
+    torch.save({"a": torch.ones(1)}, tmp_path / "t.ckpt")
+    with pytest.raises(
+        ValueError, match=r"t\.ckpt is neither safetensors nor GGUF, and nothing else is opened"
+    ):
+        LadderTransformer2DModel.from_single_file(str(tmp_path / "t.ckpt"))

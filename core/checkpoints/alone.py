@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .naming import check_tensors, place_of
+from .naming import check_weights, place_of
 from .parts import read_part_config, stored_shapes, transformer_on_meta
 from .scaled import packed_layers, without_scales
 from .weights import TensorInfo, find_weights, read_header
@@ -43,7 +43,7 @@ def match_transformer(path: str | Path, transformer: nn.Module) -> dict[str, Ten
         ValueError: weights that cannot be read, or missing, unexpected and misshapen tensors.
     """
     found = {bare_name(name): info for name, info in read_header(Path(path)).items()}
-    check_tensors(path, found, stored_shapes(transformer), "load it with the model that it was made from")
+    check_weights(path, found, stored_shapes(transformer), "load it with the model that it was made from")
     return found
 
 

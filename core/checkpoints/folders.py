@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
@@ -12,8 +16,9 @@ from ..connector import LadderConnector
 from ..prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from ..versions import Qwen2VLImageProcessorPil
 from .alone import match_transformer
-from .naming import HEAD, check_tensors, mllm_name
+from .naming import HEAD, check_weights, mllm_name
 from .parts import (
+    CLASSES,
     LadderParts,
     fill,
     freeze,
@@ -26,12 +31,21 @@ from .parts import (
 )
 from .placing import Placement
 from .tokenizers import find_tokenizer
-from .weights import TensorInfo, find_weights, read_json
+from .weights import TensorInfo, find_weights, list_names, read_json, read_metadata
 
 SCHEDULERS = {
     scheduler.__name__: scheduler
     for scheduler in (DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler)
 }
+SKELETONS = {  # modules without memory, of the configurations of their folders
+    "mllm": mllm_on_meta,
+    "connector": partial(on_meta, LadderConnector.from_config),
+    "transformer": transformer_on_meta,
+    "vae": vae_on_meta,
+}
+NAMES = {**CLASSES, "mllm": (Qwen2_5_VLForConditionalGeneration.__name__,)}  # in model_index.json
+STEMS = ("diffusion_pytorch_model", "model")  # of files of weights, those of the MLLM last
+FLATTENED = re.compile(r"_(weight|bias)_[a-z_]+$")  # a weight's parts in torchao's files
 
 
 def match_folder(folder: Path, module: nn.Module) -> dict[str, TensorInfo]:
@@ -41,14 +55,58 @@ def match_folder(folder: Path, module: nn.Module) -> dict[str, TensorInfo]:
         ValueError: weights that cannot be read, or missing, unexpected and misshapen tensors.
     """
     is_mllm = isinstance(module, Qwen2_5_VLForConditionalGeneration)
-    found = find_weights(folder, "model" if is_mllm else "diffusion_pytorch_model")
+    found = find_weights(folder, STEMS[is_mllm])
     wanted = stored_shapes(module)
     if is_mllm:
         found = {mllm_name(name): info for name, info in found.items()}
         if HEAD not in wanted:  # tied: where it is stored it repeats the embeddings
             found.pop(HEAD, None)
-    check_tensors(folder, found, wanted, "download or save the folder again")
+    check_weights(folder, found, wanted, "download or save the folder again")
     return found
+
+
+def check_folder(path: Path, given: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the weights of our own pipeline folder are whole, by their headers alone.
+
+    diffusers and transformers fill up what is missing with random numbers.
+
+    Args:
+        given: what ``from_pretrained`` is given beside the folder; components in it are not read, and of a
+            ``variant`` the libraries find the files.
+    """
+    if given.get("variant"):
+        return
+    index = read_json(path / "model_index.json")
+    for part, skeleton in SKELETONS.items():
+        kind = index.get(part)
+        if part in given or not kind:
+            continue
+        folder = path / part
+        config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+        if config.pop("quantization_config", None):
+            check_quantised(folder, stored_shapes(skeleton(config)))
+        elif kind[-1] in NAMES[part]:  # another class has weights of its own
+            match_folder(folder, skeleton(read_part_config(folder, part)))
+
+
+def check_quantised(folder: Path, wanted: Iterable[str]) -> None:
+    """Raise ValueError if quantised weights of a folder are not whole.
+
+    Args:
+        folder: of a part.
+        wanted: names of the part's weights; what lies under others (torchao) a file's header names.
+    """
+    is_mllm = folder.name == "mllm"
+    plain = mllm_name if is_mllm else str
+    found = find_weights(folder, STEMS[is_mllm])
+    noted = {plain(name) for file in {info.file for info in found.values()} for name in read_metadata(file)}
+    names = {plain(FLATTENED.sub(r"\1", name)): bool(FLATTENED.search(name)) for name in found}
+    missing = sorted(set(wanted) - names.keys())
+    missing += [f"what the header says of {name}" for name in names if names[name] and name not in noted]
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} of its quantised tensors ({list_names(missing)}); save it again."
+        )
 
 
 def load_pipeline_folder(
@@ -72,12 +130,7 @@ def load_pipeline_folder(
     for needed in ("scheduler/scheduler_config.json", "image_processor/preprocessor_config.json"):
         if not (path / needed).is_file():
             raise ValueError(f"{path / needed} is not there; complete the folder.")
-    skeleton = {
-        "mllm": mllm_on_meta(read_part_config(path / "mllm", "mllm")),
-        "connector": on_meta(LadderConnector.from_config, read_part_config(path / "connector", "connector")),
-        "transformer": transformer_on_meta(read_part_config(path / "transformer", "transformer")),
-        "vae": vae_on_meta(read_part_config(path / "vae", "vae")),
-    }
+    skeleton = {part: make(read_part_config(path / part, part)) for part, make in SKELETONS.items()}
     headers = {
         part: match_transformer(transformer_file, module)
         if part == "transformer" and transformer_file is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .scaled import refuse_scaled
-from .weights import TensorInfo, list_names
+from .weights import STORED, TensorInfo, list_names
 
 MLLM_PREFIX = "model.mllm_backbone."
 EMBEDDING = "model.language_model.embed_tokens.weight"
@@ -85,3 +85,21 @@ def check_tensors(
     faults = [f"{len(names)} {kind} ({list_names(names)})" for kind, names in kinds.items() if names]
     if faults:
         raise ValueError(f"The tensors of {source} do not fit the model: {'; '.join(faults)}; {remedy}.")
+
+
+def check_weights(
+    source: object, found: dict[str, TensorInfo], wanted: dict[str, tuple[int, ...]], remedy: str
+) -> None:
+    """Compare weights that a checkpoint holds with those that a model needs, see :func:`check_tensors`.
+
+    Raises:
+        ValueError: what that says, and weights stored as no floating-point numbers, which mean others.
+    """
+    check_tensors(source, found, wanted, remedy)
+    strange = [f"{name} as {info.dtype}" for name, info in sorted(found.items()) if info.dtype not in STORED]
+    if strange:
+        raise ValueError(
+            f"{source} holds {len(strange)} weights that are no floating-point numbers "
+            f"({list_names(strange)}), and no scales that say what they mean; take the same model in "
+            "bf16 or fp16."
+        )

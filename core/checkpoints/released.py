@@ -16,7 +16,7 @@ from ..connector import LadderConnector
 from ..prompts import MAX_TEXT_TOKENS, SYSTEM_PROMPT
 from ..schedulers import recipe_scheduler
 from .alone import match_transformer
-from .naming import EMBEDDING, HEAD, Place, check_tensors, mllm_name, place_of, released_name
+from .naming import EMBEDDING, HEAD, Place, check_weights, mllm_name, place_of, released_name
 from .parts import (
     BaseConfigs,
     LadderParts,
@@ -201,5 +201,5 @@ def _match(
         if place == head and released_name(head) not in wanted:  # tied: it repeats the embeddings
             continue
         found[name if place is None else released_name(place)] = info
-    check_tensors(path, found, wanted, REMEDY)
+    check_weights(path, found, wanted, REMEDY)
     return {place_of(name): info for name, info in found.items()}

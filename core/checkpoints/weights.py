@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle"}
 SHOWN_NAMES = 10
@@ -108,7 +108,23 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     if end != size:
         state = "is truncated" if size < end else "is damaged"
         raise ValueError(f"{path} {state}: {size} bytes, its header describes {end}; download it again.")
+    read_metadata(path)  # the library looks at every entry
     return infos
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file notes beside its tensors.
+
+    Raises:
+        ValueError: types, shapes and places that cannot be.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is damaged, its header does not hold ({error}); download it again."
+        ) from error
 
 
 def find_weights(path: Path, stem: str = "model") -> dict[str, TensorInfo]:
