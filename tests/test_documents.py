@@ -13,6 +13,7 @@ DOCUMENTS = [
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         "docs/architecture.md",
+        "docs/ladder_study.md",
         "docs/training.md",
         "docs/data.md",
         "docs/evaluation.md",
