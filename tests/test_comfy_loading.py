@@ -399,10 +399,18 @@ def test_transformers_in_comfyuis_own_formats(loaded, models, own, kind):
     assert model.model_size() < loaded.model.model_size()
     factory, arguments = model.cached_patcher_init  # by which ComfyUI gets another one
     assert torch.equal(predict(factory(*arguments), conditioning), found)
-    kept["transformer_blocks.0.attn1.to_q.comfy_quant"] = marked({"format": "int3"})
-    if kind is not None:
-        save_file(kept, models / "small.safetensors")
-        with pytest.raises(ValueError, match="the format int3 at transformer_blocks.0.attn1.to_q"):
+    if kind is None:
+        return
+    layer = "transformer_blocks.0.attn1.to_q"
+    rows = kept[f"{layer}.weight"][:-1].clone()
+    for ending, tensor, said in (
+        ("comfy_quant", marked({"format": "int3"}), f"the format int3 at {layer}"),
+        ("comfy_quant", torch.tensor([1, 2], dtype=torch.uint8), f"no readable form what {layer} holds; get"),
+        ("comfy_quant", marked([1]), f"no readable form what {layer} holds; get"),
+        ("weight", rows, f"a weight of the shape .* at {layer}|no model here has one of its sizes"),
+    ):
+        save_file(kept | {f"{layer}.{ending}": tensor}, models / "small.safetensors")
+        with pytest.raises(ValueError, match=said):
             load("small.safetensors")
 
 
