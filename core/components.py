@@ -152,7 +152,7 @@ class LadderComponents(DiffusionPipeline):
                 "library load the model, save_pretrained, and quantise that folder as it loads."
             )
         check_options(kwargs, "quantization_config" if quantisation is not None else "this kind of model")
-        parts = {**vars(load_parts(path, dtype=one_type(dtype), **kwargs)), **given}
+        parts = vars(load_parts(path, dtype=one_type(dtype), given=given, **kwargs))
         return cls(**parts | (quantise(parts, quantisation) if quantisation is not None else {}))
 
     def enable_sequential_cpu_offload(
@@ -263,7 +263,7 @@ def check_options(options: dict[str, Any], of: str) -> None:
         ValueError: others, but for one that says how diffusers holds weights, which are held once here.
     """
     options.pop("low_cpu_mem_usage", None)
-    known = set(signature(load_parts).parameters) - {"path", "dtype", "own"}
+    known = set(signature(load_parts).parameters) - {"path", "dtype", "own", "given"}
     others = sorted(name for name, value in options.items() if name not in known and value is not None)
     if others:
         raise ValueError(

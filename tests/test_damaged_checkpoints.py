@@ -252,6 +252,9 @@ def test_pipelines_are_not_filled_up_with_random_numbers(tmp_path, saved, part):
     whole = load_parts(saved)
     given = LadderPipeline.from_pretrained(tmp_path / "p", **{part: getattr(whole, part)})
     assert getattr(given, part) is getattr(whole, part)
+    shutil.rmtree(file.parent)
+    given = LadderPipeline.from_pretrained(tmp_path / "p", **{part: getattr(whole, part)})
+    assert getattr(given, part) is getattr(whole, part)
 
 
 @pytest.mark.parametrize(

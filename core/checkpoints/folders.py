@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
@@ -114,11 +115,13 @@ def load_pipeline_folder(
     placement: Placement,
     tokenizer_dir: str | Path | None = None,
     transformer_file: str | Path | None = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> LadderParts:
     """Load our own pipeline folder, which diffusers' ``save_pretrained`` wrote.
 
     The modules that ``model_index.json`` names are not looked up: ComfyUI imports this package under a name
-    of its own. With ``transformer_file`` the folder's own transformer is not read and need not be there.
+    of its own. With ``transformer_file`` the folder's own transformer is not read and need not be there, and
+    so it is with models that are ``given``, which are None in what is returned.
 
     Raises:
         ValueError: a part that is missing, incomplete or of another kind.
@@ -130,20 +133,26 @@ def load_pipeline_folder(
     for needed in ("scheduler/scheduler_config.json", "image_processor/preprocessor_config.json"):
         if not (path / needed).is_file():
             raise ValueError(f"{path / needed} is not there; complete the folder.")
-    skeleton = {part: make(read_part_config(path / part, part)) for part, make in SKELETONS.items()}
+    skeleton = {
+        part: make(read_part_config(path / part, part))
+        for part, make in SKELETONS.items()
+        if part not in given
+    }
     headers = {
         part: match_transformer(transformer_file, module)
         if part == "transformer" and transformer_file is not None
         else match_folder(path / part, module)
         for part, module in skeleton.items()
     }
-    tokenizer = find_tokenizer(skeleton["mllm"].config, [path / "tokenizer"], tokenizer_dir)
+    mllm = given.get("mllm") or skeleton.get("mllm") or mllm_on_meta(read_part_config(path / "mllm", "mllm"))
+    tokenizer = given.get("tokenizer") or find_tokenizer(mllm.config, [path / "tokenizer"], tokenizer_dir)
+    read = {
+        part: fill(module, placement.read(part, module, headers[part]), placement.device)
+        for part, module in skeleton.items()
+    }
     return freeze(
         LadderParts(
-            **{
-                part: fill(module, placement.read(part, module, headers[part]), placement.device)
-                for part, module in skeleton.items()
-            },
+            **dict.fromkeys(SKELETONS) | read,
             tokenizer=tokenizer,
             image_processor=Qwen2VLImageProcessorPil.from_pretrained(path / "image_processor"),
             scheduler=SCHEDULERS[scheduler].from_pretrained(path / "scheduler"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -41,6 +45,7 @@ def load_parts(
     sana_dir: str | Path | None = None,
     transformer_file: str | Path | None = None,
     own: FileWatch | None = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> LadderParts:
     """Load a model of any layout, its weights held once: views onto the files, or what they were cast to.
 
@@ -54,6 +59,8 @@ def load_parts(
         sana_dir: SANA folder in diffusers' layout that it was made from.
         transformer_file: safetensors file of a diffusion transformer alone, in place of the model's own.
         own: a watch over the files, made before; the weights are copied then, so that these may change.
+        given: components by name to take in place of the model's own, which a pipeline folder need not have;
+            None leaves one out.
 
     Returns:
         LadderParts: in evaluation mode; MLLM and autoencoder frozen.
@@ -67,8 +74,10 @@ def load_parts(
     check_layout(path)
     try:
         if is_pipeline_folder(path):
-            return load_pipeline_folder(path, placement, tokenizer_dir, transformer_file)
-        return load_released(path, placement, tokenizer_dir, mllm_dir, sana_dir, transformer_file)
+            parts = load_pipeline_folder(path, placement, tokenizer_dir, transformer_file, given)
+        else:
+            parts = load_released(path, placement, tokenizer_dir, mllm_dir, sana_dir, transformer_file)
+        return replace(parts, **given)
     finally:  # an error of reading, too, may come from a file that changed
         if own is not None:
             own.check()

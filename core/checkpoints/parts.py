@@ -152,9 +152,10 @@ def place(module: Module, device: str | torch.device, dtype: torch.dtype | None)
 
 
 def freeze(parts: LadderParts) -> LadderParts:
-    """The MLLM and the autoencoder are never trained (paper section 3)."""
-    parts.mllm.requires_grad_(False)
-    parts.vae.requires_grad_(False)
+    """The MLLM and the autoencoder, as far as they are there, are never trained (paper section 3)."""
+    for part in (parts.mllm, parts.vae):
+        if part is not None:
+            part.requires_grad_(False)
     return parts
 
 
