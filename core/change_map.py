@@ -8,14 +8,24 @@ the same, and every picture is evaluated by itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+
+from .crops import Crop, lengths, within
+from .editing import resize
 
 LEVELS = (0.6, 0.7, 0.8, 0.9)  # of noise, each with a draw of its own; 1 is noise alone
 SEED = 0
 EVALUATIONS = 2 * len(LEVELS)  # of the transformer for one map
 SHARE = 0.46  # of the largest value; cells above it change
 EVERYTHING = 0.4  # of the cells; where more change than that, all may
+SPREAD = 0.25  # of a latent's width: over so much what was drawn is compared, and so far a change reaches
+CHANGED, SURELY = (
+    0.15,
+    0.5,
+)  # of the largest difference: what changed is above the first, somewhere the second
 
 
 def mixtures(source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,3 +80,50 @@ def mask_of_cells(cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
     if height < 2 * cells.shape[1] or width < 2 * cells.shape[2]:
         return F.adaptive_max_pool2d(cells, (height, width))[0]
     return 1 - F.adaptive_max_pool2d(1 - cells, (height, width))[0]
+
+
+def narrowed(
+    mask: torch.Tensor,
+    crops: Sequence[Crop],
+    drawn: Sequence[torch.Tensor],
+    rebuilt: Sequence[torch.Tensor],
+    cell: int,
+) -> torch.Tensor:
+    """What of a mask really was drawn otherwise than the source, once it is drawn.
+
+    A cell of the map that has a part in a change holds other things, too, which the model drew again as they
+    were, if less well. They are where the drawing differs little from what the autoencoder makes of the
+    source. What lies outside of the crops stays.
+
+    Args:
+        mask: ``[height, width]``, 0 … 1.
+        crops: that were drawn of it.
+        drawn: each ``[h, w, 3]``, 0 … 1.
+        rebuilt: the sources of the same after the autoencoder, ``[h, w, 3]``.
+        cell: pixels per latent.
+    """
+    reach = round(SPREAD * cell) // 2 * 2 + 1
+    around = {"kernel_size": reach, "stride": 1, "padding": reach // 2}
+    sizes = []
+    for new, old in zip(drawn, rebuilt, strict=True):
+        size = (new.float() - old.float()).abs().amax(-1).cpu()
+        sizes.append(F.avg_pool2d(size[None], count_include_pad=False, **around)[0])
+    largest = max(size.max().item() for size in sizes)
+    result = mask.clone()
+    for crop, size in zip(crops, sizes, strict=True):
+        changed = F.max_pool2d(connected(size, largest)[None].float(), **around)
+        height, width = lengths(crop.box)
+        fitted = resize(changed[..., None], width, height)[0, ..., 0] > 0.5
+        result[crop.part] *= fitted[within(crop.part, crop.box)].to(mask)
+    return result
+
+
+def connected(sizes: torch.Tensor, largest: float) -> torch.Tensor:
+    """Parts of ``[h, w]`` that are above the low share of the largest, and somewhere above the high: bool."""
+    from scipy import ndimage
+
+    labels, number = ndimage.label((sizes > CHANGED * largest).numpy(), structure=[[1] * 3] * 3)
+    labels = torch.from_numpy(labels).long()
+    sure = torch.zeros(number + 1, dtype=torch.bool)
+    sure[labels[sizes > SURELY * largest]] = True
+    return sure[labels]

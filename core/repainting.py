@@ -14,8 +14,8 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from .canvas import canvas_pixels, encode_latents, in_tiles_if_large
-from .change_map import change_map, changed_cells, mask_of_cells, mixtures
-from .crops import Crop, corners, plan_crops, whole
+from .change_map import change_map, changed_cells, mask_of_cells, mixtures, narrowed
+from .crops import Crop, corners, lengths, plan_crops, whole
 from .denoising import Generators, Sampling, Source, denoise, draw_noises, forget_steps, rows_of, velocities
 from .editing import latent_mask
 from .masks import MaskInput
@@ -172,7 +172,10 @@ def draw_picture(
     generator: Generators,
     output_type: str,
 ) -> tuple[torch.Tensor | np.ndarray, torch.Tensor | None]:
-    """Draw over one picture, whole or in crops: latents or pixels, and the mask ``[1, height, width]``."""
+    """Draw over one picture, whole or in crops: latents or pixels, and the mask ``[1, height, width]``.
+
+    In a mask of the model's own that is laid in which was drawn otherwise than it was.
+    """
     branches = sampling.guidance.num_branches(has_images=True)
     mask, known = original.mask, None
     if task.auto:
@@ -180,21 +183,28 @@ def draw_picture(
         condition = read(seen, max(branches, 2))
         mask = find_mask(find_changes(call, condition, sampling.gains), original.size)
         known = condition if seen is original.canvas else None
+    narrow = task.auto and not mask.all()
 
-    def draw(canvas: Image.Image, inside: torch.Tensor | None, noise: torch.Tensor) -> torch.Tensor:
+    def draw(
+        canvas: Image.Image, inside: torch.Tensor | None, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is drawn, and the source: latents."""
         condition = known if known is not None and canvas is original.canvas else read(canvas, branches)
         rows, columns = noise.shape[-2:]
         cells = None if inside is None else latent_mask(inside, rows, columns).to(noise.device)
         source = Source(encode(call, canvas, rows, columns), cells)
         # what the transformer reads of the picture is what it draws over
         condition = replace(condition.last(branches), canvases=[canvas])
-        return denoise(call, sampling, condition, noise, generator, source)
+        return denoise(call, sampling, condition, noise, generator, source), source.latents
+
+    def decoded(latents: torch.Tensor) -> torch.Tensor:
+        return call.decode(latents, "pt").movedim(1, -1)
 
     if output_type == "latent":
-        return draw(original.canvas, mask, noise), mask
+        return draw(original.canvas, mask, noise)[0], mask
     if mask is None:
-        return call.decode(draw(original.canvas, None, noise), "pt").movedim(1, -1), None
-    result = original.copies(len(noise))
+        return decoded(draw(original.canvas, None, noise)[0]), None
+    crops, drawn, rebuilt = [], [], []
     for crop in task.crops(call, mask[0]):
         if sampling.stopped():
             break  # what was not begun stays as it was
@@ -203,10 +213,45 @@ def draw_picture(
             part = part.crop(corners(crop.box))
             shape = (len(noise), *call._latent_shape(None, None, [part]))
             [start] = draw_noises([shape], noise.device, generator)
-        pixels = call.decode(draw(part, mask[0][crop.box][None], start), "pt").movedim(1, -1)
-        feather = round(SEAM * part.width / start.shape[-1]) if task.feather is None else task.feather
-        lay_in(result, pixels, crop, mask[0], feather, original.profile)
-    return result, mask
+        latents, source = draw(part, mask[0][crop.box][None], start)
+        crops.append(crop)
+        drawn.append(decoded(latents))
+        if narrow:
+            rebuilt.append(decoded(source)[0])
+    return lay_all(task, original, mask[0], crops, drawn, rebuilt, len(noise), call.vae_scale_factor), mask
+
+
+def lay_all(
+    task: Repainting,
+    original: Original,
+    mask: torch.Tensor,
+    crops: Sequence[Crop],
+    drawn: Sequence[torch.Tensor],
+    rebuilt: Sequence[torch.Tensor],
+    number: int,
+    factor: int,
+) -> np.ndarray:
+    """Copies of a picture with everything that was drawn of it laid in, ``[batch, height, width, 3 or 4]``.
+
+    Args:
+        mask: ``[height, width]``.
+        drawn: of every crop ``[batch, h, w, 3]``.
+        rebuilt: of every crop what the autoencoder makes of the source, ``[h, w, 3]``, if only what differs
+            from that is laid in; else nothing.
+        number: of copies; a call that was stopped may have drawn nothing.
+        factor: pixels per latent.
+    """
+    result = original.copies(number)
+    copies, insides = [slice(None)], [mask]
+    if rebuilt:
+        copies = [slice(i, i + 1) for i in range(number)]
+        insides = [narrowed(mask, crops, own, rebuilt, factor) for own in zip(*drawn, strict=True)]
+    for copy, inside in zip(copies, insides, strict=True):
+        for crop, pixels in zip(crops, drawn, strict=True):
+            seam = SEAM * factor * lengths(crop.box)[1] / pixels.shape[2]
+            feather = round(seam) if task.feather is None else task.feather
+            lay_in(result[copy], pixels[copy], crop, inside, feather, original.profile)
+    return result
 
 
 def find_changes(

@@ -14,7 +14,7 @@ from comfy.samplers import KSAMPLER, CFGGuider, calc_cond_batch
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
 from ..core.canvas import canvas_pixels
-from ..core.change_map import LEVELS, change_map, changed_cells, mask_of_cells, mixtures
+from ..core.change_map import LEVELS, change_map, changed_cells, mask_of_cells, mixtures, narrowed
 from ..core.guidance import Guidance, branch_inputs, branch_pictures
 from .source import SOURCE, encode_sources
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from PIL import Image
 
+    from ..core.crops import Crop
     from .autoencoder import LadderVAE
     from .mllm import LadderMLLM, LatentSize
 
@@ -105,6 +106,32 @@ def find_masks(
     maps = [find_changes(model, condition, latent) for condition, latent in found]
     masks = [mask_of_cells(changed_cells(change), *image.shape[1:3]) for change in maps]
     return torch.stack(masks).to(image.device), torch.stack(maps)
+
+
+def narrow_masks(
+    vae: LadderVAE,
+    masks: torch.Tensor,
+    crops: list[tuple[int, Crop]],
+    drawn: list[torch.Tensor],
+    sources: list[torch.Tensor],
+) -> torch.Tensor:
+    """Masks that the model found, narrowed to what was drawn, see :func:`..core.change_map.narrowed`.
+
+    Args:
+        masks: ``[batch, height, width]``.
+        crops: that were drawn, each with the number of its picture.
+        drawn: pixels of each, ``[1, h, w, 3]``.
+        sources: latents of what was drawn over.
+    """
+    result = masks.clone()
+    for number, mask in enumerate(masks):
+        own = [i for i, (picture, _) in enumerate(crops) if picture == number]
+        if mask.all():
+            continue
+        rebuilt = [vae.decode(sources[i])[0].to(mask.device) for i in own]
+        shown = [drawn[i][0] for i in own]
+        result[number] = narrowed(mask, [crops[i][1] for i in own], shown, rebuilt, vae.downscale_ratio)
+    return result
 
 
 def sample_edits(

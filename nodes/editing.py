@@ -113,8 +113,8 @@ class LadderEdit(io.ComfyNode):
                     default=CONNECTED,
                     optional=True,
                     tooltip="As connected: the mask that is connected, if there is one. Automatic: the model "
-                    "finds where the instruction changes the picture, as Change Map shows it. None: the "
-                    "whole picture may change.",
+                    "finds where the instruction changes the picture, as Change Map shows it, and what it "
+                    "only drew again stays. None: the whole picture may change.",
                 ),
                 io.Float.Input(
                     "context",
@@ -134,7 +134,8 @@ class LadderEdit(io.ComfyNode):
                     display_name="image", tooltip="Of the size and number of the input pictures."
                 ),
                 io.Mask.Output(
-                    display_name="mask", tooltip="Where each picture could change, for another attempt."
+                    display_name="mask",
+                    tooltip="Where each picture could change, for another attempt.",
                 ),
             ],
         )
@@ -205,7 +206,7 @@ class LadderEdit(io.ComfyNode):
             resize,
         )
         from ..core.guidance import Guidance
-        from .edit_sampling import edit_sources, encode_edits, find_masks, sample_edits
+        from .edit_sampling import edit_sources, encode_edits, find_masks, narrow_masks, sample_edits
         from .guidance import choose_sampler, choose_sigmas
 
         limits.check(
@@ -260,6 +261,7 @@ class LadderEdit(io.ComfyNode):
             else:
                 latents.append(vae.encode(resize(as_rgb(image[i][crop.box][None]).float(), across, down)))
             changeable.append(None if masks is None else latent_mask(masks[i][crop.box][None], *cells))
+        originals = latents
         if strength > 0:
             as_found = automatic and groups[0][0].size == (width, height)
             if as_found and all(crop.box == whole(height, width).box for _, crop in crops):
@@ -276,7 +278,10 @@ class LadderEdit(io.ComfyNode):
             )
         masks = image.new_ones(image.shape[:3]) if masks is None else masks
         result = image.clone() if image.shape[-1] == 4 else as_rgb(image).clone()
-        for (i, crop), latent in zip(crops, latents, strict=True):
-            drawn = vae.decode(latent).float().to(image.device)
-            stitch(result[i : i + 1], drawn, crop, masks[i], feather)
+        inside = masks
+        drawn = [vae.decode(latent).float().to(image.device) for latent in latents]
+        if automatic:
+            inside = narrow_masks(vae, masks, crops, drawn, originals)
+        for (i, crop), pixels in zip(crops, drawn, strict=True):
+            stitch(result[i : i + 1], pixels, crop, inside[i], feather)
         return io.NodeOutput(result, masks)

@@ -437,7 +437,7 @@ TEMPLATES = {
                 {**PARTS, "image": (2, 0), "instruction": (3, 0), "negative_prompt": ""},
                 size=(400, 680),
             ),
-            edit(2, (2, 0), (3, 0), mask=(4, 0)),
+            edit(2, (2, 0), (3, 0), mask_from="automatic"),
             save(3, (5, 0), "tbac/edit_without_a_mask"),
             compare(4, (2, 0), (5, 0)),
         ],

@@ -108,12 +108,12 @@ NOTES = {
     ),
     "edit_without_a_mask": (
         "### A sentence, and the rest stays\n\n"
-        "*Change Map* finds where the instruction changes the picture. *Image Edit* draws there and nowhere "
-        "else: every other pixel stays, bit for bit.\n\n"
+        "*Image Edit* finds where the instruction changes the picture and draws there, as *Change Map* "
+        "shows it. What it draws again as it was, and every other pixel, stays bit for bit.\n\n"
         "**Change** the picture and the instruction. For nano: *remove the dog*, *make the rocket purple*, "
         "*add a star at the top*.\n\n"
-        "A mask that is too small or too large: put *GrowMask* between the two. *Image Edit* alone does the "
-        "same with *mask_from* set to automatic."
+        "Where that is too small or too large: connect *Change Map*'s **mask**, through *GrowMask*, to "
+        "*Image Edit* and set **mask_from** to *as connected*."
     ),
     "small_thing": (
         "### A small thing in a large picture\n\n"

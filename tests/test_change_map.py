@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nano_models import CELLS
 from PIL import Image
 from tbac_uniimage.core import LadderPipeline, change_map
+from tbac_uniimage.core.crops import Crop, whole
 from tbac_uniimage.core.editing import latent_mask
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,6 +74,46 @@ def test_a_picture_of_fewer_pixels_than_cells_keeps_what_changes():
     assert mask.tolist() == [[0, 0], [0, 0], [0, 1]]
 
 
+def test_a_mask_is_narrowed_to_what_was_drawn_otherwise():
+    old = torch.full((32, 32, 3), 0.2)
+    new = old.clone()
+    new[4:12, 4:8, 1] = 1.0  # surely another colour
+    new[4:12, 8:12] = 0.4  # and, beside it, one that is a little different
+    new[20:28, 4:12] = 0.5  # drawn again, not quite as it was
+    new[20:28, 20:28] = 0.7  # a second place that changed
+    mask = torch.ones(32, 32)
+    mask[:, 30:] = 0
+    mask[21] = 0
+    found = change_map.narrowed(mask, [whole(32, 32)], [new], [old], cell=8)
+    for rows, columns in ((slice(4, 12), slice(4, 11)), (slice(20, 28), slice(20, 28))):
+        assert torch.equal(found[rows, columns], mask[rows, columns])
+        found[rows.start - 2 : rows.stop + 2, columns.start - 2 : columns.stop + 2] = 0
+    assert found.sum() == 0
+    assert change_map.narrowed(mask, [whole(32, 32)], [old], [old], cell=8).sum() == 0
+
+
+def test_crops_are_compared_with_each_other_and_what_is_not_drawn_stays():
+    mask = torch.zeros(40, 80)
+    mask[8:32, 8:32] = mask[8:32, 48:72] = mask[0, 0] = 1
+    crops = [Crop((slice(4, 36), slice(x - 4, x + 28)), (slice(8, 32), slice(x, x + 24))) for x in (8, 48)]
+    old = torch.zeros(64, 64, 3)  # drawn at twice their size
+    strong, weak = old.clone(), old.clone()
+    strong[20:44, 20:44], weak[20:44, 20:44] = 0.9, 0.3
+    found = change_map.narrowed(mask, crops, [strong, weak], [old, old], cell=16)
+    assert found[0, 0] == 1 and found[8:32, 48:72].sum() == 0
+    rows, columns = found[8:32, 8:32].nonzero().T
+    assert rows.min() == columns.min() >= 4 and rows.max() == columns.max() <= 19 and len(rows) >= 12 * 12
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 32), st.integers(0, 2**32 - 1))
+def test_narrowing_takes_away_and_adds_nothing(height, width, cell, seed):
+    random = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(height, width, generator=random) - 0.3).clamp(min=0)
+    new, old = torch.rand(2, 24, 16, 3, generator=random)
+    found = change_map.narrowed(mask, [whole(height, width)], [new], [old], cell)
+    assert ((found == mask) | (found == 0)).all()
+
+
 @pytest.fixture(scope="module")
 def nano():
     pipeline = LadderPipeline.from_pretrained(ROOT / "assets" / "nano")
@@ -95,6 +136,26 @@ def test_the_embedded_model_finds_what_is_named(nano, scene):
     middle = scene.width // 2
     assert right[:, middle:].mean() > 4 * right[:, :middle].mean()
     assert left[:, :middle].mean() > 4 * left[:, middle:].mean()
+
+
+def test_what_is_only_drawn_again_stays_in_every_result(nano, scene):
+    options = {"num_inference_steps": 4, "num_images_per_prompt": 2, "feather": 0}
+    text, random = "remove the cactus", lambda: torch.Generator().manual_seed(1)
+    found = nano(text, image=scene, mask="auto", generator=random(), **options)
+    [mask] = {mask.tobytes() for mask in found.masks}
+    assert mask == nano.change_map(text, scene).masks[0].tobytes()
+    by_hand = nano(text, image=scene, mask=found.masks[0], generator=random(), **options)
+    source, inside = np.asarray(scene).astype(int), np.asarray(found.masks[0]) > 0
+    changed = [(np.asarray(image) != source).any(-1) for image in found.images]
+    for image, drawn, places in zip(found.images, by_hand.images, changed, strict=True):
+        assert 0.1 < places[inside].mean() < 0.9 and not places[~inside].any()
+        assert np.array_equal(np.asarray(image)[places], np.asarray(drawn)[places])
+        again = np.abs(np.asarray(drawn) - source)
+        assert again[inside & ~places].mean() < again[places].mean() / 2
+    assert not np.array_equal(*changed)
+    cactus = np.abs(source - source[0, 0]).max(-1) > 60
+    cactus[:, : scene.width // 2] = False  # the rocket
+    assert changed[0][cactus].mean() > 0.97
 
 
 def test_in_a_wide_picture_the_model_finds_it_too(nano, scene):
