@@ -6,9 +6,10 @@
 Prints how well maps rank the cells that an edit changes (AUC), and for every rule: its share of the cells; of
 the cells that change the share that it finds, of the others the share that it takes too; and how often the
 edit is followed and how well the rest is kept where it is drawn within that mask, beside no mask and the true
-one. Kept "in latents" is what comes out of the autoencoder, "laid in" what a user gets. ``--draw`` names the
-masks that are drawn, ``--maps`` draws none, nor does ``--few``, whose maps are those of the model with its
-LoRA for few steps. Needs the drawings that ``make score`` fetches.
+one. Kept "in latents" is what comes out of the autoencoder; "laid in" is that within a mask of the user's,
+"narrowed" within one that the model found: of it only what was drawn otherwise than it was. ``--draw`` names
+the masks that are drawn, ``--maps`` draws none, nor does ``--few``, whose maps are those of the model with
+its LoRA for few steps. Needs the drawings that ``make score`` fetches.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tbac_uniimage.core import LadderPipeline, change_map
+from tbac_uniimage.core.crops import whole
 from tbac_uniimage.core.denoising import velocities
 from tbac_uniimage.core.editing import feathered, paste
 from tbac_uniimage.core.few_steps import find_few_steps
@@ -97,6 +99,8 @@ class Measured:
     followed: float = float("nan")
     in_latents: float = float("nan")
     laid_in: float = float("nan")
+    narrowed: float = float("nan")
+    narrowed_followed: float = float("nan")
 
 
 def sizes_of(pipe: LadderPipeline, text: str, source: Image.Image) -> torch.Tensor:
@@ -142,12 +146,18 @@ def measure(
             output_type="latent",
         ).images
         drawn = torch.from_numpy(pipe.decode(latents, "np"))
-        seam = feathered(mask[None], round(SEAM * source.width / cells.shape[-1]))
-        laid = paste(torch.from_numpy(np.array(source))[None] / 255, drawn, seam)
-        both = [(picture[0] * 255).round().byte().numpy() for picture in (drawn, laid)]
-        rows = [verdict(case.asked, *pair) for pair in zip(see(eye, both), both, strict=True)]
-        found.followed = rows[1]["right"]
-        found.in_latents, found.laid_in = (row.get("kept dB", float("nan")) for row in rows)
+        rebuilt = torch.from_numpy(pipe.decode(encode(pipe, source, *cells.shape), "np"))
+        everything = whole(*mask.shape)
+        inside = change_map.narrowed(mask, [everything], drawn, rebuilt, pipe.vae_scale_factor)
+        given = torch.from_numpy(np.array(source))[None] / 255
+        feather = round(SEAM * pipe.vae_scale_factor)
+        laid = [paste(given, drawn, feathered(each[None], feather)) for each in (mask, inside)]
+        laid[1] = laid[0] if mask.all() else laid[1]
+        shown = [(picture[0] * 255).round().byte().numpy() for picture in (drawn, *laid)]
+        rows = [verdict(case.asked, *pair) for pair in zip(see(eye, shown), shown, strict=True)]
+        found.followed, found.narrowed_followed = rows[1]["right"], rows[2]["right"]
+        kept = (row.get("kept dB", float("nan")) for row in rows)
+        found.in_latents, found.laid_in, found.narrowed = kept
     return found
 
 
@@ -191,13 +201,14 @@ def main() -> None:
         raw, smooth = (mean([pair[k] for pair in ranked]) for k in range(2))
         print(f"\n{kind}: {len(ranked)} edits; AUC {raw:.3f}, smoothed {smooth:.3f}")
         heads = f"{'cells':>7}{'found':>7}{'taken':>7}{'followed':>10}{'in latents':>12}{'laid in':>9}"
+        heads += f"{'narrowed':>10}{'followed':>10}"
         print(" " * 22 + heads)
         for name, rows in every.items():
             cells, found, taken, followed, *kept = (
                 mean([getattr(row, field) for row in rows]) for field in Measured.__dataclass_fields__
             )
             shares = f"{cells:7.2f}{found:7.2f}{taken:7.2f}{followed:10.3f}"
-            print(f"{name:22}{shares}{kept[0]:12.1f}{kept[1]:9.1f}", flush=True)
+            print(f"{name:22}{shares}{kept[0]:12.1f}{kept[1]:9.1f}{kept[2]:10.1f}{kept[3]:10.3f}", flush=True)
 
 
 if __name__ == "__main__":
