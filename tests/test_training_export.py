@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -117,6 +118,18 @@ def test_rungs_of_a_recipe_last_from_stage_to_stage(tmp_path):
     assert load_base(recipe(tmp_path / "fifth")).connector.config.rungs == "ladder"
 
 
+def test_exported_loras_name_their_model_without_folders(tmp_path):
+    first = run_of(recipe(tmp_path / "first"))
+    second = run_of(lora_recipe(tmp_path / "second", init=str(first / "last")))
+    call(second, "--to", "lora")
+    with safe_open(second / "lora.safetensors", framework="pt") as opened:
+        metadata = opened.metadata()
+    assert re.fullmatch(r"first/step-0*1", metadata["base_model"]) and metadata["run"] == "second"
+    assert not any(str(tmp_path) in value for value in metadata.values())
+    assert models.name_of("owner/model") == "owner/model"
+    assert models.name_of(str(tmp_path / "gone" / "model")) == "model"
+
+
 def test_types_of_an_export(tmp_path):
     base = LadderPipeline(**vars(assemble(QWEN, SANA, num_queries=5, dtype=torch.bfloat16)))
     base.save_pretrained(tmp_path / "base")
@@ -169,7 +182,7 @@ def test_lora_runs(tmp_path, capsys):
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     assert metadata["rank"] == "2" and metadata["alpha"] == "6.0" and metadata["step"] == "1"
-    assert metadata["base_model"] == f"{QWEN} + {SANA}" and metadata["averaged"] == "false"
+    assert metadata["base_model"] == f"{QWEN.name} + {SANA.name}" and metadata["averaged"] == "false"
 
     call(run, "--to", "released", "-o", tmp_path / "merged")
     base, merged = load_base(settings), load_parts(tmp_path / "merged")

@@ -121,13 +121,14 @@ def export(
 
 def lora_metadata(checkpoint: Path, averaged: bool) -> dict[str, str]:
     """What the file of a LoRA says about itself."""
-    from .models import recipe_of
+    from .models import name_of, recipe_of
     from .run.checkpoints.folders import read_complete
 
     recipe = recipe_of(checkpoint)
     lora = recipe.train.lora
+    began_with = [recipe.init] if recipe.init else [recipe.base.mllm, recipe.base.sana]
     return {
-        "base_model": recipe.init or f"{recipe.base.mllm} + {recipe.base.sana}",
+        "base_model": " + ".join(map(name_of, began_with)),
         "run": Path(recipe.run).name,
         "stage": recipe.stage,
         "step": str(read_complete(checkpoint)["step"]),

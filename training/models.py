@@ -125,8 +125,18 @@ def base_ids(recipe: Recipe) -> dict[str, str]:
         if path is None:
             return _noted_ids(find_model(recipe.init))
         recipe = recipe_of(path)
-    named = {"mllm_id": recipe.base.mllm, "sana_id": recipe.base.sana}
-    return {key: Path(name).name if Path(name).expanduser().exists() else name for key, name in named.items()}
+    return {"mllm_id": name_of(recipe.base.mllm), "sana_id": name_of(recipe.base.sana)}
+
+
+def name_of(model: str) -> str:
+    """What files that are given away call a model: its name on the hub, its folder, or its run and step."""
+    path = Path(model).expanduser()
+    if not path.exists():
+        return path.name if path.is_absolute() else model
+    checkpoint = find_checkpoint(path)
+    if checkpoint is None:
+        return path.resolve().name
+    return f"{checkpoint.parent.parent.name}/{checkpoint.name}"
 
 
 def _noted_ids(model: Path) -> dict[str, str]:
