@@ -21,11 +21,10 @@ SEED = 0
 EVALUATIONS = 2 * len(LEVELS)  # of the transformer for one map
 SHARE = 0.46  # of the largest value; cells above it change
 EVERYTHING = 0.4  # of the cells; where more change than that, all may
-SPREAD = 0.25  # of a latent's width: over so much what was drawn is compared, and so far a change reaches
-CHANGED, SURELY = (
-    0.15,
-    0.5,
-)  # of the largest difference: what changed is above the first, somewhere the second
+# of a latent's width: over so much what was drawn is compared, and as much around what differs is laid in
+SPREAD = 0.25
+CHANGED = 0.25  # of the largest difference: what is above it changed,
+SURELY = 0.5  # if it is somewhere above this
 
 
 def mixtures(source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,18 +101,19 @@ def narrowed(
         rebuilt: the sources of the same after the autoencoder, ``[h, w, 3]``.
         cell: pixels per latent.
     """
-    reach = round(SPREAD * cell) // 2 * 2 + 1
-    around = {"kernel_size": reach, "stride": 1, "padding": reach // 2}
+    width = round(SPREAD * cell)  # that of a seam, which so lies around the change and not within it
+    beside = {"kernel_size": width // 2 * 2 + 1, "stride": 1, "padding": width // 2}
+    around = {"kernel_size": 2 * width + 1, "stride": 1, "padding": width}
     sizes = []
     for new, old in zip(drawn, rebuilt, strict=True):
         size = (new.float() - old.float()).abs().amax(-1).cpu()
-        sizes.append(F.avg_pool2d(size[None], count_include_pad=False, **around)[0])
+        sizes.append(F.avg_pool2d(size[None], count_include_pad=False, **beside)[0])
     largest = max(size.max().item() for size in sizes)
     result = mask.clone()
     for crop, size in zip(crops, sizes, strict=True):
         changed = F.max_pool2d(connected(size, largest)[None].float(), **around)
-        height, width = lengths(crop.box)
-        fitted = resize(changed[..., None], width, height)[0, ..., 0] > 0.5
+        down, across = lengths(crop.box)
+        fitted = resize(changed[..., None], across, down)[0, ..., 0] > 0.5
         result[crop.part] *= fitted[within(crop.part, crop.box)].to(mask)
     return result
 

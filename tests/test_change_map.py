@@ -78,7 +78,7 @@ def test_a_mask_is_narrowed_to_what_was_drawn_otherwise():
     old = torch.full((32, 32, 3), 0.2)
     new = old.clone()
     new[4:12, 4:8, 1] = 1.0  # surely another colour
-    new[4:12, 8:12] = 0.4  # and, beside it, one that is a little different
+    new[4:12, 8:12] = 0.45  # and, beside it, one that is a little different
     new[20:28, 4:12] = 0.5  # drawn again, not quite as it was
     new[20:28, 20:28] = 0.7  # a second place that changed
     mask = torch.ones(32, 32)
@@ -87,7 +87,7 @@ def test_a_mask_is_narrowed_to_what_was_drawn_otherwise():
     found = change_map.narrowed(mask, [whole(32, 32)], [new], [old], cell=8)
     for rows, columns in ((slice(4, 12), slice(4, 11)), (slice(20, 28), slice(20, 28))):
         assert torch.equal(found[rows, columns], mask[rows, columns])
-        found[rows.start - 2 : rows.stop + 2, columns.start - 2 : columns.stop + 2] = 0
+        found[rows.start - 3 : rows.stop + 3, columns.start - 3 : columns.stop + 3] = 0  # blurred, then grown
     assert found.sum() == 0
     assert change_map.narrowed(mask, [whole(32, 32)], [old], [old], cell=8).sum() == 0
 
@@ -102,7 +102,7 @@ def test_crops_are_compared_with_each_other_and_what_is_not_drawn_stays():
     found = change_map.narrowed(mask, crops, [strong, weak], [old, old], cell=16)
     assert found[0, 0] == 1 and found[8:32, 48:72].sum() == 0
     rows, columns = found[8:32, 8:32].nonzero().T
-    assert rows.min() == columns.min() >= 4 and rows.max() == columns.max() <= 19 and len(rows) >= 12 * 12
+    assert 3 <= rows.min() == columns.min() <= 6 and 17 <= rows.max() == columns.max() <= 20
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 32), st.integers(0, 2**32 - 1))
