@@ -84,7 +84,7 @@ STUDIES = {
             fullest="with",
             counts={"scenes": 8_700, "words": 6_000},
             score=("--only", "draw", "--pictures", "1", "--steps", "20"),
-            samples=100,
+            samples=40,
             seed=1,
         ),
     )
