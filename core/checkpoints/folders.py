@@ -49,14 +49,17 @@ STEMS = ("diffusion_pytorch_model", "model")  # of files of weights, those of th
 FLATTENED = re.compile(r"_(weight|bias)_[a-z_]+$")  # a weight's parts in torchao's files
 
 
-def match_folder(folder: Path, module: nn.Module) -> dict[str, TensorInfo]:
+def match_folder(folder: Path, module: nn.Module, variant: str | None = None) -> dict[str, TensorInfo]:
     """Headers of a part's own folder under the names of ``module``, all there and of the right shapes.
+
+    Args:
+        variant: of the weights, where the folder has it.
 
     Raises:
         ValueError: weights that cannot be read, or missing, unexpected and misshapen tensors.
     """
     is_mllm = isinstance(module, Qwen2_5_VLForConditionalGeneration)
-    found = find_weights(folder, STEMS[is_mllm])
+    found = find_weights(folder, STEMS[is_mllm], variant)
     wanted = stored_shapes(module)
     if is_mllm:
         found = {mllm_name(name): info for name, info in found.items()}
@@ -72,11 +75,10 @@ def check_folder(path: Path, given: Mapping[str, Any]) -> None:
     diffusers and transformers fill up what is missing with random numbers.
 
     Args:
-        given: what ``from_pretrained`` is given beside the folder; components in it are not read, and of a
-            ``variant`` the libraries find the files.
+        given: what ``from_pretrained`` is given beside the folder, a ``variant`` among it; components in it
+            are not read.
     """
-    if given.get("variant"):
-        return
+    variant = given.get("variant")
     index = read_json(path / "model_index.json")
     for part, skeleton in SKELETONS.items():
         kind = index.get(part)
@@ -85,21 +87,22 @@ def check_folder(path: Path, given: Mapping[str, Any]) -> None:
         folder = path / part
         config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
         if config.pop("quantization_config", None):
-            check_quantised(folder, stored_shapes(skeleton(config)))
+            check_quantised(folder, stored_shapes(skeleton(config)), variant)
         elif kind[-1] in NAMES[part]:  # another class has weights of its own
-            match_folder(folder, skeleton(read_part_config(folder, part)))
+            match_folder(folder, skeleton(read_part_config(folder, part)), variant)
 
 
-def check_quantised(folder: Path, wanted: Iterable[str]) -> None:
+def check_quantised(folder: Path, wanted: Iterable[str], variant: str | None = None) -> None:
     """Raise ValueError if quantised weights of a folder are not whole.
 
     Args:
         folder: of a part.
         wanted: names of the part's weights; what lies under others (torchao) a file's header names.
+        variant: of the weights, where the folder has it.
     """
     is_mllm = folder.name == "mllm"
     plain = mllm_name if is_mllm else str
-    found = find_weights(folder, STEMS[is_mllm])
+    found = find_weights(folder, STEMS[is_mllm], variant)
     noted = {plain(name) for file in {info.file for info in found.values()} for name in read_metadata(file)}
     names = {plain(FLATTENED.sub(r"\1", name)): bool(FLATTENED.search(name)) for name in found}
     missing = sorted(set(wanted) - names.keys())

@@ -127,13 +127,14 @@ def read_metadata(path: Path) -> dict[str, str]:
         ) from error
 
 
-def find_weights(path: Path, stem: str = "model") -> dict[str, TensorInfo]:
+def find_weights(path: Path, stem: str = "model", variant: str | None = None) -> dict[str, TensorInfo]:
     """Headers of a safetensors file, or of the one or more files of a folder.
 
     Args:
         path: a file, or a folder with ``stem.safetensors``, with ``stem.safetensors.index.json`` and its
             shards, or with one safetensors file of any name.
         stem: "model" in transformers' folders, "diffusion_pytorch_model" in diffusers'.
+        variant: as in ``stem.fp16.safetensors``, of a folder that has it.
 
     Raises:
         ValueError: no weights, a missing shard, or a file that :func:`read_header` refuses.
@@ -142,11 +143,12 @@ def find_weights(path: Path, stem: str = "model") -> dict[str, TensorInfo]:
         if re.search(r"-\d{5}-of-\d{5}$", path.stem):
             raise ValueError(f"{path} is one of several files of a model; give its folder, {path.parent}.")
         return read_header(path)
-    index = path / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        return _read_shards(index)
-    if (path / f"{stem}.safetensors").is_file():
-        return read_header(path / f"{stem}.safetensors")
+    for added in [f".{variant}", ""] if variant else [""]:
+        index = path / f"{stem}.safetensors.index{added}.json"
+        if index.is_file():
+            return _read_shards(index)
+        if (path / f"{stem}{added}.safetensors").is_file():
+            return read_header(path / f"{stem}{added}.safetensors")
     files = sorted(path.glob("*.safetensors"))
     if len(files) == 1:
         return read_header(files[0])
