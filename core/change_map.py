@@ -23,7 +23,7 @@ SHARE = 0.46  # of the largest value; cells above it change
 EVERYTHING = 0.4  # of the cells; where more change than that, all may
 # of a latent's width: over so much what was drawn is compared, and as much around what differs is laid in
 SPREAD = 0.25
-CHANGED = 0.25  # of the largest difference: what is above it changed,
+CHANGED = 0.15  # of the largest difference: what is above it changed,
 SURELY = 0.5  # if it is somewhere above this
 
 
