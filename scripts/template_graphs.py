@@ -178,7 +178,7 @@ TEMPLATES = {
             compare(3, (2, 0), (3, 0)),
         ],
         [("Model and source", 0, 0), ("Edit", 1, 2), (COMPARED, 3, 3)],
-        drops=(0, 120, 120, 0),
+        drops=(0, 120, 200, 0),
     ),
     "masked_edit": Template(
         [
@@ -189,7 +189,7 @@ TEMPLATES = {
             compare(3, (2, 0), (3, 0)),
         ],
         [("Model and source", 0, 0), ("Edit", 1, 2), (COMPARED, 3, 3)],
-        drops=(0, 120, 120, 0),
+        drops=(0, 120, 200, 0),
     ),
     "two_image_composition": Template(
         [
@@ -442,7 +442,7 @@ TEMPLATES = {
             compare(4, (2, 0), (5, 0)),
         ],
         [("Model, source, instruction", 0, 0), ("Where it changes", 1, 1), ("Edit", 2, 3), (COMPARED, 4, 4)],
-        drops=(0, 760, 120, 120, 0),  # so low that what goes to Image Edit passes above Change Map
+        drops=(0, 760, 120, 200, 0),  # so low that what goes to Image Edit passes above Change Map
     ),
     "small_thing": Template(
         [
@@ -455,6 +455,6 @@ TEMPLATES = {
             compare(3, (2, 0), (3, 0)),
         ],
         [("Model and source", 0, 0), ("Edit", 1, 2), (COMPARED, 3, 3)],
-        drops=(0, 120, 120, 0),
+        drops=(0, 120, 200, 0),
     ),
 }
