@@ -126,11 +126,12 @@ def normalised(name: str) -> str:
 def only(place: Path, names: list[str]) -> Path:
     """The interpreter of an environment with ``names`` and what they need, linked from this one."""
     python, packages = empty_environment(place)
-    home = Path(sysconfig.get_path("purelib"))
     for name in needed_by(names):
+        home = Path(metadata.distribution(name).locate_file(""))  # this one may see another's packages, too
         for top in {file.parts[0] for file in metadata.files(name) or []} - {"..", "__pycache__"}:
             if (home / top).exists() and not (packages / top).exists():
                 (packages / top).symlink_to(home / top)
+    home = Path(metadata.distribution("torchvision").locate_file(""))
     for shim in home.glob("cpu_torchvision.*"):  # see setup_env.py
         (packages / shim.name).symlink_to(shim)
     return python

@@ -172,7 +172,9 @@ def test_the_published_zip_runs_with_comfyuis_packages_alone(comfy_tree, unpacke
     import comfy_tree as trees
     import environments
 
-    python = environments.only(tmp_path / "venv", COMFYUI_NEEDS + PACK_NEEDS)
+    newer = comfy_tree / "requirements.txt"
+    more = re.findall(r"^[\w.-]+", newer.read_text(), re.MULTILINE) if newer.is_file() else []
+    python = environments.only(tmp_path / "venv", COMFYUI_NEEDS + PACK_NEEDS + more)
     absent = ("accelerate", "peft", "pytest", "tbac_uniimage")
     code = f"import importlib.util as u; print([name for name in {absent} if u.find_spec(name)])"
     answer = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
