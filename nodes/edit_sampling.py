@@ -126,7 +126,7 @@ def narrow_masks(
     result = masks.clone()
     for number, mask in enumerate(masks):
         own = [i for i, (picture, _) in enumerate(crops) if picture == number]
-        if mask.all():
+        if mask.all() or not own:  # all may change, or nothing does
             continue
         rebuilt = [vae.decode(sources[i])[0].to(mask.device) for i in own]
         shown = [drawn[i][0] for i in own]

@@ -134,8 +134,7 @@ class LadderEdit(io.ComfyNode):
                     display_name="image", tooltip="Of the size and number of the input pictures."
                 ),
                 io.Mask.Output(
-                    display_name="mask",
-                    tooltip="Where each picture could change, for another attempt.",
+                    display_name="mask", tooltip="Where each picture could change, for another attempt."
                 ),
             ],
         )
@@ -278,10 +277,8 @@ class LadderEdit(io.ComfyNode):
             )
         masks = image.new_ones(image.shape[:3]) if masks is None else masks
         result = image.clone() if image.shape[-1] == 4 else as_rgb(image).clone()
-        inside = masks
         drawn = [vae.decode(latent).float().to(image.device) for latent in latents]
-        if automatic:
-            inside = narrow_masks(vae, masks, crops, drawn, originals)
+        inside = narrow_masks(vae, masks, crops, drawn, originals) if automatic else masks
         for (i, crop), pixels in zip(crops, drawn, strict=True):
             stitch(result[i : i + 1], pixels, crop, inside[i], feather)
         return io.NodeOutput(result, masks)

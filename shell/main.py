@@ -71,12 +71,7 @@ def make_parser(for_score: bool = False) -> Parser:
         help="with a mask: what is cut out around each of its parts and drawn at the model's size, on every "
         "side as a share of the part's longer side; inf = the whole picture (default: 0.5)",
     )
-    edit.add_argument(
-        "--save-mask",
-        type=any_path,
-        metavar="FILE",
-        help="write the mask here, as a new PNG",
-    )
+    edit.add_argument("--save-mask", type=any_path, metavar="FILE", help="write the mask here, as a new PNG")
     edit.add_argument(
         "--strength",
         type=strength,

@@ -158,6 +158,18 @@ def test_what_is_only_drawn_again_stays_in_every_result(nano, scene):
     assert changed[0][cactus].mean() > 0.97
 
 
+def test_an_instruction_that_says_nothing_changes_no_pixel(nano, scene):
+    found = nano(
+        "remove the cactus",
+        negative_prompt="remove the cactus",
+        image=scene,
+        mask="auto",
+        num_inference_steps=2,
+    )
+    assert np.array_equal(np.asarray(found.images[0]), np.asarray(scene))
+    assert not np.asarray(found.masks[0]).any()
+
+
 def test_in_a_wide_picture_the_model_finds_it_too(nano, scene):
     wide = scene.resize((scene.width * 4 // 3, scene.height), Image.BICUBIC)
     output = nano.change_map("remove the rocket", wide)

@@ -73,6 +73,13 @@ def test_the_automatic_mask_is_that_of_the_change_map(nano, scene):
     assert difference[left].mean() < difference[changed].mean() / 2
 
 
+def test_an_instruction_that_says_nothing_changes_no_pixel(nano, scene):
+    """As does one that is steered away from: the map is zero everywhere and the mask empty."""
+    both = torch.cat([as_batch(scene), as_batch(scene).flip(2)])
+    edited, used = edit(nano, both, text=TEXT, negative_prompt=TEXT, mask_from="automatic")
+    assert torch.equal(edited, both) and not used.any()
+
+
 def test_choices_of_the_mask(nano, scene):
     picture = as_batch(scene)
     half, middle = torch.zeros(picture.shape[:3]), scene.width // 2
