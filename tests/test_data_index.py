@@ -28,11 +28,11 @@ from tbac_uniimage.training.data.index import Index
 from tbac_uniimage.training.data.layouts import findings, tars
 from tbac_uniimage.training.data.paths import list_files
 from tbac_uniimage.training.data.refs import Ref
+from tbac_uniimage.training.data.remarks import cut_texts
 from tbac_uniimage.training.data.sets import TrainSet
 from tbac_uniimage.training.data.storage import Storage
 from tbac_uniimage.training.data.texts import CAPTION_RULES
 from tbac_uniimage.training.exits import raised_by_us
-from tbac_uniimage.training.train import cut_texts
 from transformers import AutoTokenizer
 
 
